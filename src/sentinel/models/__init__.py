@@ -1,0 +1,1 @@
+"""What a model is: specification, decoder, families, checkpoints and sources."""
