@@ -1,0 +1,121 @@
+"""Model folders: safetensors and a JSON file that says what is in them; written whole or not at all.
+
+A sentinel checkpoint is ``config.json`` (``model_type: sentinel``, with the `ModelSpec`), ``model.safetensors`` and the
+tokenizer's files. Folders of the supported Hugging Face families are read as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sentinel.errors import InputError
+from sentinel.files import write_folder
+from sentinel.models.decoder import Decoder
+from sentinel.models.families import family_of
+from sentinel.models.families.weights import State, read_weights
+from sentinel.models.spec import ModelSpec
+from sentinel.models.tokenizer import TextTokenizer, read_json
+
+MODEL_TYPE = "sentinel"
+ARCHITECTURE = "SentinelForCausalLM"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """True for a folder that sentinel wrote and may replace."""
+    return (folder / "config.json").exists() and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+
+
+def save_checkpoint(
+    decoder: Decoder,
+    folder: str | Path,
+    tokenizer: TextTokenizer | None = None,
+    *,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write ``decoder`` to ``folder``. ``extra`` adds fields to ``config.json`` (how the model was made, say).
+
+    Raises `InputError` when ``folder`` is a file, can't be written, or holds something else.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    eos = list(tokenizer.eos_ids) if tokenizer is not None else []
+    config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": "float32"}
+    if eos:
+        config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
+    config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict(), **(extra or {})})
+    with write_folder(folder, is_checkpoint) as temporary:
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.copy_files(temporary)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder."""
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} has no config.json, so it is not a model folder")
+    return read_json(folder / "config.json")
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The specification of the model in ``folder``, without reading weights."""
+    config = read_config(folder)
+    model_type = config.get("model_type")
+    if model_type == MODEL_TYPE:
+        if not isinstance(config.get("spec"), dict):
+            raise InputError(f"{folder / 'config.json'} has no 'spec'; it is damaged or was made by something else")
+        return ModelSpec.from_dict(config["spec"])
+    if not isinstance(model_type, str):
+        raise InputError(f"{folder / 'config.json'} has no model_type, so the model's family is not known")
+    return family_of(model_type).spec_from_config(config)
+
+
+def load_checkpoint(folder: str | Path) -> Decoder:
+    """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, in fp32 on the CPU."""
+    folder = Path(folder)
+    spec, config = read_spec(folder), read_config(folder)
+    state = {name: tensor.to(torch.float32) for name, tensor in read_safetensors(folder).items()}
+    if config["model_type"] == MODEL_TYPE:
+        state = {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
+    else:
+        family = family_of(spec.family)
+        state = read_weights(family.weight_rules(spec), spec, family.normalise_names(state, spec))
+    return build(spec, state, folder)
+
+
+def build(spec: ModelSpec, state: State, source: object) -> Decoder:
+    """A decoder that holds exactly the tensors of ``state``; `InputError` names ``source`` when they don't fit."""
+    decoder = Decoder.empty(spec)
+    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    wrong = sorted(set(shapes) ^ set(state)) or sorted(n for n in shapes if shapes[n] != state[n].shape)
+    if wrong:
+        raise InputError(f"{source}: tensor {wrong[0]!r} does not fit the specification; the checkpoint is damaged")
+    decoder.load_state_dict(state, assign=True)
+    return decoder.eval()
+
+
+def read_safetensors(folder: Path) -> State:
+    """All tensors of ``model.safetensors``, or of the shards that its index names."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():
+        files = [single]
+    elif index.exists():
+        files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    else:
+        other = next((p.name for p in folder.glob("*.bin")), None)
+        hint = f"; {other} is of an older format, re-save it with safe_serialization=True" if other else ""
+        raise InputError(f"{folder} has no model.safetensors{hint}")
+    state: State = {}
+    for file in files:
+        try:
+            state.update(load_file(file))
+        except FileNotFoundError as error:
+            raise InputError(f"{file} is missing, though the index names it") from error
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error
+    return state

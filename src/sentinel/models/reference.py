@@ -1,0 +1,142 @@
+"""The original implementation: attention head by head in a plain loop, with masks instead of removal.
+
+Every head has its own query, key, value and output projections, as in the per-head transformers that head-pruning
+research started from. It is slow and simple enough to trust by reading: the oracle of the tests and the "original" of
+every table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sentinel.models.decoder import MLP, Attention, Block, Cache, Decoder, Rotary, activate, rotate, visible
+from sentinel.models.spec import LayerSpec, ModelSpec
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with its own copy of ``weight`` [out, in] and ``bias`` [out]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+class ReferenceHead(nn.Module):
+    """Projections of a single query head, copied out of the fused ones."""
+
+    def __init__(self, fused: Attention, head: int) -> None:
+        super().__init__()
+        layer = fused.layer
+        dim, group = layer.head_dim, head // layer.group_size
+        first = group * (layer.group_size + 2) * dim
+        starts = (
+            first + (head % layer.group_size) * dim,
+            first + layer.group_size * dim,
+            first + (layer.group_size + 1) * dim,
+        )
+        weight, bias = fused.qkv_proj.weight, fused.qkv_proj.bias
+        self.query, self.key, self.value = (
+            _linear(weight[start : start + dim], None if bias is None else bias[start : start + dim])
+            for start in starts
+        )
+        self.out = _linear(fused.out_proj.weight[:, head * dim : (head + 1) * dim], None)
+
+
+class ReferenceAttention(nn.Module):
+    """Attention as a loop over heads. ``mask[h]`` is 1 for a head that is kept and 0 for one that is pruned."""
+
+    mask: Tensor
+
+    def __init__(self, fused: Attention) -> None:
+        super().__init__()
+        self.layer: LayerSpec = fused.layer
+        self.heads = nn.ModuleList(ReferenceHead(fused, head) for head in range(fused.layer.n_head))
+        self.gate = fused.gate
+        self.out_bias = fused.out_proj.bias
+        self.register_buffer("mask", torch.ones(fused.layer.n_head))
+
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
+        """Attention output [B, T, C] for normalised input ``x`` [B, T, C]; ``mask`` as in `Attention.forward`."""
+        heads = [head for head in self.heads if isinstance(head, ReferenceHead)]
+        keys = [self._rotated(head.key(x), rotary) for head in heads]
+        values = [head.value(x) for head in heads]
+        if cache is not None:
+            empty = x.new_zeros(x.shape[0], 0, x.shape[1], self.layer.head_dim)
+            all_keys, all_values = cache.update(
+                torch.stack(keys, 1) if keys else empty, torch.stack(values, 1) if values else empty, index
+            )
+            keys, values = list(all_keys.unbind(1)), list(all_values.unbind(1))
+        output = torch.zeros_like(x)
+        for number, head in enumerate(heads):
+            query, key, value = self._rotated(head.query(x), rotary), keys[number], values[number]
+            scores = query @ key.transpose(1, 2) / math.sqrt(self.layer.head_dim)  # [B, T, S]
+            seen = visible(scores.shape[1], scores.shape[2], x.device) if mask is None else mask[:, 0]
+            weights = scores.masked_fill(~seen, -math.inf).softmax(dim=-1)
+            output = output + head.out(weights @ value * self.gate[number] * self.mask[number])
+        return output if self.out_bias is None else output + self.out_bias
+
+    def _rotated(self, x: Tensor, rotary: Rotary) -> Tensor:
+        if not rotary:
+            return x
+        return rotate(x[:, None], *rotary[self.layer.head_dim])[:, 0]
+
+
+class ReferenceMLP(nn.Module):
+    """MLP with a mask over its neurons: ``mask[j]`` is 1 for a neuron that is kept and 0 for one that is pruned."""
+
+    mask: Tensor
+
+    def __init__(self, mlp: MLP) -> None:
+        super().__init__()
+        self.activation = mlp.activation
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.register_buffer("mask", torch.ones(mlp.up_proj.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up_proj(x)
+        if self.gate_proj is None:
+            hidden = activate(self.activation, up)
+        else:
+            hidden = activate(self.activation, self.gate_proj(x)) * up
+        return self.down_proj(hidden * self.mask)
+
+
+class ReferenceBlock(Block):
+    """A block with the norms of ``block`` and reference attention and MLP."""
+
+    def __init__(self, block: Block) -> None:
+        nn.Module.__init__(self)
+        self.attn_norm, self.mlp_norm = block.attn_norm, block.mlp_norm
+        self.attn: ReferenceAttention = ReferenceAttention(block.attn)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.mlp: ReferenceMLP = ReferenceMLP(block.mlp)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def set_active(self, groups: int, neurons: int) -> None:
+        """Mask the heads of all but the first ``groups`` key/value groups, and all but the first ``neurons``."""
+        heads = groups * self.attn.layer.group_size
+        self.attn.mask.copy_(torch.arange(len(self.attn.mask), device=self.attn.mask.device) < heads)
+        self.mlp.mask.copy_(torch.arange(len(self.mlp.mask), device=self.mlp.mask.device) < neurons)
+
+
+class ReferenceDecoder(Decoder):
+    """The same function as ``decoder``, computed head by head. Embeddings, norms, gates and MLP weights are shared.
+
+    A pruning level is a mask here: `set_active` silences heads and neurons without making anything smaller or faster.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        nn.Module.__init__(self)
+        self.spec = decoder.spec
+        self.embed, self.positions = decoder.embed, decoder.positions
+        self.layers = nn.ModuleList(ReferenceBlock(block) for block in decoder.blocks)
+        self.final_norm, self.lm_head = decoder.final_norm, decoder.lm_head
+
+    @property
+    def cache_spec(self) -> ModelSpec:
+        """Specification of the KV cache: every query head keeps keys and values of its own."""
+        layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head) for layer in self.spec.layers)
+        return dataclasses.replace(self.spec, layers=layers)

@@ -1,0 +1,45 @@
+"""Progress of long work, on stderr; silent when asked to be or when stderr is not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal (stderr); nothing with ``-q``."""
+    if not console.quiet:
+        console.print(message, markup=False, soft_wrap=True)
+
+
+def _bar(*, transient: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yield ``items`` under a progress bar with the time left."""
+    with _bar(transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+@contextmanager
+def working(description: str) -> Iterator[None]:
+    """A spinner around work whose length is not known."""
+    if console.is_terminal:
+        with console.status(description):
+            yield
+    else:
+        say(description)
+        yield
