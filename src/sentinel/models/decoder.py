@@ -284,7 +284,7 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         if self.positions is not None:
             x = x + self.positions(positions)
-        rotary = self._rotary(positions)
+        rotary = self.rotary(positions)
         for index, block in enumerate(self.layers):
             x = block(x, rotary, cache, index, mask)
         return x
@@ -306,7 +306,8 @@ class Decoder(nn.Module):
         itself = causal & ~causal.tril(total - new - 1)
         return positions, ((causal & keep[:, None, :]) | itself)[:, None]
 
-    def _rotary(self, positions: Tensor) -> Rotary:
+    def rotary(self, positions: Tensor) -> Rotary:
+        """Cosines and sines [B, 1, T, D/2] of rotary ``positions`` [B, T], by head_dim; empty for learned positions."""
         rope = self.spec.rope
         if rope is None:
             return {}

@@ -26,6 +26,7 @@ class KVCache:
     ) -> None:
         if batch < 1 or max_len < 1:
             raise InputError(f"a KV cache needs batch and max_len of at least 1, not {batch} and {max_len}")
+        self.batch = batch
         self.max_len = max_len
         self.lengths = [0] * spec.n_layer
         shapes = [(batch, layer.n_kv_head, max_len, layer.head_dim) for layer in spec.layers]

@@ -1,0 +1,75 @@
+"""The command line: a table of commands, each a module that is imported only when its command is called.
+
+Exit codes: 0 done, 2 bad input, 130 interrupted, 1 a fault of ours. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sentinel import __version__
+from sentinel.errors import InputError
+
+COMMANDS = {
+    "info": "sizes, bytes and FLOPs per token of a model",
+    "generate": "continue a prompt, streamed, with speed and memory",
+    "bench": "measure one suite: attention, decode",
+    "report": "measure everything and write HTML, Markdown and JSON",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"sentinel: {message}; see '{self.prog} --help'\n")
+
+
+def build_parser(chosen: str | None) -> Parser:
+    """The parser; only the ``chosen`` command's module is imported and its arguments added."""
+    parser = Parser(
+        prog="sentinel",
+        description="Prune, regrow and really remove attention heads, run the model fast here, and report honestly.",
+    )
+    parser.add_argument("--version", action="version", version=f"sentinel {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            module = importlib.import_module(f"sentinel.commands.{name}")
+            module.add_arguments(sub)
+            sub.add_argument("-q", "--quiet", action="store_true", help="no progress and notes on stderr")
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    try:
+        options = build_parser(chosen).parse_args(arguments)
+        if options.quiet:
+            from sentinel.progress import console
+
+            console.quiet = True
+        options.run(options)
+    except InputError as error:
+        print(f"sentinel: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nsentinel: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our stdout has left; nothing more can be told there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Arguments that several commands share, with one meaning and one check each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sentinel.errors import InputError
+from sentinel.progress import say
+
+if TYPE_CHECKING:
+    from sentinel.models.sources import LoadedModel
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Argument type: a whole number of at least ``minimum``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is too small; give at least {minimum}")
+        return value
+
+    return parse
+
+
+def real_number(text: str) -> float:
+    """Argument type: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def listed(item: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
+    """Argument type: values with commas between."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        values = tuple(item(part) for part in text.split(","))
+        if len(set(values)) != len(values):
+            raise argparse.ArgumentTypeError(f"{text!r} names a value twice")
+        return values
+
+    return parse
+
+
+def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """MODEL and how to get it."""
+    kinds = "hub id, folder, .gguf file, or smollm2-135m"
+    if default is None:
+        parser.add_argument("model", metavar="MODEL", help=kinds)
+    else:
+        parser.add_argument("model", metavar="MODEL", nargs="?", default=default, help=f"{kinds} (default {default})")
+    parser.add_argument(
+        "--random-weights", metavar="SEED", type=whole_number(0), help="take only the model's shape, draw the weights"
+    )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Where it runs."""
+    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--threads", metavar="N", type=whole_number(1), help="threads (default: physical cores)")
+
+
+def add_workload(parser: argparse.ArgumentParser, *, prompt_tokens: int = 64, new_tokens: int = 20) -> None:
+    """What a speed measurement generates."""
+    count = whole_number(1)
+    parser.add_argument("--batch", metavar="B", type=count, default=1, help="sequences at once (default 1)")
+    parser.add_argument(
+        "--prompt-tokens", metavar="N", type=count, default=prompt_tokens, help=f"default {prompt_tokens}"
+    )
+    parser.add_argument("--new-tokens", metavar="N", type=count, default=new_tokens, help=f"default {new_tokens}")
+    parser.add_argument("--rounds", metavar="N", type=count, default=5, help="rounds, all engines in turn (default 5)")
+
+
+def set_threads(threads: int | None) -> None:
+    """Apply ``--threads``; more threads than cores are allowed, and warned of."""
+    import psutil
+    import torch
+
+    cores = psutil.cpu_count(logical=False) or torch.get_num_threads()
+    if threads is not None and threads > (psutil.cpu_count() or cores):
+        say(f"warning: {threads} threads on {cores} cores will be slower than {cores}")
+    torch.set_num_threads(threads or cores)
+
+
+def load_model(options: argparse.Namespace) -> LoadedModel:
+    """The model that the arguments name, with threads and device set."""
+    from sentinel.models.sources import load
+
+    if hasattr(options, "threads"):
+        set_threads(options.threads)
+    return load(options.model, random_weights=options.random_weights, device=getattr(options, "device", "cpu"))
+
+
+def check_workload(options: argparse.Namespace, loaded: LoadedModel) -> None:
+    """Refuse more tokens than the model's context."""
+    needed = options.prompt_tokens + options.new_tokens
+    if needed > loaded.spec.max_seq_len:
+        raise InputError(
+            f"--prompt-tokens {options.prompt_tokens} and --new-tokens {options.new_tokens} are more than the context "
+            f"of {loaded.name}, {loaded.spec.max_seq_len}"
+        )

@@ -1,0 +1,58 @@
+"""``sentinel generate``: stream the continuation of a prompt; the last line on stderr tells speed and memory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sentinel.commands.arguments import add_machine, add_model, load_model, real_number, whole_number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue")
+    parser.add_argument("--level", type=int, default=1, metavar="0-3", help="optimisation level (default 1)")
+    parser.add_argument("--max-new-tokens", metavar="N", type=whole_number(1), default=100, help="default 100")
+    parser.add_argument("--temperature", metavar="T", type=real_number, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="keep the K likeliest tokens; 0 keeps all")
+    parser.add_argument("--top-p", metavar="P", type=real_number, default=1.0, help="nucleus probability (default 1)")
+    parser.add_argument(
+        "--repetition-penalty", metavar="X", type=real_number, default=1.0, help="above 1 discourages repetition"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of sampling (default 0)")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before TEXT; may be repeated")
+    add_machine(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from sentinel.infer.engines import check_level
+    from sentinel.infer.sampling import SamplingSettings
+
+    check_level(options.level)
+    settings = SamplingSettings(
+        options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
+    )
+    from sentinel.infer.engines import make_engine
+    from sentinel.infer.generate import Timings, stream_text
+    from sentinel.measure.memory import peak_rss_mb
+    from sentinel.progress import say
+
+    loaded = load_model(options)
+    if loaded.weights == "random":
+        say("random weights: the text means nothing, the speed does")
+    engine, timings = make_engine(loaded.decoder, options.level), Timings()
+    pieces = stream_text(
+        engine, loaded.require_tokenizer(), options.prompt, options.max_new_tokens, settings, options.stop, timings
+    )
+    try:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    tpot = f"TPOT {timings.tpot_ms:.1f} ms, " if timings.tpot_ms is not None else ""
+    say(
+        f"{len(timings.stamps)} tokens, TTFT {timings.ttft_ms:.1f} ms, {tpot}{timings.tokens_per_s:.1f} tokens/s, "
+        f"peak memory {peak_rss_mb():,.0f} MB"
+    )

@@ -1,0 +1,135 @@
+"""Generation in three layers: token steps, a stream of text with statistics, a string."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sentinel.errors import InputError
+from sentinel.infer.engines import Engine
+from sentinel.infer.sampling import Sampler, SamplingSettings
+from sentinel.models.tokenizer import TextTokenizer
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass
+class Timings:
+    """Seconds from the start of prefill to each token."""
+
+    stamps: list[float] = field(default_factory=list)
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to first token, in milliseconds."""
+        return self.stamps[0] * 1e3 if self.stamps else None
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """Time per output token after the first, in milliseconds; None for fewer than two tokens."""
+        if len(self.stamps) < 2:
+            return None
+        return (self.stamps[-1] - self.stamps[0]) / (len(self.stamps) - 1) * 1e3
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """New tokens over the whole time, prefill included."""
+        return len(self.stamps) / self.stamps[-1] if self.stamps else None
+
+
+def generate_tokens(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    settings: SamplingSettings | None = None,
+    eos_ids: Sequence[int] = (),
+    timings: Timings | None = None,
+) -> Iterator[list[int | None]]:
+    """Yield one step at a time: the next token of each sequence, None for one that has ended.
+
+    A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. Raises `InputError`
+    for prompts that the engine can't take.
+    """
+    sampler = Sampler(settings or SamplingSettings(), len(prompts))
+    history = [list(prompt) for prompt in prompts]
+    ended = [False] * len(prompts)
+    start = time.perf_counter()
+    logits = engine.prefill(prompts, max_new_tokens)
+    for step in range(max_new_tokens):
+        tokens = sampler(logits, history)
+        if timings is not None:
+            timings.stamps.append(time.perf_counter() - start)
+        yield [None if done else token for token, done in zip(tokens, ended, strict=True)]
+        for row, token in enumerate(tokens):
+            history[row].append(token)
+            ended[row] = ended[row] or token in eos_ids
+        if all(ended) or step + 1 == max_new_tokens:
+            return
+        logits = engine.decode_one_token(tokens)
+
+
+def stream_text(
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    settings: SamplingSettings | None = None,
+    stop: Sequence[str] = (),
+    timings: Timings | None = None,
+) -> Iterator[str]:
+    """Yield pieces of the continuation of ``prompt`` as soon as they are certain.
+
+    Generation ends before the first of the ``stop`` strings, at an end-of-sequence token, or after ``max_new_tokens``.
+    """
+    if any(not text for text in stop):
+        raise InputError("a stop string is empty; leave it out")
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise InputError("the prompt is empty; give some text")
+    told = ""
+    new: list[int] = []
+    for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings):
+        assert token is not None
+        if token in tokenizer.eos_ids:
+            break
+        new.append(token)
+        text = _continuation(tokenizer, ids, new)
+        found = [at for at in (text.find(s) for s in stop) if at >= 0]
+        if found:
+            yield text[len(told) : min(found)]
+            return
+        safe = len(text) - _held_back(text, stop)
+        if safe > len(told):
+            yield text[len(told) : safe]
+            told = text[:safe]
+    yield _continuation(tokenizer, ids, new)[len(told) :]
+
+
+def generate_text(
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    settings: SamplingSettings | None = None,
+    stop: Sequence[str] = (),
+) -> str:
+    """The continuation of ``prompt`` as one string; see `stream_text`."""
+    return "".join(stream_text(engine, tokenizer, prompt, max_new_tokens, settings, stop))
+
+
+def _continuation(tokenizer: TextTokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """Text of ``new`` after the end of the prompt, whose last tokens decide about a leading space."""
+    context = list(prompt[-4:])
+    return tokenizer.decode([*context, *new])[len(tokenizer.decode(context)) :]
+
+
+def _held_back(text: str, stop: Sequence[str]) -> int:
+    """Characters at the end that may still change: an unfinished character, or the beginning of a stop string."""
+    held = len(text) - len(text.rstrip(REPLACEMENT))
+    for string in stop:
+        for size in range(min(len(string) - 1, len(text)), held, -1):
+            if text.endswith(string[:size]):
+                held = size
+                break
+    return held

@@ -1,0 +1,68 @@
+"""Levels 0 and 1: the decoder run eagerly by PyTorch, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sentinel.errors import InputError
+from sentinel.infer.engines import Logits, check_level, check_prompts
+from sentinel.models.decoder import Decoder
+from sentinel.models.kv_cache import KVCache
+from sentinel.models.reference import ReferenceDecoder
+
+
+class TorchEngine:
+    """Runs a `Decoder` (level 1) or its per-head reference (level 0). Batches of unequal prompts are padded left."""
+
+    def __init__(self, decoder: Decoder, level: int) -> None:
+        self.level = check_level(level).number
+        self.name = f"level {level}"
+        self.decoder = ReferenceDecoder(decoder) if level == 0 else decoder
+        self.decoder.eval()
+        self.spec = decoder.spec
+        self._cache: KVCache | None = None
+        self._mask: torch.Tensor | None = None
+
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights read to decode one token at batch 1."""
+        return self.spec.weight_bytes_per_token(4.0)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits:
+        """Logits [B, V] after each prompt; room for ``max_new_tokens`` more is allocated."""
+        check_prompts(self.spec, prompts, max_new_tokens)
+        longest = max(len(prompt) for prompt in prompts)
+        device = self.decoder.device
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = True
+        self._cache = self._room(len(prompts), longest + max_new_tokens)
+        self._mask = None if bool(mask.all()) else mask.to(device)
+        return self._logits(tokens.to(device))
+
+    @torch.inference_mode()
+    def decode_one_token(self, tokens: Sequence[int]) -> Logits:
+        """Logits [B, V] after one more token per sequence."""
+        if self._cache is None:
+            raise InputError("decode_one_token needs a prefill first")
+        if self._mask is not None:
+            self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
+        return self._logits(torch.tensor(tokens, device=self.decoder.device)[:, None])
+
+    def _logits(self, tokens: torch.Tensor) -> Logits:
+        logits = self.decoder(tokens, self._cache, self._mask, last_only=True)
+        return np.asarray(logits[:, -1].float().cpu().numpy())
+
+    def _room(self, batch: int, length: int) -> KVCache:
+        """An empty cache with room for ``length`` positions; the last one is used again when it is large enough."""
+        old = self._cache
+        if old is not None and old.batch == batch and old.max_len >= length:
+            old.reset()
+            return old
+        spec, dtype = self.decoder.cache_spec, self.decoder.embed.weight.dtype
+        return KVCache(spec, batch, length, dtype=dtype, device=self.decoder.device)

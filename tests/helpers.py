@@ -1,0 +1,31 @@
+"""Shared steps of the tests."""
+
+from __future__ import annotations
+
+import torch
+
+from sentinel.models.decoder import Decoder
+from sentinel.models.spec import ModelSpec
+
+
+def filled_decoder(spec: ModelSpec, seed: int = 0) -> Decoder:
+    """A decoder in which every parameter matters: nothing is 0 or 1, gates and biases included."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder.empty(spec).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            scale = 0.2 if parameter.dim() > 1 else 0.5
+            parameter.normal_(0.0, scale, generator=generator)
+            if parameter.dim() == 1:
+                parameter.add_(0.7)
+    return decoder.eval()
+
+
+def some_tokens(spec: ModelSpec, batch: int = 2, length: int = 17, seed: int = 1) -> torch.Tensor:
+    """Seeded token ids [batch, length]."""
+    return torch.randint(0, spec.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference, over the largest magnitude where that exceeds 1."""
+    return ((a - b).abs().max() / max(1.0, b.abs().max().item())).item()

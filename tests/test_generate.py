@@ -1,0 +1,154 @@
+"""Sampling, engines and streaming."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import spec_of, unequal_spec
+from helpers import filled_decoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sentinel.errors import InputError
+from sentinel.infer.engines import make_engine
+from sentinel.infer.generate import Timings, generate_text, generate_tokens, stream_text
+from sentinel.infer.sampling import Sampler, SamplingSettings, penalise_repetition, token_probabilities
+from sentinel.models.hf import to_hugging_face
+
+PROMPTS = [[5, 9, 2, 33], [7], [1, 2, 3, 4, 5, 6, 7]]
+
+
+def grown(engine, prompts, count, **options):
+    return [[t for t in row if t is not None] for row in zip(*generate_tokens(engine, prompts, count, **options),
+                                                           strict=True)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
+def test_greedy_tokens_equal_hugging_face_at_every_level(name):
+    decoder = filled_decoder(spec_of(name))
+    theirs = to_hugging_face(decoder)
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12,
+                                   do_sample=False, pad_token_id=0)[0, len(prompt):].tolist()
+        for level in (0, 1):
+            assert grown(make_engine(decoder, level), [prompt], 12) == [expected]
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_batch_of_unequal_prompts_equals_single_prompts(level, positions):
+    engine = make_engine(filled_decoder(unequal_spec(positions)), level)
+    single = [grown(engine, [prompt], 9)[0] for prompt in PROMPTS]
+    assert grown(engine, PROMPTS, 9) == single
+    settings = SamplingSettings(temperature=0.8, seed=3)
+    assert grown(engine, PROMPTS[:1], 9, settings=settings) == grown(engine, PROMPTS, 9, settings=settings)[:1]
+
+
+def test_sequences_end_at_eos_on_their_own():
+    engine = make_engine(filled_decoder(unequal_spec()), 1)
+    free = grown(engine, PROMPTS, 9)
+    eos = free[0][3]
+    timings = Timings()
+    rows = grown(engine, PROMPTS, 9, eos_ids=(eos,), timings=timings)
+    for row, full in zip(rows, free, strict=True):
+        assert row == (full[: full.index(eos) + 1] if eos in full else full)
+    assert len(timings.stamps) == max(len(row) for row in rows)
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=40), st.integers(0, 50), st.floats(0.05, 1.0))
+def test_top_k_and_top_p_keep_the_likeliest(values, top_k, top_p):
+    logits = np.array(values, dtype=np.float32)
+    settings = SamplingSettings(temperature=0.7, top_k=top_k, top_p=top_p)
+    probabilities = token_probabilities(logits, settings)
+    assert probabilities.sum() == pytest.approx(1.0)
+    kept = logits[probabilities > 0]
+    assert kept.min() >= np.max(logits[probabilities == 0], initial=-np.inf)
+    full = token_probabilities(logits, SamplingSettings(temperature=0.7))
+    if top_k == 0:
+        assert full[probabilities > 0].sum() >= top_p - 1e-9
+        assert len(kept) == 1 or full[probabilities > 0].sum() - full[probabilities > 0].min() < top_p + 1e-9
+
+
+def test_sampling_follows_the_distribution_and_the_seed():
+    logits = np.log(np.array([[0.6, 0.3, 0.1]], dtype=np.float32))
+    sampler = Sampler(SamplingSettings(temperature=1.0, seed=1), 1)
+    drawn = [sampler(logits, [[]])[0] for _ in range(4000)]
+    assert np.bincount(drawn) / 4000 == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    again = Sampler(SamplingSettings(temperature=1.0, seed=1), 1)
+    assert [again(logits, [[]])[0] for _ in range(50)] == drawn[:50]
+    other = Sampler(SamplingSettings(temperature=1.0, seed=2), 1)
+    assert [other(logits, [[]])[0] for _ in range(50)] != drawn[:50]
+
+
+def test_repetition_penalty_is_that_of_hugging_face():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = np.random.default_rng(0).normal(size=30).astype(np.float32)
+    theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[3, 3, 8]]), torch.tensor(logits)[None])[0].numpy()
+    assert penalise_repetition(logits, [3, 3, 8], 1.7) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
+                                 {"top_p": 1.5}, {"repetition_penalty": 0}, {"seed": -1}])
+def test_bad_sampling_settings_are_refused(bad):
+    with pytest.raises(InputError):
+        SamplingSettings(**bad)
+
+
+@pytest.mark.parametrize(("prompts", "count", "said"), [([], 1, "no prompt"), ([[]], 1, "empty"), ([[97]], 1, "ids"),
+                                                        ([[1]], 0, "max-new-tokens"), ([[1] * 60], 5, "context")])
+def test_prompts_that_do_not_fit_are_refused(prompts, count, said):
+    engine = make_engine(filled_decoder(unequal_spec()), 1)
+    with pytest.raises(InputError, match=said):
+        list(generate_tokens(engine, prompts, count))
+
+
+def test_unavailable_levels_say_so():
+    decoder = filled_decoder(unequal_spec())
+    for level in (-1, 4):
+        with pytest.raises(InputError, match="does not exist"):
+            make_engine(decoder, level)
+
+
+class Letters:
+    """A tokenizer of one letter per token, for the streaming tests."""
+
+    eos_ids = (0,)
+
+    def encode(self, text):
+        return [ord(c) for c in text]
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i).decode("utf-8", errors="replace")
+
+
+class Script:
+    """An engine that says a given text, byte by byte."""
+
+    def __init__(self, text):
+        self.bytes = [*text.encode(), 0]
+
+    def prefill(self, prompts, max_new_tokens):
+        self.left = list(self.bytes)
+        return self.decode_one_token([])
+
+    def decode_one_token(self, tokens):
+        logits = np.zeros((1, 256), dtype=np.float32)
+        logits[0, self.left.pop(0)] = 1
+        return logits
+
+
+def test_stream_never_shows_half_a_character_or_a_stop_string():
+    text = "naïve 日本 STOPPING STOP here"
+    pieces = list(stream_text(Script(text), Letters(), "ab", 99))
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert generate_text(Script(text), Letters(), "ab", 99, stop=["STOP "]) == "naïve 日本 STOPPING "
+    assert generate_text(Script(text), Letters(), "ab", 99, stop=["here", "PING"]) == "naïve 日本 STOP"
+    assert generate_text(Script(text), Letters(), "ab", 3) == "na\ufffd"
+    with pytest.raises(InputError, match="stop string is empty"):
+        generate_text(Script(text), Letters(), "ab", 3, stop=[""])
+    with pytest.raises(InputError, match="prompt is empty"):
+        generate_text(Script(text), Letters(), "", 3)
