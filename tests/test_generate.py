@@ -20,8 +20,10 @@ PROMPTS = [[5, 9, 2, 33], [7], [1, 2, 3, 4, 5, 6, 7]]
 
 
 def grown(engine, prompts, count, **options):
-    return [[t for t in row if t is not None] for row in zip(*generate_tokens(engine, prompts, count, **options),
-                                                           strict=True)]
+    return [
+        [t for t in row if t is not None]
+        for row in zip(*generate_tokens(engine, prompts, count, **options), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
@@ -30,8 +32,14 @@ def test_greedy_tokens_equal_hugging_face_at_every_level(name):
     theirs = to_hugging_face(decoder)
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
-        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12,
-                                   do_sample=False, pad_token_id=0)[0, len(prompt):].tolist()
+        expected = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            min_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
         for level in (0, 1):
             assert grown(make_engine(decoder, level), [prompt], 12) == [expected]
 
@@ -90,15 +98,33 @@ def test_repetition_penalty_is_that_of_hugging_face():
     assert penalise_repetition(logits, [3, 3, 8], 1.7) == pytest.approx(theirs)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
-                                 {"top_p": 1.5}, {"repetition_penalty": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0},
+        {"seed": -1},
+    ],
+)
 def test_bad_sampling_settings_are_refused(bad):
     with pytest.raises(InputError):
         SamplingSettings(**bad)
 
 
-@pytest.mark.parametrize(("prompts", "count", "said"), [([], 1, "no prompt"), ([[]], 1, "empty"), ([[97]], 1, "ids"),
-                                                        ([[1]], 0, "max-new-tokens"), ([[1] * 60], 5, "context")])
+@pytest.mark.parametrize(
+    ("prompts", "count", "said"),
+    [
+        ([], 1, "no prompt"),
+        ([[]], 1, "empty"),
+        ([[97]], 1, "ids"),
+        ([[1]], 0, "max-new-tokens"),
+        ([[1] * 60], 5, "context"),
+    ],
+)
 def test_prompts_that_do_not_fit_are_refused(prompts, count, said):
     engine = make_engine(filled_decoder(unequal_spec()), 1)
     with pytest.raises(InputError, match=said):

@@ -16,8 +16,11 @@ from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceDecoder
 from sentinel.models.spec import ModelSpec
 
-SPECS = [*(pytest.param(spec_of(n), id=n) for n in CONFIGS), pytest.param(unequal_spec(), id="unequal-rope"),
-         pytest.param(unequal_spec("learned"), id="unequal-learned")]
+SPECS = [
+    *(pytest.param(spec_of(n), id=n) for n in CONFIGS),
+    pytest.param(unequal_spec(), id="unequal-rope"),
+    pytest.param(unequal_spec("learned"), id="unequal-learned"),
+]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

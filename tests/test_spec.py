@@ -95,5 +95,5 @@ def test_unsupported_config_fields_are_refused_by_name(name, change, said):
 
 
 def test_unsupported_family_names_the_supported_ones():
-    with pytest.raises(InputError, match="'mamba'.*gpt2, llama"):
+    with pytest.raises(InputError, match=r"'mamba'.*gpt2, llama"):
         family_of("mamba")

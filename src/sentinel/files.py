@@ -37,7 +37,7 @@ def write_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror or error})") from error
     finally:
@@ -77,11 +77,11 @@ def write_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Iterator[
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+            path.replace(old)
+        temporary.replace(path)
     except OSError as error:
         if old.exists() and not path.exists():
-            os.replace(old, path)
+            old.replace(path)
         raise InputError(f"{path} can't be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

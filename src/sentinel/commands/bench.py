@@ -49,12 +49,12 @@ def run(options: argparse.Namespace) -> None:
     for level in options.levels:
         check_level(level)
     loaded = load_model(options)
-    check_workload(options, loaded)
     place = environment.describe(options.device)
     if options.suite == "attention":
         lengths = options.lengths or bench.ATTENTION_LENGTHS
         results = bench.bench_attention(loaded, lengths, batch=options.batch, rounds=options.rounds)
     else:
+        check_workload(options, loaded)
         settings = bench.DecodeSettings(
             options.levels, options.batch, options.prompt_tokens, options.new_tokens, options.rounds
         )

@@ -37,8 +37,11 @@ def run(options: argparse.Namespace) -> None:
     table.add_row("norm, positions", f"{spec.norm}, {spec.positions}")
     table.add_row("MLP", f"{spec.activation}{', gated' if spec.gated_mlp else ''}")
     table.add_row("weights in fp32", f"{facts['weight_bytes'] / 1e6:,.1f} MB")
-    table.add_row("read per token", f"{facts['weight_bytes_per_token'] / 1e6:,.1f} MB of weights in fp32, and "
-                  f"{facts['kv_bytes_per_position'] / 1e3:,.1f} kB per cached position")
+    table.add_row(
+        "read per token",
+        f"{facts['weight_bytes_per_token'] / 1e6:,.1f} MB of weights in fp32, and "
+        f"{facts['kv_bytes_per_position'] / 1e3:,.1f} kB per cached position",
+    )
     table.add_row("FLOPs per token", f"{facts['flops_per_token_at_64'] / 1e6:,.1f} million at 64 positions")
     output.print(table)
     output.print()

@@ -45,9 +45,7 @@ def measure(options: argparse.Namespace):
     loaded = load_model(options)
     check_workload(options, loaded)
     place = environment.describe(options.device)
-    settings = bench.DecodeSettings(
-        (0, 1), options.batch, options.prompt_tokens, options.new_tokens, options.rounds
-    )
+    settings = bench.DecodeSettings((0, 1), options.batch, options.prompt_tokens, options.new_tokens, options.rounds)
     decode = bench.bench_decode(
         loaded, settings, place.bandwidth_gb_s, source=options.model, random_weights=options.random_weights
     )

@@ -39,8 +39,8 @@ LEVELS = (
 class Engine(Protocol):
     """Runs one model, one batch at a time.
 
-    ``prefill`` starts a new batch and forgets the last one; ``decode_one_token`` continues it. Both return logits of the
-    next position, [B, V] in fp32 on the CPU.
+    ``prefill`` starts a new batch and forgets the last one; ``decode_one_token`` continues it. Both return logits of
+    the next position, [B, V] in fp32 on the CPU.
     """
 
     name: str

@@ -48,8 +48,8 @@ def generate_tokens(
 ) -> Iterator[list[int | None]]:
     """Yield one step at a time: the next token of each sequence, None for one that has ended.
 
-    A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. Raises `InputError`
-    for prompts that the engine can't take.
+    A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. Raises
+    `InputError` for prompts that the engine can't take.
     """
     sampler = Sampler(settings or SamplingSettings(), len(prompts))
     history = [list(prompt) for prompt in prompts]

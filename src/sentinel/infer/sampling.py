@@ -17,7 +17,7 @@ Logits = NDArray[np.float32]
 class SamplingSettings:
     """How the next token is chosen.
 
-    ``temperature`` 0 is greedy (the settings below it then have no effect). ``top_k`` 0 and ``top_p`` 1 keep every token.
+    ``temperature`` 0 is greedy (what is set below then has no effect). ``top_k`` 0 and ``top_p`` 1 keep all tokens.
     ``repetition_penalty`` divides positive and multiplies negative logits of tokens seen before (Keskar et al. 2019).
     """
 

@@ -171,9 +171,7 @@ def bench_attention(
     return results
 
 
-def _attention_rows(
-    loaded: LoadedModel, index: int, phase: str, batch: int, length: int, rounds: int
-) -> list[Result]:
+def _attention_rows(loaded: LoadedModel, index: int, phase: str, batch: int, length: int, rounds: int) -> list[Result]:
     device, layer = loaded.decoder.device, loaded.spec.layers[index]
     new = 1 if phase == "decode" else length
     x = torch.randn(batch, new, loaded.spec.n_embd, generator=torch.Generator().manual_seed(0)).to(device)

@@ -36,7 +36,8 @@ class HuggingFaceReference:
 
     def __init__(self, decoder: Decoder) -> None:
         transformers_logging.disable_progress_bar()
-        self.model: Any = to_hugging_face(decoder).to(decoder.device)
+        model: Any = to_hugging_face(decoder)
+        self.model = model.to(decoder.device)
         self.model.set_attn_implementation("eager")
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]:

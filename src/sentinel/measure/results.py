@@ -89,17 +89,17 @@ class Result:
     @property
     def no_difference(self) -> bool:
         """True when the interval of the speed-up spans 1."""
-        return self.speedup_low is not None and self.speedup_high is not None and (
-            self.speedup_low <= 1.0 <= self.speedup_high
+        return (
+            self.speedup_low is not None
+            and self.speedup_high is not None
+            and (self.speedup_low <= 1.0 <= self.speedup_high)
         )
 
 
 def percentiles(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     """p10, p50 and p90 of every quantity in ``samples``."""
     keys = samples[0].keys() if samples else ()
-    return {
-        key: {f"p{p}": float(np.percentile([s[key] for s in samples], p)) for p in (10, 50, 90)} for key in keys
-    }
+    return {key: {f"p{p}": float(np.percentile([s[key] for s in samples], p)) for p in (10, 50, 90)} for key in keys}
 
 
 def median(samples: Sequence[Sample], key: str) -> float:

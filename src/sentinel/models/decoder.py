@@ -3,9 +3,9 @@
 Shape letters: B batch, T new tokens, S cached and new positions, C width (n_embd), H query heads, G key/value heads,
 R = H / G query heads per group, D head_dim, F neurons (intermediate_size), V vocab_size.
 
-Weights are stored so that a pruning level is a prefix. One group's queries, keys and values are neighbouring rows of the
-fused projection, and its outputs neighbouring columns of the output projection, so that the first g groups are the first
-rows and columns; the first f neurons likewise.
+Weights are stored so that a pruning level is a prefix. One group's queries, keys and values are neighbouring rows of
+the fused projection, and its outputs neighbouring columns of the output projection, so that the first g groups are the
+first rows and columns; the first f neurons likewise.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Cache(Protocol):
 def rotary_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
     """Inverse frequencies [head_dim / 2] in fp32: theta^(-2i / head_dim), scaled as the checkpoint asks.
 
-    Source: Su et al. 2021, "RoFormer"; the ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original
-    context over ``low_freq_factor`` are divided by ``factor``, shorter than over ``high_freq_factor`` kept, and blended
-    between.
+    Source: Su et al. 2021, "RoFormer"; the ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the
+    original context over ``low_freq_factor`` are divided by ``factor``, those shorter than it over
+    ``high_freq_factor`` are kept, and those between are blended.
     """
     inverse = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     if rope.type == "linear":
@@ -141,9 +141,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = spec.activation
         self.active_neurons = layer.intermediate_size
-        self.gate_proj = (
-            nn.Linear(spec.n_embd, layer.intermediate_size, bias=spec.up_bias) if spec.gated_mlp else None
-        )
+        self.gate_proj = nn.Linear(spec.n_embd, layer.intermediate_size, bias=spec.up_bias) if spec.gated_mlp else None
         self.up_proj = nn.Linear(spec.n_embd, layer.intermediate_size, bias=spec.up_bias)
         self.down_proj = nn.Linear(layer.intermediate_size, spec.n_embd, bias=spec.down_bias)
 

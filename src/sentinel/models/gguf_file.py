@@ -88,8 +88,9 @@ class GGUFFile:
             try:
                 flat = gguf.dequantize(tensor.data, tensor.tensor_type)
             except NotImplementedError as error:
-                raise InputError(f"{self.path}: {tensor.name} is of type {tensor.tensor_type.name}, which can't be "
-                                 "de-quantised") from error
+                raise InputError(
+                    f"{self.path}: {tensor.name} is of type {tensor.tensor_type.name}, which can't be de-quantised"
+                ) from error
             weight = np.array(flat, dtype=np.float32).reshape([int(n) for n in reversed(tensor.shape.tolist())])
             kind = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else tensor.name
             if kind in ("attn_q", "attn_k"):

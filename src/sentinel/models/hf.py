@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from sentinel.models.checkpoint import MODEL_TYPE, is_checkpoint
 from sentinel.files import write_folder
+from sentinel.models.checkpoint import MODEL_TYPE, is_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import write_weights
@@ -56,7 +56,6 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = SentinelConfig
     base_model_prefix = "decoder"
     main_input_name = "input_ids"
-    _no_split_modules = ["Block"]
     _supports_sdpa = True
 
     def __init__(self, config: SentinelConfig) -> None:
@@ -103,10 +102,13 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_FIELD: cache})
+        output = CausalLMOutputWithPast(loss=loss, logits=logits)
+        output[CACHE_FIELD] = cache
         return output if return_dict is not False else output.to_tuple()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, **kwargs: Any
+    ) -> None:
         """As Hugging Face's, but the folder appears whole or not at all."""
         with write_folder(save_directory, is_checkpoint) as temporary:
             super().save_pretrained(temporary, **kwargs)
@@ -118,7 +120,7 @@ def to_hugging_face(decoder: Decoder) -> PreTrainedModel:
     family = family_of(spec.family)
     config = family.config_from_spec(spec)
     state = write_weights(family.weight_rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})
-    hf_config = AutoConfig.for_model(**config)
+    hf_config = AutoConfig.for_model(**config, bos_token_id=None, eos_token_id=None)
     model_class = getattr(transformers, family.ARCHITECTURE)
     return model_class.from_pretrained(None, config=hf_config, state_dict=state).eval()
 

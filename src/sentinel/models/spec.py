@@ -1,6 +1,7 @@
 """What a model is made of: frozen, validated, written to and read from JSON.
 
-Sizes use the field's names: ``n_layer, n_head, n_kv_head, head_dim, n_embd, intermediate_size, vocab_size, max_seq_len``.
+Sizes use the field's names: ``n_layer``, ``n_head``, ``n_kv_head``, ``head_dim``, ``n_embd``, ``intermediate_size``,
+``vocab_size``, ``max_seq_len``.
 Layers may differ from each other; zero heads and zero neurons are allowed.
 """
 
@@ -151,9 +152,7 @@ class ModelSpec:
             out_columns = layer.n_head * layer.head_dim
             attention = layer.qkv_rows * (self.n_embd + self.qkv_bias) + self.n_embd * out_columns
         attention += self.n_embd * self.out_bias
-        mlp = layer.intermediate_size * (
-            (1 + self.gated_mlp) * (self.n_embd + self.up_bias) + self.n_embd
-        )
+        mlp = layer.intermediate_size * ((1 + self.gated_mlp) * (self.n_embd + self.up_bias) + self.n_embd)
         return attention + mlp + self.n_embd * self.down_bias
 
     @property
@@ -185,7 +184,7 @@ class ModelSpec:
         return round(sum(2 * layer.n_kv_head * layer.head_dim for layer in self.layers) * bytes_per_value)
 
     def flops_per_token(self, context: int) -> int:
-        """Floating-point operations to decode one token with ``context`` positions in the cache (2 per multiply-add)."""
+        """Floating-point operations to decode one token with ``context`` cached positions (2 per multiply-add)."""
         attention = sum(4 * layer.n_head * layer.head_dim * context for layer in self.layers)
         return 2 * self.streamed_weights_per_token() + attention
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.implementations import ByteLevelBPETokenizer
+from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
 
 from sentinel.errors import InputError
 
@@ -48,7 +48,7 @@ class TextTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> TextTokenizer | None:
-        """The tokenizer in ``folder``: ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; None without either."""
+        """The tokenizer in ``folder``: ``tokenizer.json``, or ``vocab.json`` with ``merges.txt``; None without."""
         if (folder / "tokenizer.json").exists():
             try:
                 tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -13,8 +13,11 @@ from sentinel.models.spec import ModelSpec
 class Family(Protocol):
     """What a family module offers."""
 
-    MODEL_TYPE: str
-    ARCHITECTURE: str
+    @property
+    def MODEL_TYPE(self) -> str: ...
+
+    @property
+    def ARCHITECTURE(self) -> str: ...
 
     def spec_from_config(self, config: dict[str, Any]) -> ModelSpec: ...
 

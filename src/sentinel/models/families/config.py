@@ -9,21 +9,72 @@ from sentinel.models.spec import Activation
 
 # Fields that every Hugging Face config may hold and that do not change what the model computes.
 GENERIC_FIELDS = frozenset(
-    """_name_or_path _attn_implementation architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens
-    bos_token_id chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id id2label is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty
-    max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
-    temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
-    transformers_version typical_p use_bfloat16 use_cache""".split()
+    {
+        "_attn_implementation",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "eos_token_id",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "id2label",
+        "is_decoder",
+        "is_encoder_decoder",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "model_type",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "pad_token_id",
+        "prefix",
+        "problem_type",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "typical_p",
+        "use_bfloat16",
+        "use_cache",
+    }
 )
 HARMLESS_WHEN_EMPTY = frozenset({"pruned_heads", "cross_attention_hidden_size", "tie_encoder_decoder"})
 
 
 class ConfigReader:
-    """Takes fields out of a config; `done` raises `InputError` for any that was neither read nor known to be harmless."""
+    """Takes fields out of a config; `done` refuses by name what was neither read nor known to be harmless."""
 
     def __init__(self, family: str, config: dict[str, Any]) -> None:
         self.family = family
@@ -65,7 +116,9 @@ class ConfigReader:
         synonyms = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}
         value = synonyms.get(value, value)
         if value not in ("gelu_new", "gelu", "silu", "relu"):
-            raise InputError(f"{self.family} config: {name} {value!r} is not supported (gelu_new, gelu, silu, relu are)")
+            raise InputError(
+                f"{self.family} config: {name} {value!r} is not supported (gelu_new, gelu, silu, relu are)"
+            )
         return cast(Activation, value)
 
     def mapping(self, name: str) -> dict[str, Any] | None:

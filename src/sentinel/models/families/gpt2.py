@@ -76,7 +76,11 @@ def weight_rules(spec: ModelSpec) -> list[Rule]:
         stacked_qkv("layers.{i}.attn.qkv_proj.weight", "transformer.h.{i}.attn.c_attn.weight", transpose=True),
         stacked_qkv("layers.{i}.attn.qkv_proj.bias", "transformer.h.{i}.attn.c_attn.bias", transpose=False),
     ]
-    for ours, theirs in (("attn.out_proj", "attn.c_proj"), ("mlp.up_proj", "mlp.c_fc"), ("mlp.down_proj", "mlp.c_proj")):
+    for ours, theirs in (
+        ("attn.out_proj", "attn.c_proj"),
+        ("mlp.up_proj", "mlp.c_fc"),
+        ("mlp.down_proj", "mlp.c_proj"),
+    ):
         rules.append(transposed(f"layers.{{i}}.{ours}.weight", f"transformer.h.{{i}}.{theirs}.weight"))
         rules.append(same(f"layers.{{i}}.{ours}.bias", f"transformer.h.{{i}}.{theirs}.bias"))
     for part in ("weight", "bias"):

@@ -122,8 +122,8 @@ def weight_rules(spec: ModelSpec) -> list[Rule]:
         qkv = (f"model.layers.{{i}}.self_attn.{p}_proj.{part}" for p in "qkv")
         rules.append(separate_qkv(f"layers.{{i}}.attn.qkv_proj.{part}", *qkv))
     for ours, (theirs, bias) in names.items():
-        for part in ("weight", "bias") if bias else ("weight",):
-            rules.append(same(f"layers.{{i}}.{ours}.{part}", f"model.layers.{{i}}.{theirs}.{part}"))
+        parts = ("weight", "bias") if bias else ("weight",)
+        rules.extend(same(f"layers.{{i}}.{ours}.{part}", f"model.layers.{{i}}.{theirs}.{part}") for part in parts)
     if not spec.tied_head:
         rules.append(same("lm_head.weight", "lm_head.weight"))
     return rules

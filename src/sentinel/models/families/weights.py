@@ -62,7 +62,8 @@ def stacked_qkv(ours: str, theirs: str, *, transpose: bool) -> Rule:
 
     def read(tensors: Sequence[Tensor], layer: LayerSpec) -> Tensor:
         stacked = tensors[0].T if transpose else tensors[0]
-        return fuse_qkv(*stacked.chunk(3), layer)
+        query, key, value = stacked.chunk(3)
+        return fuse_qkv(query, key, value, layer)
 
     def write(tensor: Tensor, layer: LayerSpec) -> Sequence[Tensor]:
         stacked = torch.cat(split_qkv(tensor, layer))
@@ -90,8 +91,9 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
     if missing := sorted(wanted - set(theirs)):
         raise InputError(f"the weights lack {len(missing)} tensors that the config asks for, first {missing[0]!r}")
     if unexpected := sorted(set(theirs) - wanted):
-        raise InputError(f"the weights hold {len(unexpected)} tensors that the config does not explain, first "
-                         f"{unexpected[0]!r}")
+        raise InputError(
+            f"the weights hold {len(unexpected)} tensors that the config does not explain, first {unexpected[0]!r}"
+        )
     shapes = {name: tensor.shape for name, tensor in Decoder.empty(spec).state_dict().items()}
     ours: State = {}
     for name, names, rule, layer in expanded:

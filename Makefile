@@ -1,0 +1,30 @@
+# Each target makes the virtual environment when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+READY := $(VENV)/.ready
+
+.PHONY: report quick test lint clean
+
+report: $(READY)  ## measure SmolLM2-135M here and write report/report.html
+	$(VENV)/bin/sentinel report
+
+quick: $(READY)  ## the same in about a minute
+	$(VENV)/bin/sentinel report --quick
+
+test: $(READY)  ## run the tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)  ## style, types, import order
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) report .pytest_cache .ruff_cache

@@ -1,0 +1,212 @@
+"""The command line as a user meets it: results, and one clear sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import spec_of
+from helpers import filled_decoder
+
+from sentinel.cli import COMMANDS, build_parser, main
+from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.families import family_of
+from sentinel.models.packages import gpt2_tokenizer_folder
+from sentinel.models.sources import KNOWN_SHAPES, random_decoder
+from sentinel.models.tokenizer import TextTokenizer
+
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    """A tiny checkpoint without a tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(filled_decoder(spec_of("gpt2")), folder)
+    return str(folder)
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sentinel", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=OFFLINE, timeout=300, **options)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run a command that must end with exit code 2 and one sentence on stderr."""
+    try:
+        code = main(arguments)
+    except SystemExit as exit:
+        code = exit.code
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.out == ""
+    assert captured.err.startswith("sentinel: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from sentinel.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'numpy', 'transformers', 'rich', 'numba') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    assert COMMANDS[command].split()[0] in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["dance"], "dance"),
+        (["info", ""], "name is empty"),
+        (["info", "/nowhere/at/all"], "does not exist"),
+        (["info", "./nothing.gguf"], "does not exist"),
+        (["info", "TINY", "--random-weights", "-1"], "at least 0"),
+        (["info", "TINY", "--wrong"], "--wrong"),
+        (["generate", "TINY", "hello"], "no tokenizer"),
+        (["generate", "TINY", "hello", "--max-new-tokens", "0"], "at least 1"),
+        (["generate", "TINY", "hello", "--max-new-tokens", "ten"], "not a whole number"),
+        (["generate", "TINY", "hello", "--temperature", "nan"], "finite"),
+        (["generate", "TINY", "hello", "--temperature", "-1"], "temperature"),
+        (["generate", "TINY", "hello", "--top-p", "2"], "top-p"),
+        (["generate", "TINY", "hello", "--level", "7"], "level 7 does not exist"),
+        (["generate", "TINY", "hello", "--device", "abacus"], "abacus"),
+        (["generate", "TINY", "hello", "--threads", "0"], "at least 1"),
+        (["bench", "speed"], "speed"),
+        (["bench", "decode", "TINY", "--prompt-tokens", "60"], "context"),
+        (["bench", "decode", "TINY", "--levels", "0,0"], "twice"),
+        (["bench", "attention", "TINY", "--lengths", "32,64"], "context"),
+        (["bench", "decode", "TINY", "--json", "/proc/none/x.json"], "/proc/none"),
+        (["report", "TINY", "-o", "FILE"], "is a file"),
+        (["report", "TINY", "--from", "/nowhere.json"], "can't be read"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(arguments, said, tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    places = {"TINY": tiny, "FILE": str(tmp_path / "file")}
+    assert said in refused(capsys, *(places.get(a, a) for a in arguments))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_models_that_can_not_be_read_are_named(tiny, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refused(capsys, "info", str(tmp_path / "empty"))
+    (tmp_path / "mamba").mkdir()
+    (tmp_path / "mamba" / "config.json").write_text('{"model_type": "mamba"}')
+    assert "gpt2, llama" in refused(capsys, "info", str(tmp_path / "mamba"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
+    assert "GGUF" in refused(capsys, "info", str(tmp_path / "model.gguf"))
+    (tmp_path / "notes.txt").write_text("x")
+    assert "not a .gguf file" in refused(capsys, "info", str(tmp_path / "notes.txt"))
+
+
+def test_hub_out_of_reach_is_said():
+    done = run("info", "somebody/some-model")
+    assert done.returncode == 2
+    assert "hub can't be reached" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_info_writes_json(tiny, tmp_path, capsys):
+    assert main(["info", tiny, "--json", str(tmp_path / "i.json")]) == 0
+    assert json.loads((tmp_path / "i.json").read_text())["parameters"] == spec_of("gpt2").parameter_count()
+    assert f"{spec_of('gpt2').parameter_count():,}" in capsys.readouterr().out
+
+
+def test_bench_writes_the_promised_fields(tiny, tmp_path, capsys):
+    out = tmp_path / "b.json"
+    assert (
+        main(
+            ["bench", "decode", tiny, "--prompt-tokens", "8", "--new-tokens", "4", "--rounds", "2", "--json", str(out)]
+        )
+        == 0
+    )
+    data = json.loads(out.read_text())
+    assert {r["engine"] for r in data["results"]} == {"hf-generate", "level 0", "level 1"}
+    for result in data["results"]:
+        assert result["same_tokens_as_reference"] is True
+        assert result["speedup_over"] == "hf-generate" and len(result["samples"]) == 2
+        for field in ("tokens_per_s", "ttft_ms", "tpot_ms", "peak_memory_mb", "mbu", "weight_bytes_per_token"):
+            assert result[field] > 0, field
+    assert data["environment"]["bandwidth_gb_s"] > 0
+    assert "level 1" in capsys.readouterr().out
+    assert main(["bench", "attention", tiny, "--lengths", "8,16", "--rounds", "2", "--json", str(out)]) == 0
+    assert len(json.loads(out.read_text())["results"]) == 8
+    assert main(["report", "--from", str(out), "-o", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "report.html").stat().st_size > 100_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupt_leaves_nothing_half_written(tiny, tmp_path):
+    out = tmp_path / "report"
+    command = [
+        sys.executable,
+        "-m",
+        "sentinel",
+        "report",
+        tiny,
+        "--prompt-tokens",
+        "8",
+        "--new-tokens",
+        "40",
+        "--rounds",
+        "9999",
+        "-o",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not out.exists() and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.real_model
+def test_generate_streams_text_and_tells_speed(tmp_path):
+    spec = family_of("gpt2").spec_from_config({**KNOWN_SHAPES["gpt2"], "n_layer": 1, "n_embd": 24, "n_head": 2})
+    save_checkpoint(random_decoder(spec, 0), tmp_path / "m", TextTokenizer.from_folder(gpt2_tokenizer_folder()))
+    done = run("generate", str(tmp_path / "m"), "Hello world", "--max-new-tokens", "8", "--temperature", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    last = done.stderr.strip().splitlines()[-1]
+    assert all(word in last for word in ("TTFT", "TPOT", "tokens/s", "peak memory")), last
+    empty = run("generate", str(tmp_path / "m"), "")
+    assert empty.returncode == 2 and "prompt is empty" in empty.stderr
+
+
+@pytest.mark.real_model
+def test_smollm2_knows_the_capital_of_france(capsys):
+    assert main(["generate", "smollm2-135m", "The capital of France is", "--max-new-tokens", "3", "-q"]) == 0
+    assert "Paris" in capsys.readouterr().out
+
+
+def test_readme_commands_are_real():
+    root = Path(__file__).parent.parent
+    text = (root / "README.md").read_text()
+    lines = [line.strip() for block in text.split("```")[1::2] for line in block.splitlines()]
+    commands = [line.split("#")[0] for line in lines if line.startswith(("sentinel ", "make "))]
+    assert len(commands) >= 5
+    targets = {line.split(":")[0] for line in (root / "Makefile").read_text().splitlines() if ":" in line}
+    for command in commands:
+        words = [word.strip("'\"") for word in command.split()]
+        if words[0] == "make":
+            assert words[1] in targets, command
+        else:
+            import shlex
+
+            arguments = shlex.split(command)[1:]
+            build_parser(arguments[0]).parse_args(arguments)

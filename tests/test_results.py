@@ -1,0 +1,143 @@
+"""Results files, statistics of speed, reports."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from sentinel.errors import InputError
+from sentinel.measure.bench import interleave
+from sentinel.measure.results import SCHEMA, Environment, Result, ResultSet, percentiles, speedup
+from sentinel.report.render import render_html, render_markdown, write_report
+
+PLACE = Environment("a <CPU>", 2, 2, 24.0, 30.0, "Linux", "cpu", {"torch": "2"}, "2026-01-01T00:00:00+00:00")
+
+
+def samples(milliseconds):
+    return [{"ttft_ms": m, "tpot_ms": m / 10, "total_ms": 3 * m} for m in milliseconds]
+
+
+def row(engine, milliseconds, over=(10.0, 11.0, 10.5), **fields):
+    ratio = speedup(samples(over), samples(milliseconds), "total_ms")
+    made = {
+        "suite": "decode",
+        "model": "m",
+        "weights": "random",
+        "engine": engine,
+        "batch": 1,
+        "prompt_tokens": 64,
+        "new_tokens": 20,
+        "tokens_per_s": 20.0,
+        "ttft_ms": 1.0,
+        "tpot_ms": 1.0,
+        "peak_memory_mb": 5.0,
+        "mbu": 0.5,
+        "roofline_tokens_per_s": 40.0,
+        "speedup": ratio.value,
+        "speedup_low": ratio.low,
+        "speedup_high": ratio.high,
+        "speedup_over": "hf-generate",
+        "samples": samples(milliseconds),
+        "percentiles": percentiles(samples(milliseconds)),
+    }
+    return Result(**{**made, **fields})
+
+
+@pytest.fixture
+def results():
+    rows = [row("hf-generate", (10.0, 11.0, 10.5)), row("level 1", (5.0, 5.1, 5.2)), row("level 0", (9.0, 12.0, 10.4))]
+    rows += [
+        row(f"attention-{name}", (4.0,), suite="attention", phase=phase, speedup_over="attention-original")
+        for phase in ("decode", "prefill")
+        for name in ("original", "optimised")
+    ]
+    return ResultSet(PLACE, rows)
+
+
+def test_results_round_trip(results, tmp_path):
+    results.write(tmp_path / "r.json")
+    assert ResultSet.read(tmp_path / "r.json") == results
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert set(data) == {"schema", "environment", "results"}
+    assert len(data["results"][0]["samples"]) == 3
+
+
+def test_speedup_is_a_ratio_of_medians_with_an_interval():
+    rng = np.random.default_rng(0)
+    slow, fast = samples(rng.normal(20, 0.5, 15)), samples(rng.normal(10, 0.5, 15))
+    ratio = speedup(slow, fast, "total_ms")
+    assert ratio.low < 2 < ratio.high and ratio.high - ratio.low < 0.3 and not ratio.spans_one
+    assert speedup(slow, samples(rng.normal(20, 0.5, 15)), "total_ms").spans_one
+
+
+def test_a_row_that_is_not_faster_is_called_no_difference(results):
+    text = render_markdown(results, {})
+    assert re.search(r"\| level 0 .*no difference", text)
+    assert re.search(r"\| level 1 .*2\.\d\dx", text)
+    assert re.search(r"\| hf-generate .*1 \(reference\)", text)
+    assert "Weights are random" in text
+
+
+def test_html_is_self_contained_and_escaped(results):
+    page = render_html(results)
+    assert "a &lt;CPU&gt;" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", page)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: {**d, "schema": "sentinel-results/0"}, "schema 'sentinel-results/0'"),
+        (lambda d: {k: v for k, v in d.items() if k != "results"}, "whole results file"),
+        (lambda d: {**d, "results": [{**d["results"][0], "colour": 1}]}, "colour"),
+        (lambda d: {**d, "results": [{**d["results"][0], "speedup": -3}]}, "speedup"),
+        (lambda d: [1], "schema None"),
+    ],
+)
+def test_damaged_results_are_refused(results, tmp_path, damage, said):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(damage(json.loads(results.to_json()))))
+    with pytest.raises(InputError, match=said):
+        ResultSet.read(path)
+    path.write_text(results.to_json()[:200])
+    with pytest.raises(InputError, match="not valid JSON"):
+        ResultSet.read(path)
+    with pytest.raises(InputError, match="can't be read"):
+        ResultSet.read(tmp_path / "absent.json")
+
+
+def test_runs_take_turns_and_the_warm_up_is_not_counted():
+    order = []
+
+    def run(name):
+        order.append(name)
+        return {"total_ms": float(len(order))}
+
+    found = interleave({"a": lambda: run("a"), "b": lambda: run("b")}, 3, "")
+    assert order == ["a", "b"] * 4
+    assert [s["total_ms"] for s in found["a"]] == [3, 5, 7]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_charts_are_drawn_in_a_browser(results, tmp_path):
+    write_report(results, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"report.html", "report.md", "results.json", "decode.svg"}
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,844", "--virtual-time-budget=8000", "--dump-dom",
+        f"file://{tmp_path / 'report.html'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert 'data-drawn="true"' in done.stdout
+    assert done.stdout.count("<svg") == 2
+
+
+def test_schema_is_named_with_its_version():
+    assert re.fullmatch(r"sentinel-results/\d+", SCHEMA)
