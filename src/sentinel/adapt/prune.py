@@ -1,0 +1,135 @@
+"""Pruning from end to end: calibration text -> removal order -> plan -> compacted, compensated model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentinel.adapt.calibrate import Calibration, calibrate
+from sentinel.adapt.compact import compact, in_nested_order
+from sentinel.adapt.compensate import compensate
+from sentinel.adapt.corpora import Text, Windows, sample_windows
+from sentinel.adapt.criteria import CRITERIA
+from sentinel.adapt.plan import PruningPlan, RemovalOrder, Scope, Scores, check_ratio, removal_order
+from sentinel.adapt.stepwise import CRITERION as STEPWISE
+from sentinel.adapt.stepwise import stepwise_order
+from sentinel.errors import InputError
+from sentinel.models.decoder import Decoder
+from sentinel.models.elastic import LEVEL_TENSORS, ElasticDecoder, PruningLevel
+from sentinel.models.tokenizer import TextTokenizer
+
+CRITERION_NAMES = (STEPWISE, *CRITERIA)
+WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How units are ranked and what replaces them.
+
+    ``tokens`` is the amount of calibration text, half of it from each of two texts; ``floor_groups`` heads stay in every
+    layer. ``statistics_file`` lets an interrupted calibration go on.
+    """
+
+    criterion: str = STEPWISE
+    scope: Scope = "global"
+    floor_groups: int = 0
+    floor_neurons: int = 0
+    compensate: bool = True
+    tokens: int = 24_576
+    seed: int = 0
+    statistics_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERION_NAMES:
+            raise InputError(
+                f"criterion {self.criterion!r} is not known; the criteria are {', '.join(CRITERION_NAMES)}"
+            )
+
+    @property
+    def needs_text(self) -> bool:
+        return self.compensate or self.criterion == STEPWISE or CRITERIA[self.criterion].needs_calibration
+
+
+class Pruner:
+    """Prunes one dense decoder to any number of ratios, with one calibration."""
+
+    def __init__(self, dense: Decoder, settings: Settings, windows: Windows | None) -> None:
+        if windows is None and settings.needs_text:
+            raise InputError(f"criterion {settings.criterion} and compensation need calibration text")
+        self.dense, self.settings, self.windows = dense, settings, windows
+        self._calibration: Calibration | None = None
+
+    @classmethod
+    def from_texts(
+        cls, dense: Decoder, tokenizer: TextTokenizer, texts: Callable[[], Sequence[Text]], settings: Settings
+    ) -> Pruner:
+        """Sample the calibration windows from ``texts``, which are loaded only when they are needed."""
+        windows = None
+        if settings.needs_text:
+            length = min(WINDOW, dense.spec.max_seq_len)
+            windows = sample_windows(texts(), tokenizer, settings.tokens, length, settings.seed)
+        return cls(dense, settings, windows)
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """The documents that calibration has seen."""
+        return () if self.windows is None else self.windows.fingerprints
+
+    def scores(self) -> Scores:
+        """Importance by the criterion of the settings (not for "stepwise", which has no single score)."""
+        criterion = CRITERIA[self.settings.criterion]
+        if criterion.needs_calibration and self._calibration is None:
+            assert self.windows is not None
+            self._calibration = calibrate(self.dense, self.windows, self.settings.statistics_file)
+        return criterion.scores(self.dense, self._calibration, self.settings.seed)
+
+    def order(self, heads: float, neurons: float) -> RemovalOrder:
+        """The removal order, good at least down to these ratios."""
+        check_ratio("heads", heads)
+        check_ratio("neurons", neurons)
+        settings = self.settings
+        if heads > 0 and self.dense.spec.n_head_total == 0:
+            raise InputError("this model has no attention heads to prune")
+        if neurons > 0 and not any(layer.intermediate_size for layer in self.dense.spec.layers):
+            raise InputError("this model has no MLP neurons to prune")
+        if settings.criterion == STEPWISE:
+            assert self.windows is not None
+            return stepwise_order(
+                self.dense,
+                self.windows.tokens,
+                heads=heads,
+                neurons=neurons,
+                floor_groups=settings.floor_groups,
+                floor_neurons=settings.floor_neurons,
+                seed=settings.seed,
+            )
+        if neurons > 0 and not CRITERIA[settings.criterion].scores_neurons:
+            raise InputError(f"criterion {settings.criterion} scores heads only; leave out --neurons or take another")
+        return removal_order(
+            self.dense.spec,
+            self.scores(),
+            scope=settings.scope,
+            floor_groups=settings.floor_groups,
+            floor_neurons=settings.floor_neurons,
+        )
+
+    def apply(self, plans: Sequence[PruningPlan]) -> list[Decoder]:
+        """A compacted decoder for each plan, compensated if the settings say so."""
+        if not self.settings.compensate:
+            return [compact(self.dense, plan) for plan in plans]
+        assert self.windows is not None
+        return compensate(self.dense, plans, self.windows.tokens)
+
+
+def make_elastic(
+    dense: Decoder, order: RemovalOrder, plans: Sequence[PruningPlan], models: Sequence[Decoder]
+) -> ElasticDecoder:
+    """One elastic decoder whose stored levels are the pruned ``models`` of ``plans``, all of one removal order."""
+    levels = []
+    for plan, model in zip(plans, models, strict=True):
+        state = model.state_dict()
+        names = [f"layers.{i}.{place}" for i in range(model.spec.n_layer) for place in LEVEL_TENSORS]
+        projections = {name: state[name].detach() for name in names if name in state}
+        levels.append(PruningLevel(plan.heads, plan.neurons, plan.group_counts, plan.neuron_counts, projections))
+    return ElasticDecoder.from_ordered(in_nested_order(dense, order), levels)

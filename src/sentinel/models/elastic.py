@@ -1,0 +1,112 @@
+"""One set of weights, several pruning levels, switched at run time.
+
+Heads and neurons are stored most important first, so that a level is a count per layer. The projections that were
+re-solved for a level are kept per level; everything else is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sentinel.errors import InputError
+from sentinel.models.decoder import Decoder
+from sentinel.models.spec import ModelSpec
+
+# The projections, by their place in a block, that a level may have of its own.
+LEVEL_TENSORS = ("attn.out_proj.weight", "attn.out_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias")
+
+
+@dataclass(frozen=True)
+class PruningLevel:
+    """Share of heads and neurons removed, what is kept per layer, and re-solved projections by name.
+
+    ``projections`` is empty for a level that was not compensated; it then uses the prefixes of the dense ones.
+    """
+
+    heads: float
+    neurons: float
+    kept_groups: tuple[int, ...]
+    kept_neurons: tuple[int, ...]
+    projections: dict[str, Tensor]
+
+    @property
+    def key(self) -> tuple[float, float]:
+        return (round(self.heads, 4), round(self.neurons, 4))
+
+
+class ElasticDecoder(Decoder):
+    """A decoder in nested order with stored pruning levels; level (0, 0) is the dense model and always there."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._levels: dict[tuple[float, float], PruningLevel] = {}
+        self._dense: dict[str, Tensor | None] = {}
+
+    @classmethod
+    def from_ordered(cls, decoder: Decoder, levels: Iterable[PruningLevel]) -> ElasticDecoder:
+        """Make ``decoder``, whose heads and neurons are already in nested order, elastic. Weights are shared."""
+        elastic = cls.empty(decoder.spec)
+        elastic.load_state_dict(decoder.state_dict(), assign=True)
+        dense = PruningLevel(
+            0.0,
+            0.0,
+            tuple(layer.n_kv_head for layer in decoder.spec.layers),
+            tuple(layer.intermediate_size for layer in decoder.spec.layers),
+            {},
+        )
+        elastic._levels = {level.key: level for level in (dense, *levels)}
+        elastic._dense = {name: getattr(module, part) for name, module, part in elastic._places()}
+        return elastic.eval()
+
+    def set_level(self, heads: float, neurons: float = 0.0) -> None:
+        """Switch to a stored level, up or down. Nothing is copied; raises `InputError` for a level that is not stored."""
+        level = self._levels.get((round(heads, 4), round(neurons, 4)))
+        if level is None:
+            stored = ", ".join(f"{h:g}/{n:g}" for h, n in sorted(self._levels))
+            raise InputError(
+                f"pruning level {heads:g} of heads and {neurons:g} of neurons is not stored; stored are {stored}"
+            )
+        self.set_active(level.kept_groups, level.kept_neurons)
+        for name, module, part in self._places():
+            tensor = level.projections.get(name) if level.projections else self._dense[name]
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=False)
+            setattr(module, part, tensor)
+
+    def _places(self) -> list[tuple[str, nn.Module, str]]:
+        found: list[tuple[str, nn.Module, str]] = []
+        for index, block in enumerate(self.blocks):
+            for place in LEVEL_TENSORS:
+                half, projection, part = place.split(".")
+                found.append((f"layers.{index}.{place}", getattr(getattr(block, half), projection), part))
+        return found
+
+    @property
+    def levels(self) -> list[PruningLevel]:
+        """The stored levels, least pruned first."""
+        return sorted(self._levels.values(), key=lambda level: level.key)
+
+    @property
+    def level_bytes(self) -> int:
+        """Bytes of all re-solved projections."""
+        return sum(t.nbytes for level in self._levels.values() for t in level.projections.values())
+
+
+def dense_state(decoder: ElasticDecoder) -> dict[str, Tensor]:
+    """State of the dense level, whatever level is set."""
+    state = decoder.state_dict()
+    for name, tensor in decoder._dense.items():
+        state.pop(name, None)
+        if tensor is not None:
+            state[name] = tensor.detach()
+    return state
+
+
+def require_levels(decoder: Decoder) -> ElasticDecoder:
+    """``decoder``, if it is elastic; `InputError` otherwise."""
+    if not isinstance(decoder, ElasticDecoder):
+        raise InputError("this model stores no pruning levels; make some with 'sentinel prune --elastic'")
+    return decoder
