@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,7 @@ def test_plans_of_one_order_are_nested_and_respect_floors():
     spec = make("unequal-rope")
     order = some_order(spec, floor_groups=1, floor_neurons=2)
     plans = [order.plan(r, r) for r in (0.0, 0.2, 0.5, 0.8)]
-    for weaker, stronger in zip(plans, plans[1:], strict=False):
+    for weaker, stronger in itertools.pairwise(plans):
         for a, b in zip(weaker.groups + weaker.kept_neurons, stronger.groups + stronger.kept_neurons, strict=True):
             assert b == a[: len(b)]
     most = order.plan(3 / 6, 0.9)
@@ -209,7 +211,9 @@ def test_every_criterion_prunes_every_family(name, criterion):
     neurons = 0.3 if criterion != "entropy" else 0.0
     order = pruner.order(0.5, neurons)
     assert sorted(np.concatenate(order.group_ranks)) == list(range(sum(la.n_kv_head for la in dense.spec.layers)))
-    assert sorted(np.concatenate(order.neuron_ranks)) == list(range(sum(la.intermediate_size for la in dense.spec.layers)))
+    assert sorted(np.concatenate(order.neuron_ranks)) == list(
+        range(sum(la.intermediate_size for la in dense.spec.layers))
+    )
     (smaller,) = pruner.apply([order.plan(0.5, neurons)])
     with torch.no_grad():
         assert torch.isfinite(smaller(some_tokens(dense.spec))).all()
@@ -225,7 +229,7 @@ def test_reconstruction_removes_what_the_others_can_replace():
     scores = Pruner(twins, Settings("reconstruction"), windows).scores()
     for layer in scores.groups:
         assert int(np.argmin(layer)) in (1, 2)
-        assert np.sort(layer)[0] < 0.01 * np.sort(layer)[1]
+        assert layer.min() < 1e-3 and layer.max() > 0.99
 
 
 def test_calibration_resumes_to_the_same_statistics(tmp_path, monkeypatch):
@@ -295,5 +299,5 @@ def test_windows_come_from_all_texts_in_turn(tmp_path):
 def test_judging_by_the_calibration_text_is_refused():
     used, fresh = Document("a.txt", "one two"), Document("b.txt", "three")
     refuse_shared_documents([used.fingerprint], [Text("t", (fresh,))])
-    with pytest.raises(InputError, match=r"renamed\.txt was used to calibrate"):
+    with pytest.raises(InputError, match=r"renamed\.txt is calibration text"):
         refuse_shared_documents([used.fingerprint], [Text("t", (fresh, Document("renamed.txt", "one\n  two")))])

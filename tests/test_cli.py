@@ -10,15 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import spec_of
 from helpers import filled_decoder
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from sentinel.cli import COMMANDS, build_parser, main
-from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import gpt2_tokenizer_folder
 from sentinel.models.sources import KNOWN_SHAPES, random_decoder
+from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -29,6 +34,18 @@ def tiny(tmp_path_factory) -> str:
     """A tiny checkpoint without a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_checkpoint(filled_decoder(spec_of("gpt2")), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory) -> str:
+    """A tiny checkpoint with a tokenizer of single letters."""
+    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate("abcdefghijklmnop")}}, "<end>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    folder = tmp_path_factory.mktemp("models") / "worded"
+    spec = spec_of("llama-grouped")
+    spec = ModelSpec(**{**vars(spec), "vocab_size": 17})
+    save_checkpoint(filled_decoder(spec), folder, TextTokenizer(tokenizer, (0,)))
     return str(folder)
 
 
@@ -85,6 +102,80 @@ def test_every_command_has_help(command, capsys):
         (["generate", "TINY", "hello", "--level", "7"], "level 7 does not exist"),
         (["generate", "TINY", "hello", "--device", "abacus"], "abacus"),
         (["generate", "TINY", "hello", "--threads", "0"], "at least 1"),
+        (["generate", "TINY", "hello", "--heads", "1.5"], "between 0 and 1"),
+        (["generate", "WORDS", "hello", "--heads", "0.5"], "no pruning levels"),
+        (["prune", "WORDS", "-o", "NEW"], "one of"),
+        (["prune", "WORDS", "-o", "NEW", "--heads", "2"], "between 0 and 1"),
+        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--speedup", "2"], "one of"),
+        (["prune", "WORDS", "-o", "FILE", "--heads", "0.5"], "is a file"),
+        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--criterion", "luck"], "luck"),
+        (
+            ["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", "TEXT"],
+            "is calibration text",
+        ),
+        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", "SHORT"], "too short"),
+        (
+            [
+                "prune",
+                "WORDS",
+                "-o",
+                "NEW",
+                "--neurons",
+                "0.5",
+                "--criterion",
+                "entropy",
+                "--text",
+                "TEXT",
+                "--calibration",
+                "OTHER",
+                "--calibration-tokens",
+                "64",
+            ],
+            "scores heads only",
+        ),
+        (
+            [
+                "prune",
+                "WORDS",
+                "-o",
+                "NEW",
+                "--speedup",
+                "0.5",
+                "--text",
+                "TEXT",
+                "--calibration",
+                "OTHER",
+                "--calibration-tokens",
+                "64",
+            ],
+            "above 1",
+        ),
+        (
+            [
+                "prune",
+                "WORDS",
+                "-o",
+                "NEW",
+                "--max-memory",
+                "0.001",
+                "--text",
+                "TEXT",
+                "--calibration",
+                "OTHER",
+                "--calibration-tokens",
+                "64",
+                "--criterion",
+                "magnitude",
+                "--no-compensate",
+            ],
+            "out of reach",
+        ),
+        (["evaluate", "WORDS", "--text", "/nowhere.txt"], "no text file"),
+        (["evaluate", "WORDS", "--text", "TEXT", "--context", "4096"], "context"),
+        (["evaluate", "WORDS", "--text", "TEXT", "--teacher", "TINY", "--context", "16"], "same vocabulary"),
+        (["evaluate", "TINY", "--text", "TEXT", "--random-weights", "0"], "random weights"),
+        (["evaluate", "WORDS", "--text", "sotu:half"], "no split"),
+        (["importance", "WORDS", "--chart", "x.png"], ".html or .svg"),
         (["bench", "speed"], "speed"),
         (["bench", "decode", "TINY", "--prompt-tokens", "60"], "context"),
         (["bench", "decode", "TINY", "--levels", "0,0"], "twice"),
@@ -94,11 +185,15 @@ def test_every_command_has_help(command, capsys):
         (["report", "TINY", "--from", "/nowhere.json"], "can't be read"),
     ],
 )
-def test_bad_input_is_one_clear_sentence(arguments, said, tiny, tmp_path, capsys):
+def test_bad_input_is_one_clear_sentence(arguments, said, tiny, worded, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    places = {"TINY": tiny, "FILE": str(tmp_path / "file")}
+    places = {"TINY": tiny, "WORDS": worded, "FILE": str(tmp_path / "file"), "NEW": str(tmp_path / "new")}
+    for name, words in (("TEXT", "a b c d e f g h " * 40), ("OTHER", "h g f e d c b a " * 90), ("SHORT", "a b c")):
+        (tmp_path / name).write_text(words)
+        places[name] = str(tmp_path / name)
     assert said in refused(capsys, *(places.get(a, a) for a in arguments))
     assert (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
 
 
 def test_models_that_can_not_be_read_are_named(tiny, tmp_path, capsys):
@@ -146,6 +241,104 @@ def test_bench_writes_the_promised_fields(tiny, tmp_path, capsys):
     assert len(json.loads(out.read_text())["results"]) == 8
     assert main(["report", "--from", str(out), "-o", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "report.html").stat().st_size > 100_000
+
+
+@pytest.fixture
+def letters(tmp_path) -> dict[str, str]:
+    """Two texts of letters that share nothing."""
+    rng = np.random.default_rng(0)
+    places = {}
+    for name, size in (("calibration", 3000), ("test", 300)):
+        (tmp_path / f"{name}.txt").write_text(" ".join(rng.choice(list("abcdefghijklmnop"), size)))
+        places[name] = str(tmp_path / f"{name}.txt")
+    return places
+
+
+def test_prune_evaluate_and_generate(worded, letters, tmp_path, capsys):
+    texts = ["--calibration", letters["calibration"], "--calibration-tokens", "1024", "--text", letters["test"]]
+    out = tmp_path / "pruned"
+    assert main(["prune", worded, "-o", str(out), "--heads", "0.5", "--neurons", "0.25", *texts]) == 0
+    assert "over dense" in capsys.readouterr().out
+    before, after = (load_checkpoint(p).spec for p in (worded, out))
+    assert after.n_head_total == before.n_head_total / 2
+    size = out.joinpath("model.safetensors").stat().st_size
+    assert size == pytest.approx(4 * after.parameter_count(gates=True), rel=0.03)
+    assert (
+        main(
+            [
+                "evaluate",
+                str(out),
+                "--text",
+                letters["test"],
+                "--context",
+                "16",
+                "--teacher",
+                worded,
+                "--json",
+                str(tmp_path / "e.json"),
+            ]
+        )
+        == 0
+    )
+    (result,) = json.loads((tmp_path / "e.json").read_text())["results"]
+    for field in ("perplexity", "perplexity_stderr", "bits_per_byte", "kl", "top1_agreement", "distinct_2", "tokens"):
+        assert result[field] > 0, field
+    assert "KL" in capsys.readouterr().out
+    seen = refused(capsys, "evaluate", str(out), "--text", letters["calibration"], "--context", "16")
+    assert "is calibration text" in seen
+    assert main(["generate", str(out), "a b c", "--max-new-tokens", "4", "-q"]) == 0
+
+
+def test_elastic_model_from_the_command_line(worded, letters, tmp_path, capsys):
+    texts = ["--calibration", letters["calibration"], "--calibration-tokens", "1024", "--text", letters["test"]]
+    out = tmp_path / "elastic"
+    levels = ["--elastic", "0.5,0.25", "--expand-kv", "--criterion", "fisher"]
+    assert main(["prune", worded, "-o", str(out), *levels, *texts]) == 0
+    table = capsys.readouterr().out
+    assert "-25%" in table and "-50%" in table
+    found = []
+    for ratio in ("0", "0.25", "0.5"):
+        assert main(["generate", str(out), "a b c", "--heads", ratio, "--max-new-tokens", "9", "-q"]) == 0
+        found.append(capsys.readouterr().out)
+    assert main(["generate", worded, "a b c", "--max-new-tokens", "9", "-q"]) == 0
+    assert found[0] == capsys.readouterr().out
+    assert "stored are" in refused(capsys, "generate", str(out), "a b c", "--heads", "0.3")
+
+
+def test_targets_from_the_command_line(worded, letters, tmp_path, capsys):
+    texts = ["--calibration", letters["calibration"], "--calibration-tokens", "1024", "--text", letters["test"]]
+    megabytes = load_checkpoint(worded).spec.parameter_count() * 4 / 1e6
+    limit = f"{0.8 * megabytes}"
+    assert main(["prune", worded, "-o", str(tmp_path / "m"), "--max-memory", limit, *texts]) == 0
+    assert load_checkpoint(tmp_path / "m").spec.parameter_count() * 4 / 1e6 <= 0.81 * megabytes
+    capsys.readouterr()
+
+
+def test_importance_map(worded, letters, tmp_path, capsys):
+    out, chart = tmp_path / "ranks.json", tmp_path / "map.svg"
+    assert (
+        main(
+            [
+                "importance",
+                worded,
+                "--criterion",
+                "fisher",
+                "--calibration",
+                letters["calibration"],
+                "--calibration-tokens",
+                "1024",
+                "--json",
+                str(out),
+                "--chart",
+                str(chart),
+            ]
+        )
+        == 0
+    )
+    ranks = json.loads(out.read_text())["removal_ranks"]
+    assert sorted(rank for layer in ranks for rank in layer) == list(range(6))
+    assert "layer  2" in capsys.readouterr().out
+    assert chart.read_text().startswith("<svg")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -1,3 +1,66 @@
-"""Sentinel: adaptive transformers that are pruned, regrown and run fast on the machine at hand."""
+"""Sentinel: adaptive transformers that are pruned, regrown and run fast on the machine at hand.
+
+The public verbs, imported when first used:
+
+    from sentinel import load, generate, evaluate, calibrate, Pruner, benchmark, write_report, SentinelForCausalLM
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sentinel.adapt.calibrate import calibrate
+    from sentinel.adapt.prune import Pruner
+    from sentinel.adapt.prune import Settings as PruningSettings
+    from sentinel.errors import InputError
+    from sentinel.infer.engines import make_engine
+    from sentinel.infer.generate import generate_text as generate
+    from sentinel.measure.bench import bench_decode as benchmark
+    from sentinel.measure.perplexity import evaluate
+    from sentinel.models.checkpoint import save_checkpoint
+    from sentinel.models.hf import SentinelConfig, SentinelForCausalLM
+    from sentinel.models.sources import load
+    from sentinel.report.render import write_report
+
+_PLACES = {
+    "load": ("sentinel.models.sources", "load"),
+    "save_checkpoint": ("sentinel.models.checkpoint", "save_checkpoint"),
+    "SentinelConfig": ("sentinel.models.hf", "SentinelConfig"),
+    "SentinelForCausalLM": ("sentinel.models.hf", "SentinelForCausalLM"),
+    "calibrate": ("sentinel.adapt.calibrate", "calibrate"),
+    "Pruner": ("sentinel.adapt.prune", "Pruner"),
+    "PruningSettings": ("sentinel.adapt.prune", "Settings"),
+    "make_engine": ("sentinel.infer.engines", "make_engine"),
+    "generate": ("sentinel.infer.generate", "generate_text"),
+    "evaluate": ("sentinel.measure.perplexity", "evaluate"),
+    "benchmark": ("sentinel.measure.bench", "bench_decode"),
+    "write_report": ("sentinel.report.render", "write_report"),
+    "InputError": ("sentinel.errors", "InputError"),
+}
+
+__all__ = [
+    "InputError",
+    "Pruner",
+    "PruningSettings",
+    "SentinelConfig",
+    "SentinelForCausalLM",
+    "benchmark",
+    "calibrate",
+    "evaluate",
+    "generate",
+    "load",
+    "make_engine",
+    "save_checkpoint",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'sentinel' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -18,7 +18,10 @@ from sentinel.errors import InputError
 COMMANDS = {
     "info": "sizes, bytes and FLOPs per token of a model",
     "generate": "continue a prompt, streamed, with speed and memory",
-    "bench": "measure one suite: attention, decode",
+    "importance": "how much every head matters, as a map",
+    "prune": "remove heads and neurons, re-solve what is left, write a smaller model",
+    "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
+    "bench": "measure one suite: attention, decode, quality",
     "report": "measure everything and write HTML, Markdown and JSON",
 }
 

@@ -144,7 +144,7 @@ def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Tex
         for document in text.documents:
             if document.fingerprint in used:
                 raise InputError(
-                    f"{document.name} was used to calibrate this model, so judging it by {text.label} would flatter it; "
+                    f"{document.name} is calibration text, so judging by {text.label} would flatter the model; "
                     "evaluate on another text"
                 )
 

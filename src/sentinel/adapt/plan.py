@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,10 @@ from sentinel.models.spec import ModelSpec
 
 Scope = Literal["global", "uniform"]
 Ranks = tuple[NDArray[np.int64], ...]
+Losses = tuple[NDArray[np.float64], ...]
+
+# Criteria whose scores of heads and of neurons are in the same unit: an estimate of the loss.
+LOSS_CRITERIA = ("gradient", "fisher")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,16 @@ class RemovalOrder:
     criterion: str
     group_ranks: Ranks
     neuron_ranks: Ranks
+    group_losses: Losses
+    neuron_losses: Losses
+
+    def loss(self, plan: PruningPlan) -> float:
+        """Estimated loss of a plan of this order: the sum over what it removes."""
+        total = 0.0
+        for layers, losses in ((plan.groups, self.group_losses), (plan.kept_neurons, self.neuron_losses)):
+            for kept, values in zip(layers, losses, strict=True):
+                total += float(values.sum() - values[list(kept)].sum())
+        return total
 
     def plan(self, heads: float, neurons: float = 0.0) -> PruningPlan:
         """Keep all but the first ``heads`` and ``neurons`` (ratios 0..1). Plans of one order are nested."""
@@ -120,7 +134,37 @@ def removal_order(
         scores.criterion,
         _ranks(scores.groups, scope, floor_groups),
         _ranks(scores.neurons, scope, floor_neurons),
+        _losses(scores.groups, scores.criterion),
+        _losses(scores.neurons, scores.criterion),
     )
+
+
+def _losses(scores: Sequence[NDArray[np.float64]], criterion: str) -> Losses:
+    """Scores as losses; where they are no losses, as shares of their sum."""
+    lowest = min((float(values.min()) for values in scores if len(values)), default=0.0)
+    shifted = [values - min(0.0, lowest) for values in scores]
+    total = 1.0 if criterion in LOSS_CRITERIA else float(sum(values.sum() for values in shifted)) or 1.0
+    return tuple(values / total for values in shifted)
+
+
+def fit_target(
+    order: RemovalOrder, cost: Callable[[PruningPlan], float], limit: float, most_heads: float, most_neurons: float
+) -> PruningPlan:
+    """The plan of least estimated loss whose ``cost`` is at most ``limit``, over a grid of ratios of 5 %.
+
+    This is the idea of ZipLM (Kurtic et al. 2023): removal is paid by measured cost, not by counts. Raises `InputError`
+    when even the ``most_heads`` and ``most_neurons`` that the order reaches do not suffice.
+    """
+    heads = np.unique(np.append(np.arange(0.0, most_heads, 0.05), most_heads)).round(4)
+    neurons = np.unique(np.append(np.arange(0.0, most_neurons, 0.05), most_neurons)).round(4)
+    plans = [order.plan(float(h), float(f)) for h in heads for f in neurons]
+    fitting = [plan for plan in plans if cost(plan) <= limit]
+    if not fitting:
+        raise InputError(
+            f"the target is out of reach: {most_heads:.0%} of heads and {most_neurons:.0%} of neurons removed give "
+            f"{cost(plans[-1]):.4g} where {limit:.4g} is asked for"
+        )
+    return min(fitting, key=order.loss)
 
 
 def _ranks(scores: Sequence[NDArray[np.float64]], scope: Scope, floor: int) -> Ranks:

@@ -45,7 +45,7 @@ def probe(
                     if inputs.shape[-1]:
                         read[index, half] = inputs
                     x = x + half_of(block, half).project(inputs)
-            check_finite(x, decoder.spec.n_layer - 1, "mlp")
+                    check_finite(x, index, half)
             loss = _loss(decoder.logits(x), tokens, labels, generator)
             found = torch.autograd.grad(loss, list(read.values()))
         yield {

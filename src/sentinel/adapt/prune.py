@@ -76,6 +76,16 @@ class Pruner:
         """The documents that calibration has seen."""
         return () if self.windows is None else self.windows.fingerprints
 
+    @property
+    def has_calibration(self) -> bool:
+        """True once statistics were gathered."""
+        return self._calibration is not None
+
+    def share_calibration(self, other: Pruner | None) -> None:
+        """Use the statistics that another pruner of the same model and windows has gathered."""
+        if other is not None and other.dense is self.dense and other.windows is self.windows:
+            self._calibration = other._calibration
+
     def scores(self) -> Scores:
         """Importance by the criterion of the settings (not for "stepwise", which has no single score)."""
         criterion = CRITERIA[self.settings.criterion]

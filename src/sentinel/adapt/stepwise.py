@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sentinel.adapt.compensate import compensate
-from sentinel.adapt.plan import PruningPlan, Ranks, RemovalOrder, spec_digest
+from sentinel.adapt.plan import Losses, PruningPlan, Ranks, RemovalOrder, spec_digest
 from sentinel.adapt.probe import Place, compensated_fisher, probe
 from sentinel.adapt.streams import Half
 from sentinel.models.decoder import Decoder
@@ -55,7 +55,9 @@ def stepwise_order(
             (student,) = compensate(dense, [plan], windows[: 2 * PROBE_WINDOWS], halves=("attn",))
     ranks.finish("groups", group_scores, groups)
     ranks.finish("neurons", neuron_scores, kept)
-    return RemovalOrder(spec, CRITERION, ranks.of["groups"], ranks.of["neurons"])
+    return RemovalOrder(
+        spec, CRITERION, ranks.of["groups"], ranks.of["neurons"], ranks.losses["groups"], ranks.losses["neurons"]
+    )
 
 
 def score(
@@ -96,6 +98,9 @@ class _Ranks:
             "groups": tuple(np.full(layer.n_kv_head, -1) for layer in spec.layers),
             "neurons": tuple(np.full(layer.intermediate_size, -1) for layer in spec.layers),
         }
+        self.losses: dict[str, Losses] = {
+            kind: tuple(np.zeros(len(units)) for units in layers) for kind, layers in self.of.items()
+        }
         self._next = {"groups": 0, "neurons": 0}
 
     def drop(self, kind: str, scores: list[dict[int, float]], units: list[list[int]], ratio: float, floor: int) -> None:
@@ -103,12 +108,12 @@ class _Ranks:
         total = sum(len(r) for r in self.of[kind])
         wanted = round(ratio * total) - self._next[kind]
         ordered = sorted((value, index, unit) for index, layer in enumerate(scores) for unit, value in layer.items())
-        for _, index, unit in ordered:
+        for value, index, unit in ordered:
             if wanted <= 0:
                 return
             if len(units[index]) > floor:
                 units[index].remove(unit)
-                self._take(kind, index, unit)
+                self._take(kind, index, unit, value)
                 wanted -= 1
 
     def finish(self, kind: str, scores: list[dict[int, float]], units: list[list[int]]) -> None:
@@ -118,9 +123,10 @@ class _Ranks:
             left.sort(key=lambda item: (-item[2], item[1]))
         else:
             left.sort()
-        for _, index, unit in left:
-            self._take(kind, index, unit)
+        for value, index, unit in left:
+            self._take(kind, index, unit, value)
 
-    def _take(self, kind: str, index: int, unit: int) -> None:
+    def _take(self, kind: str, index: int, unit: int, loss: float) -> None:
+        self.losses[kind][index][unit] = loss
         self.of[kind][index][unit] = self._next[kind]
         self._next[kind] += 1

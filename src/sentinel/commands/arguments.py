@@ -10,6 +10,7 @@ from sentinel.errors import InputError
 from sentinel.progress import say
 
 if TYPE_CHECKING:
+    from sentinel.models.decoder import Decoder
     from sentinel.models.sources import LoadedModel
 
 
@@ -98,6 +99,14 @@ def load_model(options: argparse.Namespace) -> LoadedModel:
     if hasattr(options, "threads"):
         set_threads(options.threads)
     return load(options.model, random_weights=options.random_weights, device=getattr(options, "device", "cpu"))
+
+
+def set_pruning_level(decoder: Decoder, heads: float, neurons: float) -> None:
+    """Apply ``--heads`` and ``--neurons``: a level that the model stores."""
+    from sentinel.models.elastic import require_levels
+
+    if heads or neurons:
+        require_levels(decoder).set_level(heads, neurons)
 
 
 def check_workload(options: argparse.Namespace, loaded: LoadedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import (
     add_machine,
@@ -13,8 +14,13 @@ from sentinel.commands.arguments import (
     load_model,
     whole_number,
 )
+from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 
-SUITES = ("attention", "decode")
+if TYPE_CHECKING:
+    from sentinel.measure.results import Result
+    from sentinel.models.sources import LoadedModel
+
+SUITES = ("attention", "decode", "quality")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=listed(whole_number(1)),
         help="sequence lengths of the attention suite (default 32,64,128,256,512)",
     )
+    parser.add_argument("--criteria", metavar="C,C", default="all", help="criteria of the quality suite (default all)")
+    parser.add_argument(
+        "--heads",
+        metavar="R,R",
+        type=ratios,
+        default=(0.3, 0.5, 0.7),
+        help="of the quality suite (default 0.3,0.5,0.7)",
+    )
+    parser.add_argument("--calibration", metavar="TEXT", default=DEFAULT_TEXT, help="of the quality suite")
+    parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=8192, help="default 8192")
+    parser.add_argument("--text", metavar="TEXT", default=DEFAULT_TEXT, help="to judge by (default: test splits)")
+    parser.add_argument(
+        "--eval-tokens", metavar="N", type=whole_number(2), default=4096, help="per text (default 4096)"
+    )
+    parser.add_argument("--expand-kv", action="store_true", help="repeat grouped K/V, so that every head stands alone")
     parser.add_argument("--json", metavar="FILE", help="write environment, results and raw samples to FILE")
     add_machine(parser)
 
@@ -53,6 +74,8 @@ def run(options: argparse.Namespace) -> None:
     if options.suite == "attention":
         lengths = options.lengths or bench.ATTENTION_LENGTHS
         results = bench.bench_attention(loaded, lengths, batch=options.batch, rounds=options.rounds)
+    elif options.suite == "quality":
+        results = run_quality(loaded, options)
     else:
         check_workload(options, loaded)
         settings = bench.DecodeSettings(
@@ -65,3 +88,22 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         found.write(options.json)
     print_tables(found.results)
+
+
+def run_quality(loaded: LoadedModel, options: argparse.Namespace) -> list[Result]:
+    """The quality suite, with the model's grouped keys repeated if asked for."""
+    from dataclasses import replace
+
+    from sentinel.adapt.corpora import load_texts, sample_windows
+    from sentinel.adapt.prune import CRITERION_NAMES
+    from sentinel.commands.pruning import prepared
+    from sentinel.measure.quality import QualitySettings, bench_quality
+
+    criteria = CRITERION_NAMES if options.criteria == "all" else tuple(options.criteria.split(","))
+    texts = load_texts(options.text, "test")
+    loaded.require_real_weights("a perplexity")
+    length = min(512, loaded.spec.max_seq_len)
+    calibration = load_texts(options.calibration, "train")
+    windows = sample_windows(calibration, loaded.require_tokenizer(), options.calibration_tokens, length)
+    settings = QualitySettings(criteria, options.heads, options.eval_tokens, length, options.rounds, options.new_tokens)
+    return bench_quality(replace(loaded, decoder=prepared(loaded, options)), windows, texts, settings)

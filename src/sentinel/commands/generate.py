@@ -5,13 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sentinel.commands.arguments import add_machine, add_model, load_model, real_number, whole_number
+from sentinel.commands.arguments import (
+    add_machine,
+    add_model,
+    load_model,
+    real_number,
+    set_pruning_level,
+    whole_number,
+)
+from sentinel.commands.pruning import ratio
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="text to continue")
     parser.add_argument("--level", type=int, default=1, metavar="0-3", help="optimisation level (default 1)")
+    parser.add_argument(
+        "--heads", metavar="R", type=ratio, default=0.0, help="stored pruning level of an elastic model"
+    )
+    parser.add_argument("--neurons", metavar="R", type=ratio, default=0.0, help="likewise")
     parser.add_argument("--max-new-tokens", metavar="N", type=whole_number(1), default=100, help="default 100")
     parser.add_argument("--temperature", metavar="T", type=real_number, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-k", metavar="K", type=int, default=0, help="keep the K likeliest tokens; 0 keeps all")
@@ -40,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
     loaded = load_model(options)
     if loaded.weights == "random":
         say("random weights: the text means nothing, the speed does")
+    set_pruning_level(loaded.decoder, options.heads, options.neurons)
     engine, timings = make_engine(loaded.decoder, options.level), Timings()
     pieces = stream_text(
         engine, loaded.require_tokenizer(), options.prompt, options.max_new_tokens, settings, options.stop, timings

@@ -6,12 +6,21 @@ import argparse
 from pathlib import Path
 
 from sentinel.commands.arguments import add_machine, add_model, add_workload, check_workload, load_model
+from sentinel.commands.bench import run_quality
+from sentinel.commands.pruning import DEFAULT_TEXT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="smollm2-135m")
     parser.add_argument("-o", "--output", metavar="DIR", default="report", help="folder to write (default report)")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and rounds: about a minute")
+    parser.add_argument(
+        "--calibration", metavar="TEXT", default=DEFAULT_TEXT, help="for pruning (default: train splits)"
+    )
+    parser.add_argument("--text", metavar="TEXT", default=DEFAULT_TEXT, help="to judge by (default: test splits)")
+    parser.add_argument(
+        "--grouped-kv", dest="expand_kv", action="store_false", help="prune whole K/V groups, not single heads"
+    )
     parser.add_argument("--from", dest="source", metavar="FILE", help="draw a results file again, measure nothing")
     add_workload(parser)
     add_machine(parser)
@@ -51,4 +60,10 @@ def measure(options: argparse.Namespace):
     )
     lengths = tuple(n for n in bench.ATTENTION_LENGTHS if n <= loaded.spec.max_seq_len)
     attention = bench.bench_attention(loaded, lengths, batch=options.batch, rounds=5 if options.quick else 15)
-    return ResultSet(place, [*decode, *attention])
+    quality = []
+    if loaded.weights == "real" and loaded.tokenizer is not None:
+        options.criteria = "fisher" if options.quick else "all"
+        options.heads = (0.3, 0.5) if options.quick else (0.3, 0.5, 0.7)
+        options.calibration_tokens, options.eval_tokens = (4096, 2048) if options.quick else (8192, 4096)
+        quality = run_quality(loaded, options)
+    return ResultSet(place, [*decode, *quality, *attention])

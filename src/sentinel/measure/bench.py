@@ -71,7 +71,7 @@ def bench_decode(
     def run_reference() -> Sample:
         timings = Timings()
         tokens[reference.name] = reference.generate(prompts, settings.new_tokens, timings)
-        return _sample(timings)
+        return timing_sample(timings)
 
     runs: dict[str, Callable[[], Sample]] = {reference.name: run_reference}
     for level in settings.levels:
@@ -81,7 +81,7 @@ def bench_decode(
             timings = Timings()
             steps = list(generate_tokens(engine, prompts, settings.new_tokens, timings=timings))
             tokens[engine.name] = [[t for t in row if t is not None] for row in zip(*steps, strict=True)]
-            return _sample(timings)
+            return timing_sample(timings)
 
         runs[engine.name] = run_engine
     samples = interleave(runs, settings.rounds, "Decoding")
@@ -144,7 +144,8 @@ def timed_result(
     )
 
 
-def _sample(timings: Timings) -> Sample:
+def timing_sample(timings: Timings) -> Sample:
+    """Milliseconds of one generation."""
     ttft, tpot = timings.ttft_ms, timings.tpot_ms
     assert ttft is not None
     return {"ttft_ms": ttft, "tpot_ms": ttft if tpot is None else tpot, "total_ms": timings.stamps[-1] * 1e3}

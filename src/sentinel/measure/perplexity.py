@@ -55,21 +55,20 @@ def passages(
     """Windows over the documents, longest documents cut to a fair share of ``max_tokens``; and the bytes they cover."""
     documents = [document for text in texts for document in text.documents]
     share = None if max_tokens is None else max(context, -(-max_tokens // len(documents)))
+    left = math.inf if max_tokens is None else max_tokens
     found: list[Passage] = []
     covered = 0
-    left = max_tokens if max_tokens is not None else math.inf
     for document in documents:
         ids = tokenizer.encode(document.text)[: None if share is None else share + 1]
-        first = 0
-        for end in range(min(context, len(ids)), len(ids) + stride, stride):
-            end = min(end, len(ids))
-            scored = min(end - max(first, 1), int(min(left, context)))
-            if scored < 1:
+        done = 1  # the first token of a document has nothing before it
+        for window_end in range(min(context, len(ids)), len(ids) + stride, stride):
+            end = int(min(window_end, len(ids), done + left))
+            if end <= done:
                 break
-            found.append(Passage(torch.tensor(ids[max(0, end - context) : end]), scored))
-            covered += len(tokenizer.decode(ids[end - scored : end]).encode())
-            left -= scored
-            first = end
+            found.append(Passage(torch.tensor(ids[max(0, end - context) : end]), end - done))
+            left -= end - done
+            done = end
+        covered += len(tokenizer.decode(ids[1:done]).encode())
     if not found:
         raise InputError("the evaluation text is too short; give at least two tokens")
     return found, covered

@@ -83,6 +83,21 @@ class Result:
     speedup_over: str | None = None
     same_tokens_as_reference: bool | None = None
     parameters: int | None = None
+    criterion: str | None = None
+    compensated: bool | None = None
+    text: str | None = None
+    context: int | None = None
+    tokens: int | None = None
+    perplexity: float | None = None
+    perplexity_stderr: float | None = None
+    perplexity_ratio: float | None = None
+    bits_per_byte: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    repetition: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    head_ranks: list[list[int]] | None = None
     samples: list[Sample] = field(default_factory=list)
     percentiles: dict[str, dict[str, float]] = field(default_factory=dict)
 

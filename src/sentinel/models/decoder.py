@@ -11,6 +11,7 @@ first rows and columns; the first f neurons likewise.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -244,7 +245,8 @@ class Decoder(nn.Module):
     @classmethod
     def empty(cls, spec: ModelSpec) -> Self:
         """A decoder without storage (meta device), to be filled with ``load_state_dict(..., assign=True)``."""
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # layers without heads
             return cls(spec)
 
     @property

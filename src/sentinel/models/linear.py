@@ -19,7 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     threads = torch.get_num_threads()
     rows, columns = weight.shape
-    one_row = x.numel() == columns and x.device.type == "cpu" and not torch.is_grad_enabled()
+    one_row = x.numel() == columns > 0 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if not one_row or threads == 1 or rows < 64 * threads:
         return functional.linear(x, weight, bias)
     block = rows // threads

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,6 +143,14 @@ class ModelSpec:
     def is_uniform(self) -> bool:
         """True when all layers have the same sizes."""
         return len(set(self.layers)) == 1
+
+    def with_counts(self, groups: Sequence[int], neurons: Sequence[int]) -> ModelSpec:
+        """The same model with that many key/value groups and neurons per layer."""
+        layers = tuple(
+            dataclasses.replace(layer, n_head=g * layer.group_size, n_kv_head=g, intermediate_size=f)
+            for layer, g, f in zip(self.layers, groups, neurons, strict=True)
+        )
+        return dataclasses.replace(self, layers=layers)
 
     # --- arithmetic -------------------------------------------------------------------------------------------------
 

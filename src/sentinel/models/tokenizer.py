@@ -69,6 +69,11 @@ class TextTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     @property
+    def fast(self) -> Any:
+        """The object of the tokenizers library."""
+        return self._tokenizer
+
+    @property
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 

@@ -1,0 +1,103 @@
+"""``sentinel evaluate``: perplexity, agreement with a teacher, and variety of sampled text."""
+
+from __future__ import annotations
+
+import argparse
+
+from sentinel.commands.arguments import add_machine, add_model, load_model, whole_number
+from sentinel.commands.pruning import DEFAULT_TEXT, ratio
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--text", metavar="TEXT", default=DEFAULT_TEXT,
+        help=f"files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their test splits)",
+    )  # fmt: skip
+    parser.add_argument("--level", type=int, default=1, metavar="0-3", help="optimisation level (default 1)")
+    parser.add_argument(
+        "--heads", metavar="R", type=ratio, default=0.0, help="stored pruning level of an elastic model"
+    )
+    parser.add_argument("--neurons", metavar="R", type=ratio, default=0.0, help="likewise")
+    parser.add_argument("--context", metavar="N", type=whole_number(2), default=512, help="tokens seen (default 512)")
+    parser.add_argument("--stride", metavar="N", type=whole_number(1), help="default: half the context")
+    parser.add_argument("--max-tokens", metavar="N", type=whole_number(1), help="stop after N tokens (default: all)")
+    parser.add_argument("--teacher", metavar="MODEL", help="compare predictions with this model")
+    parser.add_argument("--json", metavar="FILE", help="write environment and result to FILE")
+    add_machine(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from sentinel.adapt.corpora import load_texts
+    from sentinel.commands.arguments import set_pruning_level
+    from sentinel.errors import InputError
+    from sentinel.files import require_writable_parent
+    from sentinel.infer.engines import check_level, make_engine
+    from sentinel.measure import environment
+    from sentinel.measure.perplexity import evaluate
+    from sentinel.measure.results import Result, ResultSet
+    from sentinel.measure.text_metrics import sample_variety
+    from sentinel.models.reference import ReferenceDecoder
+    from sentinel.models.sources import load
+    from sentinel.report.terminal import print_tables
+
+    check_level(options.level)
+    if options.json:
+        require_writable_parent(Path(options.json))
+    texts = load_texts(options.text, "test")
+    loaded = load_model(options)
+    loaded.require_real_weights("its quality")
+    refuse_seen_text(options.model, texts)
+    tokenizer = loaded.require_tokenizer()
+    set_pruning_level(loaded.decoder, options.heads, options.neurons)
+    decoder = ReferenceDecoder(loaded.decoder) if options.level == 0 else loaded.decoder
+    teacher = load(options.teacher, device=options.device) if options.teacher else None
+    if teacher is not None and teacher.spec.vocab_size != loaded.spec.vocab_size:
+        raise InputError(
+            f"--teacher {options.teacher} has {teacher.spec.vocab_size} tokens, {loaded.name} has "
+            f"{loaded.spec.vocab_size}; a teacher needs the same vocabulary"
+        )
+    found = evaluate(
+        decoder, tokenizer, texts, context=options.context, stride=options.stride, max_tokens=options.max_tokens,
+        teacher=None if teacher is None else teacher.decoder,
+    )  # fmt: skip
+    variety = sample_variety(make_engine(loaded.decoder, options.level), tokenizer, texts)
+    result = Result(
+        suite="evaluate",
+        model=loaded.name,
+        weights=loaded.weights,
+        engine=f"level {options.level}",
+        level=options.level,
+        precision="fp32",
+        heads_pruned=options.heads,
+        neurons_pruned=options.neurons,
+        parameters=loaded.spec.parameter_count(),
+        text=found.text,
+        context=found.context,
+        tokens=found.tokens,
+        perplexity=found.perplexity,
+        perplexity_stderr=found.perplexity_stderr,
+        bits_per_byte=found.bits_per_byte,
+        kl=found.kl,
+        top1_agreement=found.top1_agreement,
+        **vars(variety),
+    )
+    results = ResultSet(environment.describe(options.device, measure_bandwidth=False), [replace(result)])
+    if options.json:
+        results.write(options.json)
+    print_tables(results.results)
+
+
+def refuse_seen_text(model: str, texts) -> None:
+    """Refuse to judge a pruned checkpoint by the documents that it was calibrated on."""
+    from pathlib import Path
+
+    from sentinel.adapt.corpora import refuse_shared_documents
+    from sentinel.models.tokenizer import read_json
+
+    config = Path(model).expanduser() / "config.json"
+    if config.exists():
+        refuse_shared_documents(read_json(config).get("pruning", {}).get("calibration_documents", ()), texts)

@@ -1,0 +1,54 @@
+"""``sentinel importance``: how much every head matters, as a table in the terminal and a chart."""
+
+from __future__ import annotations
+
+import argparse
+
+from sentinel.commands.arguments import add_machine, add_model, load_model
+from sentinel.commands.pruning import add_calibration, make_pruner, prepared, settings_of
+
+SHADES = " ░▒▓█"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_calibration(parser)
+    parser.add_argument("--chart", metavar="FILE", help="write the layer x head map as .html or .svg")
+    parser.add_argument("--json", metavar="FILE", help="write the removal ranks to FILE")
+    add_machine(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from sentinel.errors import InputError
+    from sentinel.files import require_writable_parent, write_text
+    from sentinel.report.charts import chart_text, head_map
+
+    for path in (options.chart, options.json):
+        if path:
+            require_writable_parent(Path(path))
+    if options.chart and Path(options.chart).suffix not in (".html", ".svg"):
+        raise InputError(f"--chart {options.chart} must end in .html or .svg")
+    settings = settings_of(options, compensate=False)
+    loaded = load_model(options)
+    loaded.require_real_weights("the importance of its heads")
+    dense = prepared(loaded, options)
+    order = make_pruner(loaded, dense, settings, options.calibration).order(0.9, 0.0)
+    total = sum(len(layer) for layer in order.group_ranks)
+    console = Console(highlight=False)
+    console.print(
+        f"{loaded.name}: {total} head groups by {order.criterion}; dark ones are removed last, numbers are ranks"
+    )
+    for index, layer in enumerate(order.group_ranks):
+        cells = " ".join(f"{SHADES[int(rank / total * len(SHADES))] * 2}{rank:>4}" for rank in layer)
+        console.print(f"layer {index:>2}  {cells}", soft_wrap=True)
+    ranks = [[int(rank) for rank in layer] for layer in order.group_ranks]
+    if options.json:
+        body = {"model": loaded.name, "criterion": order.criterion, "removal_ranks": ranks}
+        write_text(options.json, json.dumps(body, indent=1) + "\n")
+    if options.chart:
+        write_text(options.chart, chart_text(head_map(ranks), Path(options.chart).suffix))

@@ -1,0 +1,156 @@
+"""``sentinel prune``: remove heads and neurons, re-solve what is left, and write a smaller model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from sentinel.commands.arguments import add_machine, add_model, load_model, real_number, whole_number
+from sentinel.commands.pruning import DEFAULT_TEXT, add_calibration, make_pruner, prepared, ratio, ratios, settings_of
+from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from sentinel.adapt.plan import PruningPlan, RemovalOrder
+    from sentinel.adapt.prune import Pruner
+    from sentinel.models.decoder import Decoder
+    from sentinel.models.sources import LoadedModel
+
+MOST_HEADS, MOST_NEURONS = 0.7, 0.5  # how far a target may go: beyond, little is left of a model without training
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument("--heads", metavar="R", type=ratio, default=0.0, help="ratio of heads to remove")
+    parser.add_argument("--neurons", metavar="R", type=ratio, default=0.0, help="ratio of MLP neurons to remove")
+    parser.add_argument(
+        "--speedup", metavar="X", type=real_number, help="instead: be X times as fast (level 1, measured)"
+    )
+    parser.add_argument("--max-memory", metavar="MB", type=real_number, help="instead: weights of at most MB in fp32")
+    parser.add_argument("--elastic", metavar="R,R", type=ratios, help="instead: one model with these ratios as levels")
+    compensation = parser.add_mutually_exclusive_group()
+    compensation.add_argument("--compensate", action="store_true", default=True, help="re-solve projections (default)")
+    compensation.add_argument("--no-compensate", dest="compensate", action="store_false", help="only remove")
+    add_calibration(parser)
+    parser.add_argument("--text", default=DEFAULT_TEXT, metavar="TEXT", help="text to judge by (default: test splits)")
+    parser.add_argument("--eval-tokens", metavar="N", type=whole_number(2), default=8192, help="default 8192")
+    add_machine(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from sentinel.adapt.corpora import load_texts
+    from sentinel.adapt.prune import make_elastic
+    from sentinel.files import check_output_folder
+    from sentinel.models.checkpoint import is_checkpoint, save_checkpoint
+
+    targets = [options.speedup, options.max_memory, options.elastic]
+    if sum(target is not None for target in targets) + bool(options.heads or options.neurons) != 1:
+        raise InputError("say what to remove by one of: --heads and --neurons, --speedup, --max-memory, --elastic")
+    check_output_folder(options.output, is_checkpoint)
+    settings = settings_of(options, compensate=options.compensate)
+    texts = load_texts(options.text, "test")
+    loaded = load_model(options)
+    loaded.require_real_weights("judging what pruning costs")
+    dense = prepared(loaded, options)
+    pruner = make_pruner(loaded, dense, settings, options.calibration, texts)
+    order, plans = _plans(options, pruner, dense)
+    models = pruner.apply(plans)
+    made = make_elastic(dense, order, plans, models) if options.elastic else models[0]
+    record = {
+        "pruning": {
+            "source": loaded.name,
+            "criterion": order.criterion,
+            "heads": [plan.heads for plan in plans],
+            "neurons": [plan.neurons for plan in plans],
+            "compensated": options.compensate,
+            "calibration": options.calibration,
+            "calibration_tokens": options.calibration_tokens if settings.needs_text else 0,
+            "calibration_documents": list(pruner.fingerprints),
+            "removal_ranks": [[int(rank) for rank in layer] for layer in order.group_ranks],
+        }
+    }
+    save_checkpoint(made, options.output, loaded.tokenizer, extra=record)
+    _print_table(options, loaded, dense, plans, models, texts)
+
+
+def _plans(options: argparse.Namespace, pruner: Pruner, dense: Decoder) -> tuple[RemovalOrder, list[PruningPlan]]:
+    from sentinel.adapt.criteria import CRITERIA
+    from sentinel.adapt.plan import fit_target
+
+    if options.elastic:
+        order = pruner.order(max(options.elastic), 0.0)
+        return order, [order.plan(r) for r in sorted(set(options.elastic)) if r > 0]
+    if options.speedup is None and options.max_memory is None:
+        order = pruner.order(options.heads, options.neurons)
+        return order, [order.plan(options.heads, options.neurons)]
+    criterion = CRITERIA.get(options.criterion)
+    most_neurons = MOST_NEURONS if criterion is None or criterion.scores_neurons else 0.0
+    if options.speedup is not None:
+        if options.speedup <= 1:
+            raise InputError(f"--speedup must be above 1, not {options.speedup:g}")
+        from sentinel.measure.latency import measure_latencies
+
+        table = measure_latencies(dense)
+        order = pruner.order(MOST_HEADS, most_neurons)
+        limit = table.dense_ms / options.speedup
+        return order, [fit_target(order, table.predict, limit, MOST_HEADS, most_neurons)]
+    order = pruner.order(MOST_HEADS, most_neurons)
+
+    def megabytes(plan: PruningPlan) -> float:
+        return dense.spec.with_counts(plan.group_counts, plan.neuron_counts).parameter_count() * 4 / 1e6
+
+    return order, [fit_target(order, megabytes, options.max_memory, MOST_HEADS, most_neurons)]
+
+
+def _print_table(
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    dense: Decoder,
+    plans: list[PruningPlan],
+    models: list[Decoder],
+    texts: list[Any],
+) -> None:
+    from pathlib import Path
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from sentinel.measure.perplexity import evaluate
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in (
+        "model",
+        "heads",
+        "neurons",
+        "parameters",
+        "weights MB",
+        "read per token MB",
+        "perplexity",
+        "over dense",
+    ):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    first = None
+    rows = [("before", None, dense), *(("after", plan, model) for plan, model in zip(plans, models, strict=True))]
+    for label, plan, model in rows:
+        context = min(512, model.spec.max_seq_len)
+        found = evaluate(model, loaded.require_tokenizer(), texts, context=context, max_tokens=options.eval_tokens)
+        first = first or found
+        heads, neurons = (sum(getattr(la, n) for la in model.spec.layers) for n in ("n_head", "intermediate_size"))
+        share = ("", "") if plan is None else (f" (-{plan.heads:.0%})", f" (-{plan.neurons:.0%})")
+        table.add_row(
+            label,
+            f"{heads:,}{share[0]}",
+            f"{neurons:,}{share[1]}",
+            f"{model.spec.parameter_count():,}",
+            f"{model.spec.parameter_count() * 4 / 1e6:,.1f}",
+            f"{model.spec.weight_bytes_per_token() / 1e6:,.1f}",
+            f"{found.perplexity:.2f} ± {found.perplexity_stderr:.2f}",
+            f"{found.perplexity / first.perplexity:.3f}x",
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+    console.print(f"Perplexity on {options.text}, {first.tokens if first else 0:,} tokens, context 512.", style="dim")
+    print(Path(options.output))

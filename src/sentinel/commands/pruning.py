@@ -1,0 +1,99 @@
+"""Arguments of pruning that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentinel.commands.arguments import whole_number
+from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sentinel.adapt.corpora import Text
+    from sentinel.adapt.prune import Pruner, Settings
+    from sentinel.models.decoder import Decoder
+    from sentinel.models.sources import LoadedModel
+
+DEFAULT_TEXT = "sotu,anarchism"
+
+
+def ratio(text: str) -> float:
+    """Argument type: a ratio between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a ratio between 0 and 1")
+    return value
+
+
+def ratios(text: str) -> tuple[float, ...]:
+    """Argument type: ratios with commas between."""
+    return tuple(ratio(part) for part in text.split(","))
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Criterion and calibration text."""
+    parser.add_argument(
+        "--criterion", default="stepwise", metavar="C",
+        help="stepwise (default), fisher, gradient, reconstruction, entropy, magnitude or random",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", metavar="TEXT", default=DEFAULT_TEXT,
+        help=f"text files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their train splits)",
+    )  # fmt: skip
+    parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=24_576, help="default 24576")
+    parser.add_argument("--statistics", metavar="FILE", help="keep calibration sums here, and go on from them")
+    parser.add_argument(
+        "--scope", choices=("global", "uniform"), default="global", help="rank all layers together or each"
+    )
+    parser.add_argument(
+        "--floor-heads", metavar="N", type=whole_number(0), default=0, help="heads that every layer keeps"
+    )
+    parser.add_argument("--floor-neurons", metavar="N", type=whole_number(0), default=0, help="neurons, likewise")
+    parser.add_argument("--expand-kv", action="store_true", help="repeat grouped K/V, so that every head stands alone")
+    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="of sampling (default 0)")
+
+
+def settings_of(options: argparse.Namespace, *, compensate: bool) -> Settings:
+    """Pruning settings from the arguments."""
+    from sentinel.adapt.prune import Settings
+
+    statistics = None if options.statistics is None else Path(options.statistics)
+    if statistics is not None and statistics.is_dir():
+        raise InputError(f"--statistics {statistics} is a folder; name a file")
+    return Settings(
+        criterion=options.criterion,
+        scope=options.scope,
+        floor_groups=options.floor_heads,
+        floor_neurons=options.floor_neurons,
+        compensate=compensate,
+        tokens=options.calibration_tokens,
+        seed=options.seed,
+        statistics_file=statistics,
+    )
+
+
+def prepared(loaded: LoadedModel, options: argparse.Namespace) -> Decoder:
+    """The model to prune: with grouped keys and values repeated, if asked for."""
+    from sentinel.adapt.compact import expand_kv
+
+    return expand_kv(loaded.decoder) if options.expand_kv else loaded.decoder
+
+
+def make_pruner(
+    loaded: LoadedModel, dense: Decoder, settings: Settings, calibration: str, judged_by: Sequence[Text] = ()
+) -> Pruner:
+    """A pruner of ``dense`` with calibration windows, if the settings need any; none of ``judged_by`` is among them."""
+    from sentinel.adapt.corpora import load_texts, refuse_shared_documents
+    from sentinel.adapt.prune import Pruner
+
+    if not settings.needs_text:
+        return Pruner(dense, settings, None)
+    texts = load_texts(calibration, "train")
+    refuse_shared_documents((d.fingerprint for text in texts for d in text.documents), judged_by)
+    return Pruner.from_texts(dense, loaded.require_tokenizer(), lambda: texts, settings)

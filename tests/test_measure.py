@@ -1,0 +1,145 @@
+"""Perplexity, agreement, variety of text, latency tables, the quality suite, targets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import spec_of
+from helpers import filled_decoder
+
+from sentinel.adapt.corpora import Document, Text, Windows
+from sentinel.adapt.plan import Scores, fit_target, removal_order
+from sentinel.errors import InputError
+from sentinel.measure.latency import measure_latencies
+from sentinel.measure.perplexity import evaluate
+from sentinel.measure.quality import QualitySettings, bench_quality
+from sentinel.measure.text_metrics import distinct, repetition
+from sentinel.models.sources import LoadedModel
+
+
+class Bytes:
+    """A tokenizer of one byte (below 97) per token."""
+
+    eos_ids = ()
+
+    def encode(self, text):
+        return [ord(c) % 97 for c in text]
+
+    def decode(self, ids):
+        return "".join(chr(33 + i % 90) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return filled_decoder(spec_of("gpt2"))
+
+
+def text_of(*lengths: int) -> Text:
+    rng = np.random.default_rng(0)
+    documents = [Document(str(n), "".join(chr(97 + c) for c in rng.integers(0, 26, n))) for n in lengths]
+    return Text("t", tuple(documents))
+
+
+@pytest.mark.parametrize(("context", "stride"), [(16, 8), (16, 15), (10, 3), (64, 32)])
+def test_every_token_is_predicted_once_with_its_context(model, context, stride):
+    texts = [text_of(41, 7, 64)]
+    found = evaluate(model, Bytes(), texts, context=context, stride=stride)
+    total, count = 0.0, 0
+    for document in texts[0].documents:
+        ids = Bytes().encode(document.text)
+        end = min(context, len(ids))
+        done = 1
+        while done < len(ids):
+            window = torch.tensor(ids[max(0, end - context) : end])[None]
+            with torch.no_grad():
+                logp = model(window)[0].log_softmax(-1)
+            for position in range(done, end):
+                total -= logp[position - 1 - max(0, end - context), ids[position]].item()
+                count += 1
+            done, end = end, min(end + stride, len(ids))
+    assert found.tokens == count == 40 + 6 + 63
+    assert found.nll == pytest.approx(total / count, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(total / count / math.log(2), rel=1e-5)  # one byte per token here
+    assert found.perplexity_stderr > 0
+
+
+def test_agreement_with_a_teacher(model):
+    texts = [text_of(50)]
+    same = evaluate(model, Bytes(), texts, context=32, teacher=model)
+    assert same.kl == pytest.approx(0, abs=1e-6) and same.top1_agreement == 1.0
+    other = evaluate(model, Bytes(), texts, context=32, teacher=filled_decoder(spec_of("gpt2"), seed=5))
+    assert other.kl > 0.01 and other.top1_agreement < 1.0
+
+
+def test_limits_of_evaluation(model):
+    assert evaluate(model, Bytes(), [text_of(60, 60, 60)], context=32, max_tokens=70).tokens == 70
+    for options, said in (({"context": 100}, "context"), ({"context": 16, "stride": 16}, "stride")):
+        with pytest.raises(InputError, match=said):
+            evaluate(model, Bytes(), [text_of(60)], **options)
+    with pytest.raises(InputError, match="too short"):
+        evaluate(model, Bytes(), [text_of(1)], context=16)
+    broken = filled_decoder(spec_of("gpt2"))
+    with torch.no_grad():
+        broken.embed.weight[97 - 1 - 20] = float("nan")
+        broken.final_norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match="NaN"):
+        evaluate(broken, Bytes(), [text_of(60)], context=32)
+
+
+def test_variety_counts():
+    assert distinct([[1, 2, 1, 2], [1, 2]], 1) == pytest.approx(2 / 6)
+    assert distinct([[1, 2, 1, 2], [1, 2]], 2) == pytest.approx(2 / 4)
+    assert repetition([[1, 2, 1, 3]]) == pytest.approx(1 / 4)
+    assert repetition([[1, *range(100, 133), 1]]) == 0.0
+    assert distinct([], 1) == repetition([]) == 0.0
+
+
+def test_latency_table_adds_up_and_does_not_change_the_model(model):
+    table = measure_latencies(model, context=8, rounds=2)
+    layers = model.spec.layers
+    assert table.predict_counts([4] * 3, [192] * 3) == pytest.approx(table.dense_ms)
+    assert table.predict_counts([0] * 3, [0] * 3) > 0
+    assert table.predict_counts([2] * 3, [0] * 3) == pytest.approx(
+        table.fixed_ms + sum(table.attention_ms[layer][2] + table.mlp_ms[layer][0] for layer in layers)
+    )
+    assert all(b.attn.active_groups == 4 and b.mlp.active_neurons == 192 for b in model.blocks)
+
+
+def test_a_target_takes_the_least_loss_that_fits(model):
+    spec = model.spec
+    groups = tuple(np.full(4, 1.0) for _ in range(3))
+    neurons = tuple(np.full(192, 0.001) for _ in range(3))
+    order = removal_order(spec, Scores("fisher", groups, neurons))
+    # heads cost 1 each, a tenth of all neurons 0.06: neurons go first
+    plan = fit_target(order, lambda p: sum(p.group_counts) * 48 + sum(p.neuron_counts), 0.7 * (12 * 48 + 576), 0.7, 0.5)
+    assert (plan.heads, plan.neurons) == (
+        0.15,
+        0.45,
+    )  # 2 heads, 259 neurons: just enough
+    with pytest.raises(InputError, match="out of reach"):
+        fit_target(order, lambda p: float(sum(p.group_counts)), 0.5, 0.7, 0.5)
+
+
+def test_quality_suite_rows(model):
+    loaded = LoadedModel("tiny", model, Bytes(), "real")
+    tokens = torch.randint(0, 97, (8, 16), generator=torch.Generator().manual_seed(0))
+    settings = QualitySettings(("random", "fisher"), (0.25, 0.5), 40, 16, rounds=2, new_tokens=2)
+    small = QualitySettings(("random",), (0.5,), 40, 16, rounds=2, new_tokens=2)
+    windows, texts = Windows(tokens, ("a",)), [text_of(30), text_of(30, 20)]
+    with pytest.raises(InputError, match="context"):
+        bench_quality(loaded, windows, texts, small)  # 64 prompt tokens do not fit this model
+    wide = filled_decoder(spec_of("gpt2").__class__(**{**vars(spec_of("gpt2")), "max_seq_len": 128}))
+    loaded = LoadedModel("tiny", wide, Bytes(), "real")
+    rows = bench_quality(loaded, windows, texts, settings)
+    assert [r.criterion for r in rows] == [None] + ["random"] * 4 + ["fisher"] * 4
+    assert rows[0].perplexity_ratio == pytest.approx(1.0)
+    assert all(r.speedup_over == rows[0].engine and r.tokens_per_s > 0 for r in rows)
+    assert {r.compensated for r in rows[1:]} == {True, False}
+    with pytest.raises(InputError, match="random weights"):
+        bench_quality(LoadedModel("tiny", wide, Bytes(), "random"), windows, texts, settings)
+    with pytest.raises(InputError, match="is calibration text"):
+        bench_quality(loaded, Windows(tokens, (texts[0].documents[0].fingerprint,)), texts, settings)
