@@ -40,11 +40,11 @@ def test_greedy_tokens_equal_hugging_face_at_every_level(name):
             do_sample=False,
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        for level in (0, 1):
+        for level in (0, 1, 2):
             assert grown(make_engine(decoder, level), [prompt], 12) == [expected]
 
 
-@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_batch_of_unequal_prompts_equals_single_prompts(level, positions):
     engine = make_engine(filled_decoder(unequal_spec(positions)), level)
@@ -131,11 +131,13 @@ def test_prompts_that_do_not_fit_are_refused(prompts, count, said):
         list(generate_tokens(engine, prompts, count))
 
 
-def test_unavailable_levels_say_so():
+def test_levels_and_precisions_that_do_not_exist_are_refused():
     decoder = filled_decoder(unequal_spec())
     for level in (-1, 4):
         with pytest.raises(InputError, match="does not exist"):
             make_engine(decoder, level)
+    with pytest.raises(InputError, match="level 2 runs in fp32, not in int4"):
+        make_engine(decoder, 2, precision="int4")
 
 
 class Letters:

@@ -17,6 +17,7 @@ from sentinel.commands.arguments import (
 from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 
 if TYPE_CHECKING:
+    from sentinel.measure.bench import DecodeSettings
     from sentinel.measure.results import Result
     from sentinel.models.sources import LoadedModel
 
@@ -28,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="smollm2-135m")
     add_workload(parser)
     parser.add_argument(
-        "--levels", metavar="L,L", type=listed(whole_number(0)), default=(0, 1), help="levels to run (default 0,1)"
+        "--levels", metavar="L,L", type=listed(whole_number(0)), default=(0, 1, 2, 3), help="default 0,1,2,3"
     )
+    parser.add_argument("--precision", metavar="P,P", default="int8", help="of level 3: int8 (default), int4, or both")
     parser.add_argument(
         "--lengths",
         metavar="N,N",
@@ -78,9 +80,7 @@ def run(options: argparse.Namespace) -> None:
         results = run_quality(loaded, options)
     else:
         check_workload(options, loaded)
-        settings = bench.DecodeSettings(
-            options.levels, options.batch, options.prompt_tokens, options.new_tokens, options.rounds
-        )
+        settings = decode_settings(options)
         results = bench.bench_decode(
             loaded, settings, place.bandwidth_gb_s, source=options.model, random_weights=options.random_weights
         )
@@ -88,6 +88,25 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         found.write(options.json)
     print_tables(found.results)
+
+
+def decode_settings(options: argparse.Namespace) -> DecodeSettings:
+    """What the decode suite runs, by the arguments."""
+    from sentinel.infer.engines import check_precision
+    from sentinel.measure.bench import DecodeSettings
+
+    precisions = tuple(options.precision.split(","))
+    for precision in precisions:
+        check_precision(3, precision)
+    return DecodeSettings(
+        levels=options.levels,
+        precisions=precisions,
+        threads=options.threads,
+        batch=options.batch,
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        rounds=options.rounds,
+    )
 
 
 def run_quality(loaded: LoadedModel, options: argparse.Namespace) -> list[Result]:

@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.corpora import load_texts
     from sentinel.adapt.prune import make_elastic
     from sentinel.files import check_output_folder
-    from sentinel.models.checkpoint import is_checkpoint, save_checkpoint
+    from sentinel.models.checkpoint import save_checkpoint
+    from sentinel.models.folder import is_checkpoint
 
     targets = [options.speedup, options.max_memory, options.elastic]
     if sum(target is not None for target in targets) + bool(options.heads or options.neurons) != 1:

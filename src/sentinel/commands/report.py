@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sentinel.commands.arguments import add_machine, add_model, add_workload, check_workload, load_model
-from sentinel.commands.bench import run_quality
+from sentinel.commands.bench import decode_settings, run_quality
 from sentinel.commands.pruning import DEFAULT_TEXT
 
 
@@ -54,7 +54,8 @@ def measure(options: argparse.Namespace):
     loaded = load_model(options)
     check_workload(options, loaded)
     place = environment.describe(options.device)
-    settings = bench.DecodeSettings((0, 1), options.batch, options.prompt_tokens, options.new_tokens, options.rounds)
+    options.levels, options.precision = (0, 1, 2, 3), "int8,int4"
+    settings = decode_settings(options)
     decode = bench.bench_decode(
         loaded, settings, place.bandwidth_gb_s, source=options.model, random_weights=options.random_weights
     )

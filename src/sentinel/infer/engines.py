@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,13 @@ class Level:
     number: int
     name: str
     description: str
-    available: bool
 
 
 LEVELS = (
-    Level(0, "reference", "attention head by head in a loop, pruned heads masked", True),
-    Level(1, "default", "fused projections, scaled-dot-product attention, KV cache, eager", True),
-    Level(2, "aggressive", "whole decode step compiled, fp32", False),
-    Level(3, "extreme", "level 2 with quantised weights", False),
+    Level(0, "reference", "attention head by head in a loop, pruned heads masked"),
+    Level(1, "default", "fused projections, scaled-dot-product attention, KV cache, eager"),
+    Level(2, "aggressive", "whole decode step compiled, fp32"),
+    Level(3, "extreme", "level 2 with quantised weights"),
 )
 
 
@@ -45,6 +44,8 @@ class Engine(Protocol):
 
     name: str
     level: int
+    precision: str
+    kv_bytes: int
     spec: ModelSpec
 
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits: ...
@@ -58,17 +59,30 @@ def check_level(level: int) -> Level:
     """The level of that number; `InputError` when there is none or when it can't run yet."""
     if not 0 <= level < len(LEVELS):
         raise InputError(f"level {level} does not exist; the levels are 0 to {len(LEVELS) - 1}")
-    if not LEVELS[level].available:
-        raise InputError(f"level {level} ({LEVELS[level].name}) is not available in this version; levels 0 and 1 are")
     return LEVELS[level]
 
 
-def make_engine(decoder: Decoder, level: int) -> Engine:
-    """An engine that runs ``decoder`` at an optimisation level."""
-    check_level(level)
-    from sentinel.infer.torch_engine import TorchEngine
+def check_precision(level: int, precision: str | None) -> str:
+    """The precision that a level runs in: fp32 below level 3, there int8 by default or int4."""
+    allowed = ("int8", "int4") if level == 3 else ("fp32",)
+    if precision is not None and precision not in allowed:
+        raise InputError(f"level {level} runs in {' or '.join(allowed)}, not in {precision}")
+    return precision or allowed[0]
 
-    return TorchEngine(decoder, level)
+
+def make_engine(decoder: Decoder, level: int, *, precision: str | None = None, threads: int | None = None) -> Engine:
+    """An engine that runs ``decoder`` at an optimisation level, as pruned as it is set to be."""
+    check_level(level)
+    precision = check_precision(level, precision)
+    if level < 2:
+        from sentinel.infer.torch_engine import TorchEngine
+
+        return TorchEngine(decoder, level)
+    if decoder.device.type != "cpu":
+        raise InputError(f"level {level} runs on the CPU; on {decoder.device} there are levels 0 and 1")
+    from sentinel.infer.cpu_engine import engine_of
+
+    return engine_of(decoder, cast(Any, precision), threads=threads)
 
 
 def check_prompts(spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -19,6 +19,8 @@ class TorchEngine:
 
     def __init__(self, decoder: Decoder, level: int) -> None:
         self.level = check_level(level).number
+        self.precision = "fp32"
+        self.kv_bytes = decoder.embed.weight.element_size()
         self.name = f"level {level}"
         self.decoder = ReferenceDecoder(decoder) if level == 0 else decoder
         self.decoder.eval()

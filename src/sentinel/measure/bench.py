@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import make_engine
+from sentinel.infer.engines import Engine, make_engine
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.measure.hugging_face import HuggingFaceReference
-from sentinel.measure.memory import measure_peak_memory
+from sentinel.measure.memory import MemoryRequest, measure_peak_memory
 from sentinel.measure.results import Result, Sample, median, percentiles, speedup
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceAttention
 from sentinel.models.sources import LoadedModel
-from sentinel.progress import track
+from sentinel.progress import track, working
 
 ATTENTION_LENGTHS = (32, 64, 128, 256, 512)
 ATTENTION_REFERENCE = "attention-original"
@@ -29,7 +29,9 @@ ATTENTION_REFERENCE = "attention-original"
 class DecodeSettings:
     """What is generated: batch x (prompt_tokens + new_tokens), in ``rounds`` rounds after one warm-up round."""
 
-    levels: tuple[int, ...] = (0, 1)
+    levels: tuple[int, ...] = (0, 1, 2, 3)
+    precisions: tuple[str, ...] = ("int8",)
+    threads: int | None = None
     batch: int = 1
     prompt_tokens: int = 64
     new_tokens: int = 20
@@ -74,16 +76,22 @@ def bench_decode(
         return timing_sample(timings)
 
     runs: dict[str, Callable[[], Sample]] = {reference.name: run_reference}
+    engines: dict[str, Engine] = {}
     for level in settings.levels:
-        engine = make_engine(loaded.decoder, level)
+        for precision in settings.precisions if level == 3 else (None,):
+            with working(f"Preparing level {level}"):
+                engine = make_engine(loaded.decoder, level, precision=precision, threads=settings.threads)
+                list(generate_tokens(engine, prompts, 1))  # compiles what is not compiled yet
+            engines[engine.name] = engine
+    for name, engine in engines.items():
 
-        def run_engine(engine=engine) -> Sample:
+        def run_engine(engine=engine, name=name) -> Sample:
             timings = Timings()
             steps = list(generate_tokens(engine, prompts, settings.new_tokens, timings=timings))
-            tokens[engine.name] = [[t for t in row if t is not None] for row in zip(*steps, strict=True)]
+            tokens[name] = [[t for t in row if t is not None] for row in zip(*steps, strict=True)]
             return timing_sample(timings)
 
-        runs[engine.name] = run_engine
+        runs[name] = run_engine
     samples = interleave(runs, settings.rounds, "Decoding")
     spec = loaded.spec
     base = Result(
@@ -102,16 +110,26 @@ def bench_decode(
         speedup_over=reference.name,
     )
     context = settings.prompt_tokens + settings.new_tokens // 2
-    step_bytes = spec.weight_bytes_per_token() + settings.batch * context * spec.kv_bytes_per_position()
     results = []
     for name in track(samples, "Measuring memory", len(samples)):
-        peak = measure_peak_memory(
+        engine = engines.get(name)
+        weight_bytes = spec.weight_bytes_per_token() if engine is None else engine.weight_bytes_per_token()
+        request = MemoryRequest(
             source, random_weights, name, settings.prompt_tokens, settings.new_tokens, settings.batch
         )
-        row = timed_result(base, name, samples[reference.name], samples[name], bandwidth_gb_s, step_bytes)
-        level = None if name == reference.name else int(name.removeprefix("level "))
-        same = tokens[name] == tokens[reference.name]
-        results.append(replace(row, level=level, peak_memory_mb=peak, same_tokens_as_reference=same))
+        peak = measure_peak_memory(request, engine)
+        kv = settings.batch * context * spec.kv_bytes_per_position(4 if engine is None else engine.kv_bytes)
+        row = timed_result(base, name, samples[reference.name], samples[name], bandwidth_gb_s, weight_bytes + round(kv))
+        results.append(
+            replace(
+                row,
+                level=None if engine is None else engine.level,
+                precision="fp32" if engine is None else engine.precision,
+                weight_bytes_per_token=weight_bytes,
+                peak_memory_mb=peak,
+                same_tokens_as_reference=tokens[name] == tokens[reference.name],
+            )
+        )
     return results
 
 

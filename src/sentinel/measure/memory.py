@@ -7,9 +7,15 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from sentinel.infer.engines import Engine
 
 
 def reset_peak() -> None:
@@ -29,46 +35,82 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def measure_peak_memory(
-    model: str, random_weights: int | None, engine: str, prompt_tokens: int, new_tokens: int, batch: int = 1
-) -> float:
-    """Peak resident memory in MB while ``engine`` ("hf-generate" or "level N") generates, interpreter included.
+@dataclass(frozen=True)
+class MemoryRequest:
+    """What a process of its own is to load and to generate; ``engine`` is "hf-generate" or the name of an engine."""
 
-    Loading is left out: the counter starts after it.
+    model: str
+    random_weights: int | None
+    engine: str
+    prompt_tokens: int
+    new_tokens: int
+    batch: int = 1
+
+
+def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) -> float:
+    """Peak resident memory in MB of a process that generates as ``request`` says, interpreter included.
+
+    Levels 2 and 3 run from a checkpoint of their own, as a user would run them, and the loading counts; for the others
+    the counter starts after loading.
     """
-    request = json.dumps([model, random_weights, engine, prompt_tokens, new_tokens, batch])
-    command = [sys.executable, "-m", "sentinel.measure.memory", request]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        if engine is not None and engine.level >= 2:
+            from sentinel.infer.cpu_engine import WEIGHTS_FILE, CpuEngine
+
+            assert isinstance(engine, CpuEngine)
+            file = Path(scratch) / WEIGHTS_FILE
+            engine.weights.save(file)
+            request = replace(request, model=str(file), random_weights=None)
+        command = [sys.executable, "-m", "sentinel.measure.memory", json.dumps(asdict(request))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"memory of {engine} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"memory of {request.engine} could not be measured ({said})")
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def _serve(request: str) -> None:
+def _serve(request: MemoryRequest) -> None:
+    from sentinel.infer.generate import generate_tokens
+    from sentinel.progress import console
+
+    console.quiet = True
+    if request.engine.startswith(("level 2", "level 3")):
+        from sentinel.infer.cpu_engine import CpuEngine
+        from sentinel.infer.native import NativeWeights
+
+        reset_peak()
+        runner = CpuEngine(NativeWeights.load(request.model))
+        list(generate_tokens(runner, _prompts(request, runner.spec.vocab_size), request.new_tokens))
+    else:
+        _serve_torch(request)
+    print(peak_rss_mb())
+
+
+def _serve_torch(request: MemoryRequest) -> None:
     from sentinel.infer.engines import make_engine
     from sentinel.infer.generate import Timings, generate_tokens
     from sentinel.measure.hugging_face import ENGINE_NAME, HuggingFaceReference
     from sentinel.models.sources import load
-    from sentinel.progress import console
 
-    console.quiet = True
-    model, random_weights, engine, prompt_tokens, new_tokens, batch = json.loads(request)
-    decoder = load(model, random_weights=random_weights).decoder
-    prompts = [[(7 * i + row) % decoder.spec.vocab_size for i in range(prompt_tokens)] for row in range(batch)]
-    if engine == ENGINE_NAME:
+    decoder = load(request.model, random_weights=request.random_weights).decoder
+    prompts = _prompts(request, decoder.spec.vocab_size)
+    if request.engine == ENGINE_NAME:
         reference = HuggingFaceReference(decoder)
         del decoder
         gc.collect()
         reset_peak()
-        reference.generate(prompts, new_tokens, Timings())
-    else:
-        runner = make_engine(decoder, int(engine.removeprefix("level ")))
-        del decoder
-        gc.collect()
-        reset_peak()
-        list(generate_tokens(runner, prompts, new_tokens))
-    print(peak_rss_mb())
+        reference.generate(prompts, request.new_tokens, Timings())
+        return
+    runner = make_engine(decoder, int(request.engine.removeprefix("level ")))
+    del decoder
+    gc.collect()
+    reset_peak()
+    list(generate_tokens(runner, prompts, request.new_tokens))
+
+
+def _prompts(request: MemoryRequest, vocab_size: int) -> list[list[int]]:
+    return [[(7 * i + row) % vocab_size for i in range(request.prompt_tokens)] for row in range(request.batch)]
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(MemoryRequest(**json.loads(sys.argv[1])))

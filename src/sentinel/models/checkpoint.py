@@ -20,16 +20,11 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, PruningLevel, dense_state
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import State, read_weights
+from sentinel.models.folder import MODEL_TYPE, is_checkpoint, read_config
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer, read_json
 
-MODEL_TYPE = "sentinel"
 ARCHITECTURE = "SentinelForCausalLM"
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """True for a folder that sentinel wrote and may replace."""
-    return (folder / "config.json").exists() and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
 def save_checkpoint(
@@ -86,17 +81,12 @@ def _read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLeve
         raise InputError(f"{folder / 'config.json'}: its pruning levels are damaged ({error})") from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder."""
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder} has no config.json, so it is not a model folder")
-    return read_json(folder / "config.json")
-
-
 def read_spec(folder: Path) -> ModelSpec:
     """The specification of the model in ``folder``, without reading weights."""
     config = read_config(folder)
     model_type = config.get("model_type")
+    if model_type == MODEL_TYPE and "precision" in config:
+        raise InputError(f"{folder} is quantised ({config['precision']}), so that only level 3 runs it")
     if model_type == MODEL_TYPE:
         if not isinstance(config.get("spec"), dict):
             raise InputError(f"{folder / 'config.json'} has no 'spec'; it is damaged or was made by something else")

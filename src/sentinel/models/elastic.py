@@ -6,6 +6,7 @@ re-solved for a level are kept per level; everything else is shared.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ class ElasticDecoder(Decoder):
         super().__init__(spec)
         self._levels: dict[tuple[float, float], PruningLevel] = {}
         self._dense: dict[str, Tensor | None] = {}
+        self.current: PruningLevel | None = None
 
     @classmethod
     def from_ordered(cls, decoder: Decoder, levels: Iterable[PruningLevel]) -> ElasticDecoder:
@@ -70,6 +72,7 @@ class ElasticDecoder(Decoder):
                 f"pruning level {heads:g} of heads and {neurons:g} of neurons is not stored; stored are {stored}"
             )
         self.set_active(level.kept_groups, level.kept_neurons)
+        self.current = level
         for name, module, part in self._places():
             tensor = level.projections.get(name) if level.projections else self._dense[name]
             if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
@@ -103,6 +106,37 @@ def dense_state(decoder: ElasticDecoder) -> dict[str, Tensor]:
         if tensor is not None:
             state[name] = tensor.detach()
     return state
+
+
+def at_current_level(decoder: Decoder) -> Decoder:
+    """A plain decoder of what takes part at the level that is set; ``decoder`` itself when it is not elastic."""
+    level = decoder.current if isinstance(decoder, ElasticDecoder) else None
+    if level is None or not (level.heads or level.neurons):
+        return decoder
+    spec = decoder.spec.with_counts(level.kept_groups, level.kept_neurons)
+    state: dict[str, Tensor] = {}
+    for name, tensor in decoder.state_dict().items():
+        parts = name.split(".")
+        if parts[0] != "layers":
+            state[name] = tensor
+            continue
+        layer = spec.layers[int(parts[1])]
+        if parts[2:4] == ["attn", "qkv_proj"]:
+            tensor = tensor[: layer.qkv_rows]
+        elif parts[2:] == ["attn", "gate"]:
+            tensor = tensor[: layer.n_head]
+        elif parts[3] in ("up_proj", "gate_proj"):
+            tensor = tensor[: layer.intermediate_size]
+        elif parts[3:] == ["out_proj", "weight"]:
+            tensor = tensor[:, : layer.n_head * layer.head_dim]
+        elif parts[3:] == ["down_proj", "weight"]:
+            tensor = tensor[:, : layer.intermediate_size]
+        state[name] = tensor.detach().clone()
+    biases = {name.split(".", 2)[2] for name in state if name.endswith(".bias")}
+    spec = dataclasses.replace(spec, out_bias="attn.out_proj.bias" in biases, down_bias="mlp.down_proj.bias" in biases)
+    smaller = Decoder.empty(spec)
+    smaller.load_state_dict(state, assign=True)
+    return smaller.eval()
 
 
 def require_levels(decoder: Decoder) -> ElasticDecoder:

@@ -20,10 +20,10 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sentinel.files import write_folder
-from sentinel.models.checkpoint import MODEL_TYPE, is_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import write_weights
+from sentinel.models.folder import MODEL_TYPE, is_checkpoint
 from sentinel.models.spec import ModelSpec
 
 # transformers 5 renames ``past_key_values``, in inputs and outputs, to ``cache``.

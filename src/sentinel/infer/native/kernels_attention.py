@@ -1,0 +1,119 @@
+"""The KV cache and attention over it.
+
+Per layer, sequence and KV head: keys in blocks of 32 positions, [D][32 positions]; values in chunks of 32 columns,
+[position][32 columns]. Both are read as streams, by the same tiles as weights. float32, or half precision.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .intrinsics import f32_view, halves, i16_view
+from .kernels_vector import FAST, softmax_weights
+from .layout import (
+    L_COS,
+    L_HEAD,
+    L_HEAD_DIM,
+    L_KEYS,
+    L_KV_HEAD,
+    L_KV_STRIDE,
+    L_SIN,
+    L_VALUES,
+    P_BLOCK,
+    P_SCORES,
+    R_POSITION,
+    R_SEQUENCE,
+    S,
+)
+from .tiles import float_block, half_block
+
+_CONTEXT, _HALF_KV = int(S.CONTEXT), int(S.HALF_KV)
+_QKV, _QKV_STRIDE = int(S.QKV), int(S.QKV_STRIDE)
+_ATTENTION, _ATTENTION_STRIDE = int(S.ATTENTION), int(S.ATTENTION_STRIDE)
+
+
+@njit(**FAST)
+def _rotate(address, cos_address, sin_address, n):
+    """Rotary embedding of one head (Su et al. 2021), first half with second half as in Hugging Face's Llama."""
+    x = f32_view(address, 2 * n)
+    cos, sin = f32_view(cos_address, n), f32_view(sin_address, n)
+    for i in range(n):
+        a, b = x[i], x[i + n]
+        x[i] = a * cos[i] - b * sin[i]
+        x[i + n] = b * cos[i] + a * sin[i]
+
+
+@njit(**FAST)
+def cache_row(st, layer, row, sequence, position, group, scratch):
+    """Rotate one row's queries and key of KV head ``group`` in place; put its key and value into the cache."""
+    d, gs = layer[L_HEAD_DIM], layer[L_HEAD] // layer[L_KV_HEAD]
+    context = st[_CONTEXT]
+    base = st[_QKV] + row * st[_QKV_STRIDE] + group * (gs + 2) * d * 4
+    key, value = base + gs * d * 4, base + (gs + 1) * d * 4
+    if layer[L_COS] != 0:
+        shift = position * (d // 2) * 4
+        for h in range(gs + 1):
+            _rotate(base + h * d * 4, layer[L_COS] + shift, layer[L_SIN] + shift, d // 2)
+    d_padded = (d + 31) // 32 * 32
+    head = sequence * layer[L_KV_STRIDE] + group
+    n_chunk = d_padded // 32
+    if st[_HALF_KV]:
+        keys = i16_view(layer[L_KEYS] + (head * context + position // 32 * 32) * d * 2, d * 32)
+        halves(key, scratch, d)
+        source = i16_view(scratch, d)
+        for i in range(d):
+            keys[i * 32 + position % 32] = source[i]
+        for chunk in range(n_chunk):
+            to = layer[L_VALUES] + ((head * n_chunk + chunk) * context + position) * 64
+            halves(value + chunk * 128, to, 32)
+    else:
+        keys32 = f32_view(layer[L_KEYS] + (head * context + position // 32 * 32) * d * 4, d * 32)
+        source32, v = f32_view(key, d), f32_view(value, d)
+        for i in range(d):
+            keys32[i * 32 + position % 32] = source32[i]
+        for chunk in range(n_chunk):
+            values = f32_view(layer[L_VALUES] + ((head * n_chunk + chunk) * context + position) * 128, 32)
+            for i in range(min(32, d - chunk * 32)):
+                values[i] = v[chunk * 32 + i]
+
+
+@njit(**FAST)
+def attend(st, layer, rows, row0, n_token, head, private):
+    """Causal attention of one head for ``n_token`` consecutive tokens of one sequence (Vaswani et al. 2017)."""
+    d, gs = layer[L_HEAD_DIM], layer[L_HEAD] // layer[L_KV_HEAD]
+    context = st[_CONTEXT]
+    d_padded = (d + 31) // 32 * 32
+    group = head // gs
+    first = rows[row0, R_POSITION]
+    n_seen = first + n_token
+    q = st[_QKV] + row0 * st[_QKV_STRIDE] + (group * (gs + 2) + head - group * gs) * d * 4
+    cached = (rows[row0, R_SEQUENCE] * layer[L_KV_STRIDE] + group) * context
+    size = 2 if st[_HALF_KV] else 4
+    scores = private + P_SCORES
+    stride = (context + 32) * 4
+    for block in range((n_seen + 31) // 32):
+        keys = layer[L_KEYS] + (cached + block * 32) * d * size
+        if size == 2:
+            half_block(n_token, q, st[_QKV_STRIDE], keys, 64, d, 0, scores + block * 128, stride)
+        else:
+            float_block(n_token, q, st[_QKV_STRIDE], keys, 128, d, 0, scores + block * 128, stride)
+    factors = f32_view(private + P_BLOCK + n_token * 128, n_token)
+    scale = np.float32(1.0 / math.sqrt(d))
+    for t in range(n_token):
+        factors[t] = softmax_weights(scores + t * stride, first + t + 1, n_token - 1 - t, scale)
+    for chunk in range(d_padded // 32):
+        out = private + P_BLOCK
+        values = layer[L_VALUES] + (cached * (d_padded // 32) + chunk * context) * 32 * size
+        if size == 2:
+            half_block(n_token, scores, stride, values, 64, n_seen, 0, out, 128)
+        else:
+            float_block(n_token, scores, stride, values, 128, n_seen, 0, out, 128)
+        n = min(32, d - chunk * 32)
+        for t in range(n_token):
+            target = f32_view(st[_ATTENTION] + (row0 + t) * st[_ATTENTION_STRIDE] + (head * d + chunk * 32) * 4, n)
+            source = f32_view(out + t * 128, n)
+            for i in range(n):
+                target[i] = source[i] * factors[t]

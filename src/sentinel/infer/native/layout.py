@@ -1,0 +1,101 @@
+"""Where everything is: the integer tables through which Python tells the compiled step about a model.
+
+A compiled step takes one address: that of the state, a row of int64 fields. Sizes are counts, everything else is an
+address or a stride in bytes. `engine` writes the tables, `step` reads them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+# Kinds of matrix, and what a row of activations must be for it: float32, or int16 with one scale.
+FP32, INT8, INT4 = 0, 1, 2
+
+# Fields of one matrix.
+KIND, WEIGHT, SCALE, BIAS, BLOCK_BYTES, N_ROW, N_COLUMN = range(7)
+MATRIX_FIELDS = 7
+
+# Fields of one layer: sizes, norms, KV cache, rotary table, then five matrices.
+L_HEAD, L_KV_HEAD, L_HEAD_DIM, L_KV_STRIDE, L_NEURON, L_GATED = range(6)
+L_NORM1, L_NORM1_BIAS, L_NORM2, L_NORM2_BIAS, L_KEYS, L_VALUES, L_COS, L_SIN = range(6, 14)
+L_QKV = 14
+L_OUT = L_QKV + MATRIX_FIELDS
+L_GATE = L_OUT + MATRIX_FIELDS
+L_UP = L_GATE + MATRIX_FIELDS
+L_DOWN = L_UP + MATRIX_FIELDS
+LAYER_FIELDS = L_DOWN + MATRIX_FIELDS
+
+# Fields of one row (a token of one sequence).
+R_TOKEN, R_SEQUENCE, R_POSITION, R_WANTED = range(4)
+ROW_FIELDS = 4
+
+
+class S(IntEnum):
+    """Fields of the state."""
+
+    THREADS = 0
+    N_LAYER = 1
+    N_EMBD = 2
+    VOCAB = 3
+    CONTEXT = 4  # positions that the KV cache holds, a multiple of 32
+    LAYERNORM = 5
+    EPS_BITS = 6  # float32 bits of norm_eps
+    ACTIVATION = 7
+    HALF_KV = 8
+    N_ROW = 9
+    ROWS = 10
+    LAYERS = 11
+    EMBED = 12  # address of a matrix's fields
+    HEAD = 13  # address of a matrix's fields
+    POSITIONS = 14  # float32 [S, C], or 0
+    FINAL_NORM = 15
+    FINAL_NORM_BIAS = 16
+    X = 17  # residual stream, float32 [rows][C]
+    X_STRIDE = 18
+    QKV = 19
+    QKV_STRIDE = 20
+    ATTENTION = 21  # heads' outputs
+    ATTENTION_STRIDE = 22
+    HIDDEN = 23  # MLP neurons
+    HIDDEN_STRIDE = 24
+    INPUT = 25  # a matrix's input: float32 or int16 [rows][...]
+    INPUT_STRIDE = 26
+    INPUT_SCALE = 27  # float32 [rows]
+    INPUT_SUM = 28  # float32 [rows][groups]
+    INPUT_SUM_STRIDE = 29
+    LOGITS = 30
+    LOGITS_STRIDE = 31
+    BEST = 32  # int64 [rows]: most probable token
+    PRIVATE = 33  # one area per thread
+    PRIVATE_STRIDE = 34
+    SYNC = 35
+    PLAN = 36  # int64: counts, then attention tiles and wanted rows (below)
+    PROFILE = 37  # int64 [PROFILE_FIELDS] cycles of thread 0 per part
+    N_FIELD = 38
+
+
+# In a thread's private area, in bytes.
+P_BARRIERS = 0  # int64: barriers passed so far
+P_JOBS = 8  # int64: jobs done so far
+P_BEST = 64  # per wanted row: int64 token, then float32 value in 8 bytes
+P_BLOCK = 64 + 16 * 256  # float32 [rows][32] one block's output, twice
+MAX_ROWS = 128  # tokens that go through the layers together
+MAX_WANTED = 32  # of them, tokens whose logits are asked for
+P_SCORES = P_BLOCK + 2 * MAX_ROWS * 128  # float32 [tile tokens][context]
+
+# In the plan of one pass, in int64s: what attention works on in all layers, and in the last layer after the keys and
+# values are stored, when only the wanted rows go on.
+N_TILE, N_LAST_TILE, N_WANTED = range(3)
+TILES = 8  # [MAX_ROWS][2]: first row and tokens of each attention tile
+LAST_TILES = TILES + 2 * MAX_ROWS
+WANTED = LAST_TILES + 2 * MAX_ROWS  # [MAX_ROWS]: rows whose logits are asked for
+LAST_ROWS = WANTED + MAX_ROWS  # [MAX_ROWS][ROW_FIELDS]: their rows of the row table
+PLAN_INTS = LAST_ROWS + ROW_FIELDS * MAX_ROWS
+
+# In the area that threads synchronise on, in bytes: each on its own cache line.
+Y_JOB = 0  # number of the newest job
+Y_ARRIVED = 64  # arrivals at barriers
+Y_PARKED = 128  # per thread: 1 while it sleeps
+
+PARTS = ("embed", "norm", "qkv", "cache", "attention", "out", "norm2", "up", "quantise", "down", "head")
+ACTIVATIONS = ("gelu_new", "gelu", "silu", "relu")
