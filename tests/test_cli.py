@@ -314,6 +314,35 @@ def test_targets_from_the_command_line(worded, letters, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_random_weights_are_pruned_but_never_judged(worded, letters, tmp_path, capsys):
+    out = tmp_path / "r"
+    arguments = ["prune", worded, "-o", str(out), "--heads", "0.5", "--random-weights", "3"]
+    texts = ["--calibration", letters["calibration"], "--calibration-tokens", "1024"]
+    assert main([*arguments, *texts]) == 0
+    assert "random weights" in capsys.readouterr().out
+    assert "random weights" in refused(capsys, "evaluate", str(out), "--text", letters["test"], "--context", "16")
+
+
+def test_quantised_checkpoint_runs_without_torch(worded, tmp_path, capsys):
+    out = tmp_path / "q"
+    assert main(["quantize", worded, "-o", str(out), "--precision", "int8"]) == 0
+    assert "int8" in capsys.readouterr().out
+    code = (
+        f"import sys; from sentinel.cli import main; main(['generate', {str(out)!r}, 'a b c', '--max-new-tokens', '4'])"
+    )
+    code += "; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "level 3 int8" in done.stderr
+    assert "only level 3" in refused(capsys, "generate", str(out), "a b c", "--level", "1")
+    assert "only level 3" in refused(capsys, "info", str(out))
+    file = out / "model.native.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-200] + bytes(200), b"x" + whole[1:]):
+        file.write_bytes(damaged)
+        assert str(file) in refused(capsys, "generate", str(out), "a b c")
+
+
 def test_importance_map(worded, letters, tmp_path, capsys):
     out, chart = tmp_path / "ranks.json", tmp_path / "map.svg"
     assert (
@@ -359,8 +388,17 @@ def test_interrupt_leaves_nothing_half_written(tiny, tmp_path):
         "-o",
         str(out),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    time.sleep(6)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have made it ignored
+    )
+    assert process.stderr is not None
+    while "Preparing level 3" not in process.stderr.readline():  # loading is over
+        assert process.poll() is None
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -49,15 +49,15 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("say what to remove by one of: --heads and --neurons, --speedup, --max-memory, --elastic")
     check_output_folder(options.output, is_checkpoint)
     settings = settings_of(options, compensate=options.compensate)
-    texts = load_texts(options.text, "test")
     loaded = load_model(options)
-    loaded.require_real_weights("judging what pruning costs")
+    texts = load_texts(options.text, "test") if loaded.weights == "real" else []
     dense = prepared(loaded, options)
     pruner = make_pruner(loaded, dense, settings, options.calibration, texts)
     order, plans = _plans(options, pruner, dense)
     models = pruner.apply(plans)
     made = make_elastic(dense, order, plans, models) if options.elastic else models[0]
     record = {
+        "weights": loaded.weights,
         "pruning": {
             "source": loaded.name,
             "criterion": order.criterion,
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
             "calibration_tokens": options.calibration_tokens if settings.needs_text else 0,
             "calibration_documents": list(pruner.fingerprints),
             "removal_ranks": [[int(rank) for rank in layer] for layer in order.group_ranks],
-        }
+        },
     }
     save_checkpoint(made, options.output, loaded.tokenizer, extra=record)
     _print_table(options, loaded, dense, plans, models, texts)
@@ -134,9 +134,13 @@ def _print_table(
     first = None
     rows = [("before", None, dense), *(("after", plan, model) for plan, model in zip(plans, models, strict=True))]
     for label, plan, model in rows:
-        context = min(512, model.spec.max_seq_len)
-        found = evaluate(model, loaded.require_tokenizer(), texts, context=context, max_tokens=options.eval_tokens)
-        first = first or found
+        judged = ("random weights", "–")
+        if texts:
+            context = min(512, model.spec.max_seq_len)
+            found = evaluate(model, loaded.require_tokenizer(), texts, context=context, max_tokens=options.eval_tokens)
+            first = first or found
+            ratio = found.perplexity / first.perplexity
+            judged = (f"{found.perplexity:.2f} ± {found.perplexity_stderr:.2f}", f"{ratio:.3f}x")
         heads, neurons = (sum(getattr(la, n) for la in model.spec.layers) for n in ("n_head", "intermediate_size"))
         share = ("", "") if plan is None else (f" (-{plan.heads:.0%})", f" (-{plan.neurons:.0%})")
         table.add_row(
@@ -146,12 +150,12 @@ def _print_table(
             f"{model.spec.parameter_count():,}",
             f"{model.spec.parameter_count() * 4 / 1e6:,.1f}",
             f"{model.spec.weight_bytes_per_token() / 1e6:,.1f}",
-            f"{found.perplexity:.2f} ± {found.perplexity_stderr:.2f}",
-            f"{found.perplexity / first.perplexity:.3f}x",
+            *judged,
         )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
     console.print(table)
-    console.print(f"Perplexity on {options.text}, {first.tokens if first else 0:,} tokens, context 512.", style="dim")
+    if first is not None:
+        console.print(f"Perplexity on {first.text}, {first.tokens:,} tokens, context {first.context}.", style="dim")
     print(Path(options.output))

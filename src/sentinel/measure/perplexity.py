@@ -10,16 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from sentinel.adapt.corpora import Text
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import track
+
+CHARACTERS_PER_TOKEN = 16  # more than any text needs; spares encoding what is cut off anyway
+
+
+class Scorer(Protocol):
+    """An engine that gives logits [T, V] at every position of one text."""
+
+    spec: ModelSpec
+
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,8 @@ def passages(
     found: list[Passage] = []
     covered = 0
     for document in documents:
-        ids = tokenizer.encode(document.text)[: None if share is None else share + 1]
+        text = document.text if share is None else document.text[: CHARACTERS_PER_TOKEN * (share + 1)]
+        ids = tokenizer.encode(text)[: None if share is None else share + 1]
         done = 1  # the first token of a document has nothing before it
         for window_end in range(min(context, len(ids)), len(ids) + stride, stride):
             end = int(min(window_end, len(ids), done + left))
@@ -76,7 +91,7 @@ def passages(
 
 @torch.inference_mode()
 def evaluate(
-    decoder: Decoder,
+    decoder: Decoder | Scorer,
     tokenizer: TextTokenizer,
     texts: Sequence[Text],
     *,
@@ -123,7 +138,9 @@ def evaluate(
     )
 
 
-def _scored_logits(decoder: Decoder, passage: Passage) -> Tensor:
+def _scored_logits(decoder: Decoder | Scorer, passage: Passage) -> Tensor:
     """Logits [scored, V] that predict the scored tokens."""
+    if not isinstance(decoder, Decoder):
+        return torch.from_numpy(decoder.score(passage.tokens[:-1].tolist())[-passage.scored :])
     states = decoder.hidden_states(passage.tokens[None, :-1].to(decoder.device))
     return decoder.logits(states[0, -passage.scored :]).float()

@@ -13,6 +13,7 @@ from sentinel.models.checkpoint import build, load_checkpoint, read_spec
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import read_weights
+from sentinel.models.folder import read_config
 from sentinel.models.gguf_file import GGUFFile
 from sentinel.models.packages import SMOLLM2_ALIAS, gpt2_tokenizer_folder, smollm2_folder
 from sentinel.models.spec import ModelSpec
@@ -142,7 +143,8 @@ def _hub_folder(model: str) -> Path:
 def _load_real(model: str) -> LoadedModel:
     place = locate(model)
     if place.is_dir():
-        return LoadedModel(_label(model), load_checkpoint(place), TextTokenizer.from_folder(place), "real")
+        origin = "random" if read_config(place).get("weights") == "random" else "real"
+        return LoadedModel(_label(model), load_checkpoint(place), TextTokenizer.from_folder(place), origin)
     file = GGUFFile(place)
     config = file.config()
     family = family_of("llama")

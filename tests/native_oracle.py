@@ -1,0 +1,173 @@
+"""Hugging Face models as (spec, canonical arrays), and a plain float64 model of any spec: the tests' oracles."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+
+
+def gpt2(n_layer=2, n_head=3, n_embd=48, vocab=131, context=64, seed=0, **more):
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab, n_positions=context, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **more,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p += 0.1 * torch.randn_like(p)
+    return model
+
+
+def llama(n_layer=2, n_head=4, n_kv_head=2, n_embd=48, hidden=100, vocab=131, context=64, tied=True, rope=None, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=n_embd, intermediate_size=hidden, num_hidden_layers=n_layer,
+        num_attention_heads=n_head, num_key_value_heads=n_kv_head, max_position_embeddings=context,
+        tie_word_embeddings=tied, rope_parameters=rope or {"rope_type": "default", "rope_theta": 10000.0},
+        initializer_range=0.1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p += 0.1 * torch.randn_like(p)
+    return model
+
+
+def _by_group(q, k, v, d, group_size):
+    parts = []
+    for g in range(len(k) // d):
+        parts += [q[g * group_size * d : (g + 1) * group_size * d], k[g * d : (g + 1) * d], v[g * d : (g + 1) * d]]
+    return np.concatenate(parts)
+
+
+def canonical(model):
+    """(ModelSpec, arrays) of a Hugging Face GPT-2 or Llama."""
+    state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
+    return _from_gpt2(model.config, state) if isinstance(model, GPT2LMHeadModel) else _from_llama(model.config, state)
+
+
+def _from_gpt2(c, s):
+    d = c.n_embd // c.n_head
+    inner = c.n_inner or 4 * c.n_embd
+    spec = ModelSpec(
+        "gpt2", c.vocab_size, c.n_embd, c.n_positions, (LayerSpec(c.n_head, c.n_head, d, inner),) * c.n_layer,
+        "layernorm", c.layer_norm_epsilon, "learned", None, c.activation_function, False, True, True, True, True, True,
+    )  # fmt: skip
+    a = {"embed.weight": s["transformer.wte.weight"], "positions.weight": s["transformer.wpe.weight"],
+         "final_norm.weight": s["transformer.ln_f.weight"], "final_norm.bias": s["transformer.ln_f.bias"]}  # fmt: skip
+    for i in range(c.n_layer):
+        h, p = f"transformer.h.{i}.", f"layers.{i}."
+        for theirs, ours in (("ln_1", "attn_norm"), ("ln_2", "mlp_norm")):
+            for kind in ("weight", "bias"):
+                a[p + f"{ours}.{kind}"] = s[h + f"{theirs}.{kind}"]
+        w, b = s[h + "attn.c_attn.weight"].T, s[h + "attn.c_attn.bias"]
+        a[p + "attn.qkv_proj.weight"] = _by_group(*np.split(w, 3), d, 1)
+        a[p + "attn.qkv_proj.bias"] = _by_group(*np.split(b, 3), d, 1)
+        names = (("attn.c_proj", "attn.out_proj"), ("mlp.c_fc", "mlp.up_proj"), ("mlp.c_proj", "mlp.down_proj"))
+        for theirs, ours in names:
+            a[p + ours + ".weight"] = np.ascontiguousarray(s[h + theirs + ".weight"].T)
+            a[p + ours + ".bias"] = s[h + theirs + ".bias"]
+    return spec, a
+
+
+def _from_llama(c, s):
+    d = c.hidden_size // c.num_attention_heads
+    r = c.rope_parameters
+    rope = RopeSpec(
+        r["rope_theta"], r["rope_type"], r.get("factor", 1.0), r.get("low_freq_factor", 1.0),
+        r.get("high_freq_factor", 4.0), r.get("original_max_position_embeddings", 8192),
+    )  # fmt: skip
+    layer = LayerSpec(c.num_attention_heads, c.num_key_value_heads, d, c.intermediate_size)
+    spec = ModelSpec(
+        "llama", c.vocab_size, c.hidden_size, c.max_position_embeddings, (layer,) * c.num_hidden_layers,
+        "rmsnorm", c.rms_norm_eps, "rope", rope, "silu", True, False, False, False, False, c.tie_word_embeddings,
+    )  # fmt: skip
+    a = {"embed.weight": s["model.embed_tokens.weight"], "final_norm.weight": s["model.norm.weight"]}
+    if not spec.tied_head:
+        a["lm_head.weight"] = s["lm_head.weight"]
+    for i in range(c.num_hidden_layers):
+        h, p = f"model.layers.{i}.", f"layers.{i}."
+        a[p + "attn_norm.weight"] = s[h + "input_layernorm.weight"]
+        a[p + "mlp_norm.weight"] = s[h + "post_attention_layernorm.weight"]
+        q, k, v = (s[h + f"self_attn.{x}_proj.weight"] for x in "qkv")
+        a[p + "attn.qkv_proj.weight"] = _by_group(q, k, v, d, layer.group_size)
+        a[p + "attn.out_proj.weight"] = s[h + "self_attn.o_proj.weight"]
+        for x in ("gate", "up", "down"):
+            a[p + f"mlp.{x}_proj.weight"] = s[h + f"mlp.{x}_proj.weight"]
+    return spec, a
+
+
+def sliced(spec, arrays, heads, neurons):
+    """The physically smaller model of a level: (spec, arrays)."""
+    a = dict(arrays)
+    layers = []
+    for i, y in enumerate(spec.layers):
+        p, g, f = f"layers.{i}.", heads[i], neurons[i]
+        layers.append(LayerSpec(g * y.group_size, g, y.head_dim, f))
+        rows, cols = g * (y.group_size + 2) * y.head_dim, g * y.group_size * y.head_dim
+        for name, cut in (("attn.qkv_proj", rows), ("mlp.up_proj", f), ("mlp.gate_proj", f)):
+            for kind in ("weight", "bias"):
+                if f"{p}{name}.{kind}" in a:
+                    a[f"{p}{name}.{kind}"] = a[f"{p}{name}.{kind}"][:cut]
+        for name, cut in (("attn.out_proj", cols), ("mlp.down_proj", f)):
+            a[f"{p}{name}.weight"] = a[f"{p}{name}.weight"][:, :cut]
+        if f"{p}attn.gate" in a:
+            a[f"{p}attn.gate"] = a[f"{p}attn.gate"][: g * y.group_size]
+    new = {f: getattr(spec, f) for f in spec.__dataclass_fields__} | {"layers": tuple(layers)}
+    return ModelSpec(**new), a
+
+
+_ACT = {
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+def plain_logits(spec, arrays, tokens):
+    """Logits [T, V] in float64, from the definitions (learned positions only)."""
+    a = {k: np.asarray(v, np.float64) for k, v in arrays.items()}
+
+    def norm(x, name):
+        if spec.norm == "layernorm":
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + spec.norm_eps) * a[name + ".weight"]
+        return x + a[name + ".bias"] if spec.norm == "layernorm" else x
+
+    def linear(x, name):
+        y = x @ a[name + ".weight"].T if name + ".weight" in a else 0
+        return y + a.get(name + ".bias", 0)
+
+    n = len(tokens)
+    x = a["embed.weight"][tokens] + a["positions.weight"][:n]
+    act = _ACT[spec.activation]
+    for i, y in enumerate(spec.layers):
+        p, d, gs = f"layers.{i}.", y.head_dim, y.group_size
+        if y.n_head:
+            qkv = linear(norm(x, p + "attn_norm"), p + "attn.qkv_proj").reshape(n, y.n_kv_head, gs + 2, d)
+            heads = []
+            for h in range(y.n_head):
+                q, k, v = qkv[:, h // gs, h % gs], qkv[:, h // gs, gs], qkv[:, h // gs, gs + 1]
+                s = q @ k.T / math.sqrt(d) + np.triu(np.full((n, n), -np.inf), 1)
+                w = np.exp(s - s.max(-1, keepdims=True))
+                heads.append(w / w.sum(-1, keepdims=True) @ v * a.get(p + "attn.gate", np.ones(y.n_head))[h])
+            x = x + linear(np.concatenate(heads, 1), p + "attn.out_proj")
+        elif spec.out_bias:
+            x = x + a[p + "attn.out_proj.bias"]
+        if y.intermediate_size:
+            u = norm(x, p + "mlp_norm")
+            hidden = linear(u, p + "mlp.up_proj")
+            hidden = act(linear(u, p + "mlp.gate_proj")) * hidden if spec.gated_mlp else act(hidden)
+            x = x + linear(hidden, p + "mlp.down_proj")
+        elif spec.down_bias:
+            x = x + a[p + "mlp.down_proj.bias"]
+    return norm(x, "final_norm") @ a["embed.weight" if spec.tied_head else "lm_head.weight"].T

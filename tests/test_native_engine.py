@@ -1,0 +1,317 @@
+"""The engine against Hugging Face, against physically smaller models, and against itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import native_oracle as oracle
+import numpy as np
+import pytest
+import torch
+
+from sentinel.errors import InputError
+from sentinel.infer.native import NativeEngine, NativeWeights
+from sentinel.models.spec import LayerSpec
+
+TOKENS = np.random.default_rng(0).integers(0, 131, 40).tolist()
+MODELS = {
+    "gpt2": lambda: oracle.gpt2(),
+    "gpt2 relu, odd sizes": lambda: oracle.gpt2(n_head=5, n_embd=35, n_inner=77, activation_function="relu"),
+    "gpt2 gelu": lambda: oracle.gpt2(activation_function="gelu"),
+    "llama": lambda: oracle.llama(),
+    "llama, untied, three queries per key": lambda: oracle.llama(tied=False, n_head=6, n_kv_head=2, n_embd=60),
+    "llama, multi-head": lambda: oracle.llama(n_head=3, n_kv_head=3),
+    "llama, linear": lambda: oracle.llama(rope={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}),
+    "llama, llama3": lambda: oracle.llama(
+        rope={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    ),
+}  # fmt: skip
+
+
+def engine_of(spec, arrays, precision="fp32", **options):
+    return NativeEngine(NativeWeights.from_arrays(spec, arrays, precision), **options)
+
+
+def hf_logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+def stepwise(engine, tokens, n_prompt):
+    """Logits after the prompt and after each further token."""
+    return np.array([engine.prefill([tokens[:n_prompt]])[0]] + [engine.decode([t])[0] for t in tokens[n_prompt:]])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_hugging_face(name):
+    model = MODELS[name]()
+    spec, arrays = oracle.canonical(model)
+    exact = hf_logits(model, TOKENS)
+    engine = engine_of(spec, arrays)
+    np.testing.assert_allclose(engine.score(TOKENS), exact, atol=1e-5)
+    np.testing.assert_allclose(stepwise(engine, TOKENS, 9), exact[8:], atol=1e-5)
+    # int8 weights: the same model, a little less exact
+    quantised = engine_of(spec, arrays, "int8").score(TOKENS)
+    assert np.abs(quantised - exact).max() < 0.06 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("head", ["fp32", "int8", "int4"])
+def test_quantised_model_equals_its_own_dense_weights(precision, head):
+    """The kernels add no error of their own: dense float32 of the same quantised weights gives the same logits."""
+    from sentinel.infer.native import quantise
+
+    spec, arrays = oracle.canonical(oracle.gpt2(n_head=2, n_embd=70, n_inner=130))
+
+    def dense(weight, kind):
+        if kind == "fp32":
+            return weight
+        if kind == "int8":
+            q, s = quantise.int8(weight)
+            return q * s[:, None]
+        q, step, low, s = quantise.int4(weight)
+        wide_step, wide_low = (np.repeat(v.astype(np.float32), 32, axis=1) for v in (step, low))
+        return ((q * wide_step + wide_low) * s[:, None])[:, : weight.shape[1]]
+
+    same = dict(arrays)
+    for name, array in arrays.items():
+        if name == "embed.weight":
+            same[name] = dense(array, head)
+        elif name.endswith("_proj.weight"):
+            same[name] = dense(array, precision)
+    engine = NativeEngine(NativeWeights.from_arrays(spec, arrays, precision, head_precision=head))
+    np.testing.assert_allclose(engine.score(TOKENS), engine_of(spec, same).score(TOKENS), atol=2e-3)
+    np.testing.assert_allclose(stepwise(engine, TOKENS, 9), engine.score(TOKENS)[8:], atol=2e-3)
+
+
+def unequal():
+    """A model whose layers all differ, with a layer without heads, one without neurons and one with neither."""
+    rng = np.random.default_rng(3)
+    spec, _ = oracle.canonical(oracle.gpt2())
+    layers = (
+        LayerSpec(6, 3, 12, 50),
+        LayerSpec(0, 0, 16, 33),
+        LayerSpec(2, 2, 16, 0),
+        LayerSpec(0, 0, 4, 0),
+        LayerSpec(4, 1, 33, 7),
+    )
+    spec = dataclasses.replace(spec, layers=layers)
+    a = {
+        "embed.weight": rng.standard_normal((131, 48)), "positions.weight": rng.standard_normal((64, 48)),
+        "final_norm.weight": rng.standard_normal(48), "final_norm.bias": rng.standard_normal(48),
+    }  # fmt: skip
+    for i, y in enumerate(layers):
+        p = f"layers.{i}."
+        for norm in ("attn_norm", "mlp_norm"):
+            a[f"{p}{norm}.weight"], a[f"{p}{norm}.bias"] = rng.standard_normal(48), rng.standard_normal(48)
+        a[f"{p}attn.gate"] = rng.random(y.n_head)
+        for name, n, k in (
+            ("attn.qkv_proj", y.qkv_rows, 48), ("attn.out_proj", 48, y.n_head * y.head_dim),
+            ("mlp.up_proj", y.intermediate_size, 48), ("mlp.down_proj", 48, y.intermediate_size),
+        ):  # fmt: skip
+            a[f"{p}{name}.weight"] = 0.2 * rng.standard_normal((n, k))
+            a[f"{p}{name}.bias"] = rng.standard_normal(n)
+    return spec, {k: v.astype(np.float32) for k, v in a.items()}
+
+
+def test_unequal_layers_and_gates():
+    spec, arrays = unequal()
+    exact = oracle.plain_logits(spec, arrays, TOKENS)
+    engine = engine_of(spec, arrays)
+    np.testing.assert_allclose(engine.score(TOKENS), exact, atol=2e-4)
+    np.testing.assert_allclose(stepwise(engine, TOKENS, 5), exact[4:], atol=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_level_equals_physically_smaller_model(precision):
+    spec, arrays = unequal()
+    heads, neurons = [2, 0, 1, 0, 0], [37, 0, 0, 0, 7]
+    engine = engine_of(spec, arrays, precision)
+    before = engine.score(TOKENS)
+    engine.set_level(heads, neurons)
+    assert engine.level.n_kv_head == tuple(heads) and engine.level.n_neuron == tuple(neurons)
+    small = oracle.sliced(spec, arrays, heads, neurons)
+    found = engine.score(TOKENS)
+    if precision == "fp32":
+        np.testing.assert_allclose(found, engine_of(*small).score(TOKENS), atol=1e-5)
+        np.testing.assert_allclose(found, oracle.plain_logits(*small, TOKENS), atol=2e-4)
+    else:  # int8 scales are of whole rows, int4 groups end elsewhere: the same only roughly
+        exact = oracle.plain_logits(*small, TOKENS)
+        assert np.abs(found - exact).max() < {"int8": 0.05, "int4": 0.5}[precision] * np.abs(exact).max()
+    np.testing.assert_allclose(stepwise(engine, TOKENS, 6), found[5:], atol=2e-3 * np.abs(found).max())
+    engine.set_level()
+    np.testing.assert_array_equal(engine.score(TOKENS), before)
+
+
+def test_level_with_its_own_projections():
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    rng = np.random.default_rng(1)
+    heads, neurons = [2, 1], [100, 33]
+    own = {}
+    for i in range(2):
+        own[f"layers.{i}.attn.out_proj.weight"] = rng.standard_normal((48, heads[i] * 16)).astype(np.float32)
+        own[f"layers.{i}.mlp.down_proj.weight"] = rng.standard_normal((48, neurons[i])).astype(np.float32)
+        own[f"layers.{i}.mlp.down_proj.bias"] = rng.standard_normal(48).astype(np.float32)
+    small, a = oracle.sliced(spec, arrays, heads, neurons)
+    engine = engine_of(spec, arrays)
+    engine.set_level(heads, neurons, own)
+    np.testing.assert_allclose(engine.score(TOKENS), engine_of(small, a | own).score(TOKENS), atol=1e-5)
+    engine.set_level()
+    np.testing.assert_array_equal(engine.score(TOKENS), engine_of(spec, arrays).score(TOKENS))
+    with pytest.raises(InputError, match=r"layers.0.attn.qkv_proj.weight"):
+        engine.set_level(heads, neurons, {"layers.0.attn.qkv_proj.weight": np.zeros((1, 1), np.float32)})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_batch_with_unequal_prompts_equals_single_sequences(precision):
+    spec, arrays = oracle.canonical(oracle.llama())
+    rng = np.random.default_rng(2)
+    atol = 1e-5 if precision == "fp32" else 1e-3  # another order of sums may round an activation the other way
+    prompts = [rng.integers(0, 131, n).tolist() for n in (1, 7, 40, 13, 2, 33, 40, 21, 5, 9)]  # 171: more than one pass
+    batch = engine_of(spec, arrays, precision, max_batch=10)
+    single = engine_of(spec, arrays, precision)
+    first = batch.prefill(prompts)
+    following = rng.integers(0, 131, (4, 10))
+    steps = [batch.decode(t) for t in following]
+    some = batch.decode([5, 6], sequences=[7, 2])
+    for b, prompt in enumerate(prompts):
+        np.testing.assert_allclose(single.prefill([prompt])[0], first[b], atol=atol)
+        for t, step in zip(following, steps, strict=True):
+            np.testing.assert_allclose(single.decode([t[b]])[0], step[b], atol=atol)
+        if b in (7, 2):
+            np.testing.assert_allclose(single.decode([5 if b == 7 else 6])[0], some[0 if b == 7 else 1], atol=atol)
+
+
+def test_long_prompt_in_several_passes():
+    model = oracle.gpt2(context=300)
+    spec, arrays = oracle.canonical(model)
+    tokens = np.random.default_rng(5).integers(0, 131, 300).tolist()
+    engine = engine_of(spec, arrays)
+    np.testing.assert_allclose(stepwise(engine, tokens, 290), hf_logits(model, tokens)[289:], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_any_number_of_threads_gives_the_same_bits(precision):
+    spec, arrays = unequal()
+    engines = [engine_of(spec, arrays, precision, threads=n) for n in (1, 2, 3, 5)]
+    results = [(e.score(TOKENS), stepwise(e, TOKENS, 9)) for e in engines]
+    for other in results[1:]:
+        np.testing.assert_array_equal(other[0], results[0][0])
+        np.testing.assert_array_equal(other[1], results[0][1])
+
+
+def test_greedy_tokens_equal_hugging_face():
+    model = oracle.gpt2(n_layer=3)
+    spec, arrays = oracle.canonical(model)
+    exact = model.generate(
+        torch.tensor([TOKENS[:10]]), attention_mask=torch.ones(1, 10, dtype=torch.long), max_new_tokens=40,
+        do_sample=False, pad_token_id=0, eos_token_id=None,
+    )[0, 10:].tolist()  # fmt: skip
+    engine = engine_of(spec, arrays)
+    token = [int(engine.prefill([TOKENS[:10]])[0].argmax())]
+    found = list(token)
+    while len(found) < 40:
+        token = engine.decode_greedy(token).tolist()
+        found += token
+    assert found == exact
+
+
+def test_two_engines_in_two_threads():
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    engines = [engine_of(spec, arrays, threads=2) for _ in range(2)]
+    exact = engines[0].score(TOKENS)
+    results: dict[int, list] = {0: [], 1: []}
+
+    def work(i):
+        for _ in range(5):
+            results[i].append(engines[i].score(TOKENS))
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    for found in results[0] + results[1]:
+        np.testing.assert_array_equal(found, exact)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_save_and_load(tmp_path, precision):
+    from safetensors import safe_open
+
+    spec, arrays = unequal()
+    weights = NativeWeights.from_arrays(spec, arrays, precision)
+    path = tmp_path / "model.safetensors"
+    weights.save(path)
+    loaded = NativeWeights.load(path)
+    assert loaded.spec == spec and loaded.precision == precision
+    np.testing.assert_array_equal(NativeEngine(loaded).score(TOKENS), NativeEngine(weights).score(TOKENS))
+    with safe_open(path, "np") as file:  # a file that others can read too
+        assert set(file.keys()) == set(weights.parts)
+        np.testing.assert_array_equal(file.get_tensor("final_norm.weight")[:48], arrays["final_norm.weight"])
+
+
+def test_damaged_files_are_refused(tmp_path):
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    path = tmp_path / "model.safetensors"
+    NativeWeights.from_arrays(spec, arrays, "int8").save(path)
+    good = path.read_bytes()
+    path.write_bytes(good[:-2000] + bytes([good[-2000] ^ 1]) + good[-1999:])
+    with pytest.raises(InputError, match="checksum"):
+        NativeWeights.load(path)
+    path.write_bytes(good[:-64])
+    with pytest.raises(InputError, match="cut short"):
+        NativeWeights.load(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(InputError, match="safetensors"):
+        NativeWeights.load(path)
+
+
+def test_wrong_weights_are_refused_by_name():
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    for name, value in (("layers.1.mlp.up_proj.weight", np.nan), ("final_norm.bias", np.inf)):
+        bad = dict(arrays) | {name: arrays[name].copy()}
+        bad[name].reshape(-1)[5] = value
+        with pytest.raises(InputError, match=name):
+            NativeWeights.from_arrays(spec, bad, "int8")
+    with pytest.raises(InputError, match=r"layers.0.attn.out_proj.bias"):
+        NativeWeights.from_arrays(spec, {k: v for k, v in arrays.items() if k != "layers.0.attn.out_proj.bias"}, "fp32")
+    with pytest.raises(InputError, match="shape"):
+        NativeWeights.from_arrays(spec, arrays | {"embed.weight": arrays["embed.weight"][:5]}, "fp32")
+    with pytest.raises(InputError, match="precision"):
+        NativeWeights.from_arrays(spec, arrays, "int3")  # type: ignore[arg-type]
+
+
+def test_wrong_calls_are_refused():
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    engine = engine_of(spec, arrays, max_tokens=20, max_batch=2)
+    with pytest.raises(InputError, match="prefill first"):
+        engine.decode([1])
+    with pytest.raises(InputError, match="empty"):
+        engine.prefill([[1], []])
+    with pytest.raises(InputError, match="between 0 and 130"):
+        engine.prefill([[131]])
+    with pytest.raises(InputError, match="between 0 and 130"):
+        engine.prefill([[-1]])
+    with pytest.raises(InputError, match="3 prompts"):
+        engine.prefill([[1]] * 3)
+    with pytest.raises(InputError, match="21 tokens"):
+        engine.prefill([[1] * 21])
+    engine.prefill([[1] * 20, [2]])
+    with pytest.raises(InputError, match="sequence 0 would have 21 tokens, but the context holds 20"):
+        engine.decode([1, 1])
+    engine.decode([1], sequences=[1])
+    for sequences in ([2], [-1], [0, 0]):
+        with pytest.raises(InputError, match="sequence"):
+            engine.decode([1] * len(sequences), sequences)
+    with pytest.raises(InputError, match="layer 0"):
+        engine.set_level([4, 3], [1, 1])
+    with pytest.raises(InputError, match="max_batch"):
+        engine_of(spec, arrays, max_batch=33)
+    with pytest.raises(InputError, match="max_tokens"):
+        engine_of(spec, arrays, max_tokens=65)
+    engine.close()
+    with pytest.raises(InputError, match="closed"):
+        engine.prefill([[1]])

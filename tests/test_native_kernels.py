@@ -1,0 +1,210 @@
+"""Each kernel against float64 NumPy, on random and on the hardest values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sentinel.infer.native import kernels_vector, memory, packing, quantise
+from sentinel.infer.native.kernels_matrix import input_top
+from sentinel.infer.native.layout import ACTIVATIONS, INT4, INT8
+from sentinel.infer.native.tiles import float_block, half_block, int4_block, int8_block
+
+RNG = np.random.default_rng(0)
+
+
+def placed(array):
+    """The array's bytes in an aligned buffer, as packed weights are."""
+    data = memory.buffer(array.nbytes + 4096)
+    data[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return data
+
+
+def run_float(x, w, half=False):
+    t, k = x.shape
+    y = np.zeros((t, 32), np.float32)
+    packed = packing.pack_fp32(w)
+    data = placed(packed.view(np.float32).astype(np.float16) if half else packed)
+    block, stride = (half_block, 64) if half else (float_block, 128)
+    block(t, x.ctypes.data, x.strides[0], data.ctypes.data, stride, k, 0, y.ctypes.data, y.strides[0])
+    return y[:, : w.shape[0]]
+
+
+def run_int8(x, w, x_scale, w_scale):
+    t, k = x.shape
+    n_group = packing.padded(k) // 32
+    full = np.zeros((t, n_group * 32), np.int16)
+    full[:, :k] = x
+    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int8(w))
+    row_scale = np.zeros(32, np.float32)
+    row_scale[: len(w)] = w_scale
+    int8_block(
+        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, data.ctypes.data, row_scale.ctypes.data, n_group, 0,
+        y.ctypes.data, y.strides[0],
+    )  # fmt: skip
+    return y[:, : len(w)]
+
+
+def run_int4(x, values, step, low, x_scale, w_scale):
+    t, k = x.shape
+    n_group = packing.padded(k) // 32
+    full = np.zeros((t, n_group * 32), np.int16)
+    full[:, :k] = x
+    sums = full.astype(np.float32).reshape(t, n_group, 32).sum(2)
+    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int4(values, step, low))
+    row_scale = np.zeros(32, np.float32)
+    row_scale[: len(values)] = w_scale
+    int4_block(
+        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, sums.ctypes.data, sums.strides[0], data.ctypes.data,
+        row_scale.ctypes.data, n_group, 0, y.ctypes.data, y.strides[0],
+    )  # fmt: skip
+    return y[:, : len(values)]
+
+
+def dense_int4(values, step, low, scale=None):
+    wide_step, wide_low = (np.repeat(v.astype(float), 32, axis=1)[:, : values.shape[1]] for v in (step, low))
+    dense = values * wide_step + wide_low
+    return dense if scale is None else dense * scale[:, None]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("k", [1, 7, 32, 100, 768])
+def test_float_blocks(tokens, k):
+    x, w = RNG.standard_normal((tokens, k)).astype(np.float32), RNG.standard_normal((19, k)).astype(np.float32)
+    size = np.abs(x) @ np.abs(w).T.astype(float)
+    assert np.all(np.abs(run_float(x, w) - x.astype(float) @ w.T.astype(float)) <= 1e-6 * size)
+    rounded = w.astype(np.float16).astype(float)
+    assert np.all(np.abs(run_float(x, w, half=True) - x.astype(float) @ rounded.T) <= 1e-6 * size)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 11])
+@pytest.mark.parametrize("k", [1, 31, 64, 100])
+def test_int_blocks_on_random_values(tokens, k):
+    x = RNG.integers(-32767, 32768, (tokens, k)).astype(np.int16)
+    x_scale, w_scale = RNG.random(tokens).astype(np.float32), RNG.random(21).astype(np.float32)
+    w8 = RNG.integers(-127, 128, (21, k)).astype(np.int8)
+    exact = (x.astype(float) @ w8.T.astype(float)) * x_scale[:, None] * w_scale
+    np.testing.assert_allclose(run_int8(x, w8, x_scale, w_scale), exact, rtol=1e-6, atol=1e-3)
+    w4 = RNG.integers(0, 16, (21, k)).astype(np.uint8)
+    step, low = (RNG.random((2, 21, packing.padded(k) // 32)) * [[[1]], [[-9]]]).astype(np.float16)
+    exact = (x.astype(float) @ dense_int4(w4, step, low).T) * x_scale[:, None] * w_scale
+    found = run_int4(x, w4, step, low, x_scale, w_scale)
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("k", [2048, 8192, 8190])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int8_does_not_overflow_at_full_range(k, sign):
+    one = np.ones(1, np.float32)
+    top = int(input_top(INT8, k))
+    x, w = np.full((1, k), top, np.int16), np.full((32, k), 127 * sign, np.int8)
+    np.testing.assert_allclose(run_int8(x, w, one, one), float(sign) * 127 * top * k, rtol=1e-6)
+    if k == 8192:
+        assert 2047 <= top <= 32767
+
+
+@pytest.mark.parametrize("value", [0, 7, 15])
+def test_int4_does_not_overflow_at_full_range(value):
+    k, one = 8192, np.ones(1, np.float32)
+    top = int(input_top(INT4, k))
+    x, w = np.full((1, k), -top, np.int16), np.full((32, k), value, np.uint8)
+    step, low = np.full((32, k // 32), 1, np.float16), np.full((32, k // 32), -8, np.float16)
+    found = run_int4(x, w, step, low, one, one)
+    np.testing.assert_allclose(found, -(float(value) - 8) * top * k, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (32, 32), (33, 65), (70, 100)])
+def test_packing_and_back(shape):
+    n, k = shape
+    w = RNG.standard_normal(shape).astype(np.float32)
+    np.testing.assert_array_equal(packing.unpack_fp32(packing.pack_fp32(w), n, k), w)
+    q = RNG.integers(-127, 128, shape).astype(np.int8)
+    np.testing.assert_array_equal(packing.unpack_int8(packing.pack_int8(q), n, k), q)
+    u = RNG.integers(0, 16, shape).astype(np.uint8)
+    s, m = RNG.random((2, n, packing.padded(k) // 32)).astype(np.float16)
+    values, step, low = packing.unpack_int4(packing.pack_int4(u, s, m), n, k)
+    np.testing.assert_array_equal(values, u)
+    np.testing.assert_array_equal(step, s)
+    np.testing.assert_array_equal(low, m)
+    packed = {"fp32": packing.pack_fp32(w), "int8": packing.pack_int8(q), "int4": packing.pack_int4(u, s, m)}
+    for kind, data in packed.items():
+        assert data.nbytes == packing.packed_bytes(kind, n, k)
+
+
+def test_quantised_weights_are_close():
+    w = RNG.standard_normal((40, 100)).astype(np.float32)
+    w[3] = 0
+    w[5] *= 1e-6
+    values, scale = quantise.int8(w)
+    assert np.all(np.abs(values * scale[:, None] - w) <= 0.5001 * scale[:, None])
+    error = dense_int4(*quantise.int4(w))[:, :100] - w
+    assert np.sqrt((error**2).sum(1) / np.maximum((w**2).sum(1), 1e-30)).max() < 0.09
+    assert not error[3].any()
+
+
+def test_int4_recovers_a_grid_of_sixteen_values():
+    values = RNG.integers(0, 16, (8, 64)).astype(np.float32)
+    values[:, ::32], values[:, 1::32] = 0, 15
+    w = values * np.float32(0.25) - np.float32(1.5)
+    np.testing.assert_allclose(dense_int4(*quantise.int4(w)), w, atol=2e-3)
+
+
+def test_int4_loses_less_when_it_knows_the_inputs():
+    x = RNG.standard_normal((500, 20)) @ RNG.standard_normal((20, 70))
+    w = RNG.standard_normal((40, 70)).astype(np.float32)
+    plain, informed = (dense_int4(*quantise.int4(w, gram))[:, :70] for gram in (None, (x.T @ x).astype(np.float32)))
+    assert np.linalg.norm(x @ (informed - w).T) < 0.6 * np.linalg.norm(x @ (plain - w).T)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation):
+    hard = [0, -0.0, 1e-30, -1e-30, 100, -100, 1e30, -1e30]
+    x = np.concatenate([RNG.standard_normal(61) * 3, hard]).astype(np.float32)
+    y = x.copy()
+    kernels_vector.activate(y.ctypes.data, y.size, ACTIVATIONS.index(activation))
+    v = x.astype(float)
+    with np.errstate(over="ignore"):
+        exact = {
+            "relu": np.maximum(v, 0),
+            "silu": v / (1 + np.exp(-v)),
+            "gelu": 0.5 * v * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
+            "gelu_new": 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
+        }[activation]
+    np.testing.assert_allclose(y, exact, rtol=2e-6, atol=4e-7)
+
+
+@pytest.mark.parametrize("layernorm", [0, 1])
+@pytest.mark.parametrize("n", [1, 48, 777])
+def test_norms(layernorm, n):
+    x, w, b = (RNG.standard_normal(n).astype(np.float32) for _ in range(3))
+    y = np.empty(n, np.float32)
+    kernels_vector.normalise(x.ctypes.data, y.ctypes.data, n, w.ctypes.data, b.ctypes.data, layernorm, np.float32(1e-5))
+    d = x.astype(float) - (x.astype(float).mean() if layernorm else 0)
+    exact = d / np.sqrt((d**2).mean() + 1e-5) * w + (b if layernorm else 0)
+    np.testing.assert_allclose(y, exact, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize("scores", [np.zeros(9), np.linspace(-500, 500, 45), np.array([3.0]), np.full(33, -1e30)])
+def test_softmax(scores):
+    s = np.concatenate([scores, np.full(4, 7.0)]).astype(np.float32)
+    factor = kernels_vector.softmax_weights(s.ctypes.data, scores.size, 4, np.float32(0.5))
+    scores = scores.astype(np.float32).astype(float)
+    e = np.exp((scores - scores.max()) * 0.5)
+    np.testing.assert_allclose(s[: scores.size] * factor, e / e.sum(), rtol=2e-6, atol=1e-30)
+    assert np.all(s[scores.size :] == 0)
+
+
+@pytest.mark.parametrize("x", [np.zeros(40), RNG.standard_normal(100), np.array([1e-30] * 33), np.array([3e38, -3e38])])
+def test_rounding_activations(x):
+    x = x.astype(np.float32)
+    n, padded = x.size, packing.padded(x.size)
+    q, scale = np.full(padded, 9, np.int16), np.zeros(1, np.float32)
+    sums = np.zeros(padded // 32, np.float32)
+    kernels_vector.quantise_row(
+        x.ctypes.data, q.ctypes.data, scale.ctypes.data, sums.ctypes.data, n, padded, np.float32(2047)
+    )
+    assert np.all(np.abs(q[:n] * scale[0].astype(float) - x) <= 0.501 * scale[0] + 1e-38)
+    assert np.all(q[n:] == 0) and np.abs(q).max() <= 2047
+    np.testing.assert_array_equal(sums, q.astype(int).reshape(-1, 32).sum(1))
