@@ -13,6 +13,7 @@ from helpers import filled_decoder
 from sentinel.adapt.corpora import Document, Text, Windows
 from sentinel.adapt.plan import Scores, fit_target, removal_order
 from sentinel.errors import InputError
+from sentinel.infer.cpu_engine import engine_of
 from sentinel.measure.latency import measure_latencies
 from sentinel.measure.perplexity import evaluate
 from sentinel.measure.quality import QualitySettings, bench_quality
@@ -65,6 +66,14 @@ def test_every_token_is_predicted_once_with_its_context(model, context, stride):
     assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(total / count / math.log(2), rel=1e-5)  # one byte per token here
     assert found.perplexity_stderr > 0
+
+
+def test_compiled_engines_score_like_the_decoder(model):
+    texts = [text_of(50, 64)]
+    plain = evaluate(model, Bytes(), texts, context=32, stride=16)
+    level2, level3 = (evaluate(engine_of(model, p), Bytes(), texts, context=32, stride=16) for p in ("fp32", "int8"))
+    assert level2.nll == pytest.approx(plain.nll, rel=1e-5)
+    assert level3.nll != plain.nll and level3.nll == pytest.approx(plain.nll, rel=0.02)
 
 
 def test_agreement_with_a_teacher(model):

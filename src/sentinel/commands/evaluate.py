@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", metavar="TEXT", default=DEFAULT_TEXT,
         help=f"files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their test splits)",
     )  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of level 3: int8 (default) or int4")
     parser.add_argument("--level", type=int, default=1, metavar="0-3", help="optimisation level (default 1)")
     parser.add_argument(
         "--heads", metavar="R", type=ratio, default=0.0, help="stored pruning level of an elastic model"
@@ -35,16 +36,16 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.commands.arguments import set_pruning_level
     from sentinel.errors import InputError
     from sentinel.files import require_writable_parent
-    from sentinel.infer.engines import check_level, make_engine
+    from sentinel.infer.engines import check_level, check_precision, make_engine
     from sentinel.measure import environment
     from sentinel.measure.perplexity import evaluate
     from sentinel.measure.results import Result, ResultSet
     from sentinel.measure.text_metrics import sample_variety
-    from sentinel.models.reference import ReferenceDecoder
     from sentinel.models.sources import load
     from sentinel.report.terminal import print_tables
 
     check_level(options.level)
+    precision = check_precision(options.level, options.precision)
     if options.json:
         require_writable_parent(Path(options.json))
     texts = load_texts(options.text, "test")
@@ -53,7 +54,8 @@ def run(options: argparse.Namespace) -> None:
     refuse_seen_text(options.model, texts)
     tokenizer = loaded.require_tokenizer()
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
-    decoder = ReferenceDecoder(loaded.decoder) if options.level == 0 else loaded.decoder
+    engine = make_engine(loaded.decoder, options.level, precision=precision, threads=options.threads)
+    judged = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
     teacher = load(options.teacher, device=options.device) if options.teacher else None
     if teacher is not None and teacher.spec.vocab_size != loaded.spec.vocab_size:
         raise InputError(
@@ -61,17 +63,17 @@ def run(options: argparse.Namespace) -> None:
             f"{loaded.spec.vocab_size}; a teacher needs the same vocabulary"
         )
     found = evaluate(
-        decoder, tokenizer, texts, context=options.context, stride=options.stride, max_tokens=options.max_tokens,
+        judged, tokenizer, texts, context=options.context, stride=options.stride, max_tokens=options.max_tokens,
         teacher=None if teacher is None else teacher.decoder,
     )  # fmt: skip
-    variety = sample_variety(make_engine(loaded.decoder, options.level), tokenizer, texts)
+    variety = sample_variety(engine, tokenizer, texts)
     result = Result(
         suite="evaluate",
         model=loaded.name,
         weights=loaded.weights,
-        engine=f"level {options.level}",
+        engine=engine.name,
         level=options.level,
-        precision="fp32",
+        precision=precision,
         heads_pruned=options.heads,
         neurons_pruned=options.neurons,
         parameters=loaded.spec.parameter_count(),
