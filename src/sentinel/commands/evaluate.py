@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from sentinel.commands.arguments import add_machine, add_model, load_model, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratio
@@ -29,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from dataclasses import replace
     from pathlib import Path
 
     from sentinel.adapt.corpora import load_texts
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = loaded.require_tokenizer()
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
     engine = make_engine(loaded.decoder, options.level, precision=precision, threads=options.threads)
-    judged = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
+    judged: Any = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
     teacher = load(options.teacher, device=options.device) if options.teacher else None
     if teacher is not None and teacher.spec.vocab_size != loaded.spec.vocab_size:
         raise InputError(
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
         top1_agreement=found.top1_agreement,
         **vars(variety),
     )
-    results = ResultSet(environment.describe(options.device, measure_bandwidth=False), [replace(result)])
+    results = ResultSet(environment.describe(options.device, measure_bandwidth=False), [result])
     if options.json:
         results.write(options.json)
     print_tables(results.results)
