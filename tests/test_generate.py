@@ -72,7 +72,7 @@ def test_top_k_and_top_p_keep_the_likeliest(values, top_k, top_p):
     probabilities = token_probabilities(logits, settings)
     assert probabilities.sum() == pytest.approx(1.0)
     kept = logits[probabilities > 0]
-    assert kept.min() >= np.max(logits[probabilities == 0], initial=-np.inf)
+    assert kept.min() >= np.max(logits[probabilities == 0], initial=-np.inf) - 1e-6  # equal but for rounding
     full = token_probabilities(logits, SamplingSettings(temperature=0.7))
     if top_k == 0:
         assert full[probabilities > 0].sum() >= top_p - 1e-9

@@ -16,7 +16,7 @@ from sentinel.progress import track
 
 CRITERION = "stepwise"
 STEP = 0.1  # of all units, between two probes
-PROBE_WINDOWS = 8
+PROBE_WINDOWS = 12
 
 
 def stepwise_order(
