@@ -86,7 +86,8 @@ def test_a_row_that_is_not_faster_is_called_no_difference(results):
 def test_html_is_self_contained_and_escaped(results):
     page = render_html(results)
     assert "a &lt;CPU&gt;" in page
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", page)
+    markup = re.sub(r"(?s)(<script[^>]*>).*?</script>", r"\1", page)
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", markup)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_charts_are_drawn_in_a_browser(results, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in done.stderr, done.stderr
     assert 'data-drawn="true"' in done.stdout
-    assert done.stdout.count("<svg") == 2
+    assert done.stdout.count('class="marks"') == 2
 
 
 def test_schema_is_named_with_its_version():
