@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 report: $(READY)  ## measure SmolLM2-135M here and write report/report.html
 	$(VENV)/bin/sentinel report
 
-quick: $(READY)  ## the same in about a minute
+quick: $(READY)  ## the same in about two minutes
 	$(VENV)/bin/sentinel report --quick
 
 test: $(READY)  ## run the tests

@@ -13,7 +13,7 @@ from sentinel.commands.pruning import DEFAULT_TEXT
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="smollm2-135m")
     parser.add_argument("-o", "--output", metavar="DIR", default="report", help="folder to write (default report)")
-    parser.add_argument("--quick", action="store_true", help="fewer lengths and rounds: about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, criteria and tokens: about two minutes")
     parser.add_argument(
         "--calibration", metavar="TEXT", default=DEFAULT_TEXT, help="for pruning (default: train splits)"
     )
@@ -54,17 +54,18 @@ def measure(options: argparse.Namespace):
     loaded = load_model(options)
     check_workload(options, loaded)
     place = environment.describe(options.device)
-    options.levels, options.precision = (0, 1, 2, 3), "int8,int4"
+    options.levels, options.precision = (0, 1, 2, 3), "int8" if options.quick else "int8,int4"
+    options.rounds = min(options.rounds, 3) if options.quick else options.rounds
     settings = decode_settings(options)
     decode = bench.bench_decode(
         loaded, settings, place.bandwidth_gb_s, source=options.model, random_weights=options.random_weights
     )
     lengths = tuple(n for n in bench.ATTENTION_LENGTHS if n <= loaded.spec.max_seq_len)
-    attention = bench.bench_attention(loaded, lengths, batch=options.batch, rounds=5 if options.quick else 15)
+    attention = bench.bench_attention(loaded, lengths, batch=options.batch, rounds=3 if options.quick else 15)
     quality = []
     if loaded.weights == "real" and loaded.tokenizer is not None:
         options.criteria = "fisher" if options.quick else "all"
-        options.heads = (0.3, 0.5) if options.quick else (0.3, 0.5, 0.7)
-        options.calibration_tokens, options.eval_tokens = (4096, 2048) if options.quick else (8192, 4096)
+        options.heads = (0.5,) if options.quick else (0.3, 0.5, 0.7)
+        options.calibration_tokens, options.eval_tokens = (2048, 1024) if options.quick else (8192, 4096)
         quality = run_quality(loaded, options)
     return ResultSet(place, [*decode, *quality, *attention])

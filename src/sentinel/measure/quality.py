@@ -151,7 +151,9 @@ class _Judge:
         settings = self._settings
         context = min(settings.context, model.spec.max_seq_len)
         return [
-            evaluate(model, self._tokenizer, [text], context=context, max_tokens=settings.eval_tokens)
+            evaluate(
+                model, self._tokenizer, [text], context=context, stride=context - 1, max_tokens=settings.eval_tokens
+            )
             for text in self._texts
         ]
 
