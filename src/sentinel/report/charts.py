@@ -78,7 +78,9 @@ def quality_chart(results: Sequence[Result]) -> Any:
         y=alt.Y("perplexity over dense:Q", scale=alt.Scale(type="log"), title="perplexity over dense (log)"),
         color=alt.Color("criterion:N", title=None),
         strokeDash=alt.StrokeDash("compensated:N", title=None, legend=DASHES),
-        tooltip=[f"{key}:{'Q' if 'p' in key[:1] and key != 'criterion' or key[0] == 't' else 'N'}" for key in rows[0]],
+        tooltip=[
+            f"{key}:{'Q' if ('p' in key[:1] and key != 'criterion') or key[0] == 't' else 'N'}" for key in rows[0]
+        ],
     )
     lines = base.mark_line(strokeWidth=1.5)
     points = base.mark_point(filled=True, size=60).encode(shape=alt.Shape("heads removed:N", title="heads removed"))

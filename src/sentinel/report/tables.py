@@ -148,8 +148,8 @@ def quality_note(results: Sequence[Result]) -> str:
     return (
         f"{first.model}; perplexity on {first.text}, {first.tokens:,} tokens, context {first.context}; over dense: mean of "
         "the ratios on the texts. Calibration and these texts share no document. Speed: level 1, batch 1, "
-        f"{first.prompt_tokens} prompt and {first.new_tokens} new tokens, median of {len(first.samples)} rounds, all ratios "
-        "of a criterion in turn; the speed-up is over the model that is not pruned."
+        f"{first.prompt_tokens} prompt and {first.new_tokens} new tokens, median of {len(first.samples)} rounds, all "
+        "ratios of a criterion in turn; the speed-up is over the model that is not pruned."
     )
 
 
