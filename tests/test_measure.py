@@ -14,8 +14,9 @@ from sentinel.adapt.corpora import Document, Text, Windows
 from sentinel.adapt.plan import Scores, fit_target, removal_order
 from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import engine_of
+from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
-from sentinel.measure.perplexity import evaluate
+from sentinel.measure.perplexity import evaluate, passages, perplexity_ratio
 from sentinel.measure.quality import QualitySettings, bench_quality
 from sentinel.measure.text_metrics import distinct, repetition
 from sentinel.models.sources import LoadedModel
@@ -82,6 +83,32 @@ def test_agreement_with_a_teacher(model):
     assert same.kl == pytest.approx(0, abs=1e-6) and same.top1_agreement == 1.0
     other = evaluate(model, Bytes(), texts, context=32, teacher=filled_decoder(spec_of("gpt2"), seed=5))
     assert other.kl > 0.01 and other.top1_agreement < 1.0
+
+
+@pytest.mark.parametrize("wanted", [1, 10, 47, 100, 146, 1000])
+def test_fewer_tokens_are_taken_evenly_from_all_documents(wanted):
+    texts = [text_of(60, 50, 40)]
+    every, _ = passages(texts, Bytes(), 16, 8, None)
+    chosen, covered = passages(texts, Bytes(), 16, 8, wanted)
+    assert sum(p.scored for p in chosen) == covered == min(wanted, 59 + 49 + 39)
+    places = [next(i for i, p in enumerate(every) if p.tokens.tolist()[:8] == c.tokens.tolist()[:8]) for c in chosen]
+    assert places == sorted(set(places))
+    if len(chosen) > 2:
+        gaps = np.diff([-1, *places, len(every)])
+        assert gaps.max() - gaps[1:-1].min() <= len(every) / len(chosen) + 1
+
+
+def test_ratio_to_the_dense_model_and_its_error_are_of_paired_windows(model):
+    texts = [text_of(64, 60), text_of(50)]
+    other = filled_decoder(spec_of("gpt2"), seed=5)
+    dense, found = ([evaluate(m, Bytes(), [t], context=16, stride=15) for t in texts] for m in (model, other))
+    ratio, error = perplexity_ratio(found, dense)
+    assert ratio == pytest.approx(np.mean([math.exp(f.nll - d.nll) for f, d in zip(found, dense, strict=True)]))
+    assert error > 0 and perplexity_ratio(dense, dense) == (1.0, 0.0)
+    judged = Judge(model, Bytes(), texts, tokens_per_text=None, context=16)(other)
+    assert judged["perplexity_ratio"] == pytest.approx(ratio)
+    assert judged["perplexity_ratio_stderr"] == pytest.approx(error)
+    assert judged["tokens"] == 63 + 59 + 49
 
 
 def test_limits_of_evaluation(model):

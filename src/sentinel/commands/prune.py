@@ -117,7 +117,7 @@ def _print_table(
     from rich.console import Console
     from rich.table import Table
 
-    from sentinel.measure.perplexity import evaluate
+    from sentinel.measure.judge import Judge
 
     table = Table(box=box.SIMPLE_HEAD)
     for name in (
@@ -131,16 +131,21 @@ def _print_table(
         "over dense",
     ):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    first = None
+    judge = None
+    if texts:
+        each = -(-options.eval_tokens // len(texts))
+        judge = Judge(dense, loaded.require_tokenizer(), texts, tokens_per_text=each)
+    tokens = 0
     rows = [("before", None, dense), *(("after", plan, model) for plan, model in zip(plans, models, strict=True))]
     for label, plan, model in rows:
         judged = ("random weights", "–")
-        if texts:
-            context = min(512, model.spec.max_seq_len)
-            found = evaluate(model, loaded.require_tokenizer(), texts, context=context, max_tokens=options.eval_tokens)
-            first = first or found
-            ratio = found.perplexity / first.perplexity
-            judged = (f"{found.perplexity:.2f} ± {found.perplexity_stderr:.2f}", f"{ratio:.3f}x")
+        if judge is not None:
+            found = judge(model)
+            tokens = int(found["tokens"])
+            judged = (
+                f"{found['perplexity']:.2f} ± {found['perplexity_stderr']:.2f}",
+                f"{found['perplexity_ratio']:.3f}x ± {found['perplexity_ratio_stderr']:.3f}",
+            )
         heads, neurons = (sum(getattr(la, n) for la in model.spec.layers) for n in ("n_head", "intermediate_size"))
         share = ("", "") if plan is None else (f" (-{plan.heads:.0%})", f" (-{plan.neurons:.0%})")
         table.add_row(
@@ -156,6 +161,11 @@ def _print_table(
     if not console.is_terminal:
         console.width = 200
     console.print(table)
-    if first is not None:
-        console.print(f"Perplexity on {first.text}, {first.tokens:,} tokens, context {first.context}.", style="dim")
+    if judge is not None:
+        labels = ", ".join(text.label for text in texts)
+        console.print(
+            f"Perplexity on {labels}, {tokens:,} tokens, context {judge.context}; the ratio is the mean over texts, with "
+            "the standard error of paired differences.",
+            style="dim",
+        )
     print(Path(options.output))

@@ -1,8 +1,9 @@
 """Perplexity, bits per byte, and agreement with the unpruned model, over strided windows of a text.
 
 Every token is predicted once. Windows overlap by ``context - stride`` tokens, so that a predicted token has at least
-that many before it (but for the first window of a text). Sources: Hugging Face, "Perplexity of fixed-length models";
-bits per byte as in The Pile (Gao et al. 2020).
+that many before it (but for the first window of a document). When fewer tokens are asked for than there are, windows are
+left out evenly over all documents. Sources: Hugging Face, "Perplexity of fixed-length models"; bits per byte as in The
+Pile (Gao et al. 2020).
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import track
 
-CHARACTERS_PER_TOKEN = 16  # more than any text needs; spares encoding what is cut off anyway
-
 
 class Scorer(Protocol):
     """An engine that gives logits [T, V] at every position of one text."""
@@ -48,7 +47,8 @@ class Passage:
 class Quality:
     """Quality over one text. ``perplexity_stderr`` takes windows as the independent samples.
 
-    ``kl`` (nats a token) and ``top1_agreement`` compare with a teacher, and are None without one.
+    ``kl`` (nats a token) and ``top1_agreement`` compare with a teacher, and are None without one. ``windows`` holds each
+    window's summed negative log-likelihood and its number of predicted tokens.
     """
 
     text: str
@@ -61,32 +61,47 @@ class Quality:
     bits_per_byte: float
     kl: float | None
     top1_agreement: float | None
+    windows: tuple[tuple[float, int], ...]
 
 
 def passages(
     texts: Sequence[Text], tokenizer: TextTokenizer, context: int, stride: int, max_tokens: int | None
 ) -> tuple[list[Passage], int]:
-    """Windows over the documents, longest documents cut to a fair share of ``max_tokens``; and the bytes they cover."""
-    documents = [document for text in texts for document in text.documents]
-    share = None if max_tokens is None else max(context, -(-max_tokens // len(documents)))
-    left = math.inf if max_tokens is None else max_tokens
+    """Windows over all documents, or ``max_tokens`` predicted tokens in windows spread evenly; and the bytes they cover."""
     found: list[Passage] = []
-    covered = 0
-    for document in documents:
-        text = document.text if share is None else document.text[: CHARACTERS_PER_TOKEN * (share + 1)]
-        ids = tokenizer.encode(text)[: None if share is None else share + 1]
+    for document in (document for text in texts for document in text.documents):
+        ids = tokenizer.encode(document.text)
         done = 1  # the first token of a document has nothing before it
         for window_end in range(min(context, len(ids)), len(ids) + stride, stride):
-            end = int(min(window_end, len(ids), done + left))
+            end = min(window_end, len(ids))
             if end <= done:
                 break
             found.append(Passage(torch.tensor(ids[max(0, end - context) : end]), end - done))
-            left -= end - done
             done = end
-        covered += len(tokenizer.decode(ids[1:done]).encode())
     if not found:
         raise InputError("the evaluation text is too short; give at least two tokens")
+    if max_tokens is not None:
+        found = _spread(found, max_tokens)
+    covered = sum(len(tokenizer.decode(p.tokens[-p.scored :].tolist()).encode()) for p in found)
     return found, covered
+
+
+def _spread(windows: list[Passage], max_tokens: int) -> list[Passage]:
+    """Evenly spaced windows with ``max_tokens`` predicted tokens in all; the last one is cut to fit."""
+    wanted = max(1, max_tokens // max(window.scored for window in windows))
+    while True:
+        wanted = min(wanted, len(windows))
+        chosen = [windows[(2 * i + 1) * len(windows) // (2 * wanted)] for i in range(wanted)]
+        excess = sum(window.scored for window in chosen) - max_tokens
+        if excess >= 0 or wanted == len(windows):
+            break
+        wanted += 1
+    while excess >= chosen[-1].scored:
+        excess -= chosen.pop().scored
+    if excess > 0:
+        last = chosen.pop()
+        chosen.append(Passage(last.tokens[: len(last.tokens) - excess], last.scored - excess))
+    return chosen
 
 
 @torch.inference_mode()
@@ -135,7 +150,24 @@ def evaluate(
         bits_per_byte=nll * count / covered / math.log(2),
         kl=None if teacher is None else kl / count,
         top1_agreement=None if teacher is None else agreed / count,
+        windows=tuple(sums),
     )
+
+
+def perplexity_ratio(found: Sequence[Quality], dense: Sequence[Quality]) -> tuple[float, float]:
+    """Perplexity over the dense model's, the mean over texts, and its standard error.
+
+    Both models were judged by the same windows, text by text, so that the error is that of the paired differences.
+    """
+    ratios, errors = [], []
+    for ours, theirs in zip(found, dense, strict=True):
+        counts = np.array([n for _, n in ours.windows], float)
+        gaps = np.array([a - b for (a, _), (b, _) in zip(ours.windows, theirs.windows, strict=True)])
+        gap = gaps.sum() / counts.sum()
+        spread = np.sqrt(np.square(gaps - gap * counts).sum() * len(gaps) / max(1, len(gaps) - 1)) / counts.sum()
+        ratios.append(math.exp(gap))
+        errors.append(math.exp(gap) * spread)
+    return float(np.mean(ratios)), float(np.sqrt(np.square(errors).sum()) / len(errors))
 
 
 def _scored_logits(decoder: Decoder | Scorer, passage: Passage) -> Tensor:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from sentinel.adapt.corpora import Text, Windows, refuse_shared_documents
 from sentinel.adapt.plan import RemovalOrder
 from sentinel.adapt.prune import Pruner, Settings
 from sentinel.infer.engines import make_engine
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.measure.bench import interleave, random_prompts, timing_sample
-from sentinel.measure.perplexity import evaluate
+from sentinel.measure.judge import Judge
 from sentinel.measure.results import Result, Sample, median, percentiles, speedup
 from sentinel.models.decoder import Decoder
 from sentinel.models.sources import LoadedModel
-from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import say
 
 REFERENCE = "level 1, not pruned"
@@ -45,7 +42,7 @@ def bench_quality(
     loaded.require_real_weights("a perplexity")
     refuse_shared_documents(windows.fingerprints, texts)
     tokenizer, dense = loaded.require_tokenizer(), loaded.decoder
-    judge = _Judge(dense, tokenizer, texts, settings)
+    judge = Judge(dense, tokenizer, texts, tokens_per_text=settings.eval_tokens, context=settings.context)
     base = Result(
         suite="quality",
         model=loaded.name,
@@ -75,7 +72,7 @@ def bench_quality(
 
 
 def _criterion_rows(
-    base: Result, judge: _Judge, pruner: Pruner, order: RemovalOrder, settings: QualitySettings, *, with_dense: bool
+    base: Result, judge: Judge, pruner: Pruner, order: RemovalOrder, settings: QualitySettings, *, with_dense: bool
 ) -> list[Result]:
     plans = [order.plan(ratio) for ratio in settings.ratios]
     compensated = pruner.apply(plans)
@@ -136,37 +133,3 @@ def _speeds(models: dict[float, Decoder], settings: QualitySettings) -> dict[flo
 
     found = interleave({str(ratio): runner(model) for ratio, model in models.items()}, settings.rounds, "Decoding")
     return {ratio: found[str(ratio)] for ratio in models}
-
-
-class _Judge:
-    """Perplexities of a model as fields of a result, relative to the dense model's on each text."""
-
-    def __init__(
-        self, dense: Decoder, tokenizer: TextTokenizer, texts: Sequence[Text], settings: QualitySettings
-    ) -> None:
-        self._tokenizer, self._texts, self._settings = tokenizer, texts, settings
-        self._dense = [found.nll for found in self._evaluate(dense)]
-
-    def _evaluate(self, model: Decoder):
-        settings = self._settings
-        context = min(settings.context, model.spec.max_seq_len)
-        return [
-            evaluate(
-                model, self._tokenizer, [text], context=context, stride=context - 1, max_tokens=settings.eval_tokens
-            )
-            for text in self._texts
-        ]
-
-    def __call__(self, model: Decoder) -> dict[str, float | int]:
-        found = self._evaluate(model)
-        ratios = [np.exp(q.nll - dense) for q, dense in zip(found, self._dense, strict=True)]
-        tokens = sum(q.tokens for q in found)
-        mean = float(np.exp(sum(q.nll * q.tokens for q in found) / tokens))
-        relative = np.sqrt(sum((q.perplexity_stderr / q.perplexity * q.tokens) ** 2 for q in found)) / tokens
-        return {
-            "perplexity": mean,
-            "perplexity_stderr": mean * float(relative),
-            "perplexity_ratio": float(np.mean(ratios)),
-            "bits_per_byte": float(np.mean([q.bits_per_byte for q in found])),
-            "tokens": tokens,
-        }

@@ -91,6 +91,7 @@ class Result:
     perplexity: float | None = None
     perplexity_stderr: float | None = None
     perplexity_ratio: float | None = None
+    perplexity_ratio_stderr: float | None = None
     bits_per_byte: float | None = None
     kl: float | None = None
     top1_agreement: float | None = None
