@@ -180,6 +180,7 @@ def test_every_command_has_help(command, capsys):
         (["bench", "decode", "TINY", "--prompt-tokens", "60"], "context"),
         (["bench", "decode", "TINY", "--levels", "0,0"], "twice"),
         (["bench", "attention", "TINY", "--lengths", "32,64"], "context"),
+        (["bench", "attention", "TINY", "--levels", "1"], "takes no --levels"),
         (["bench", "decode", "TINY", "--json", "/proc/none/x.json"], "/proc/none"),
         (["report", "TINY", "-o", "FILE"], "is a file"),
         (["report", "TINY", "--from", "/nowhere.json"], "can't be read"),
@@ -224,7 +225,21 @@ def test_bench_writes_the_promised_fields(tiny, tmp_path, capsys):
     out = tmp_path / "b.json"
     assert (
         main(
-            ["bench", "decode", tiny, "--prompt-tokens", "8", "--new-tokens", "4", "--rounds", "2", "--json", str(out)]
+            [
+                "bench",
+                "decode",
+                tiny,
+                "--prompt-tokens",
+                "8",
+                "--new-tokens",
+                "4",
+                "--rounds",
+                "2",
+                "--json",
+                str(out),
+                "--precision",
+                "int8",
+            ]
         )
         == 0
     )

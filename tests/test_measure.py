@@ -17,7 +17,9 @@ from sentinel.infer.cpu_engine import engine_of
 from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
 from sentinel.measure.perplexity import evaluate, passages, perplexity_ratio
-from sentinel.measure.quality import QualitySettings, bench_quality
+from sentinel.measure.suites.engines import Engines
+from sentinel.measure.suites.quality import judge_criteria
+from sentinel.measure.suites.request import Request, Settings
 from sentinel.measure.text_metrics import distinct, repetition
 from sentinel.models.sources import LoadedModel
 
@@ -160,22 +162,24 @@ def test_a_target_takes_the_least_loss_that_fits(model):
         fit_target(order, lambda p: float(sum(p.group_counts)), 0.5, 0.7, 0.5)
 
 
+def request_for(decoder, weights="real", **settings):
+    loaded = LoadedModel("tiny", decoder, Bytes(), weights)
+    return Request(loaded, "tiny", None, 10.0, Engines(loaded), Settings(**settings), frozenset(settings))
+
+
 def test_quality_suite_rows(model):
-    loaded = LoadedModel("tiny", model, Bytes(), "real")
     tokens = torch.randint(0, 97, (8, 16), generator=torch.Generator().manual_seed(0))
-    settings = QualitySettings(("random", "fisher"), (0.25, 0.5), 40, 16, rounds=2, new_tokens=2)
-    small = QualitySettings(("random",), (0.5,), 40, 16, rounds=2, new_tokens=2)
+    settings = {"criteria": ("random", "fisher"), "heads": (0.25, 0.5), "eval_tokens": 40, "rounds": 2, "new_tokens": 2}
     windows, texts = Windows(tokens, ("a",)), [text_of(30), text_of(30, 20)]
-    with pytest.raises(InputError, match="context"):
-        bench_quality(loaded, windows, texts, small)  # 64 prompt tokens do not fit this model
+    with pytest.raises(InputError, match="context"):  # 64 prompt tokens do not fit this model
+        judge_criteria(request_for(model, **settings), windows, texts)
     wide = filled_decoder(spec_of("gpt2").__class__(**{**vars(spec_of("gpt2")), "max_seq_len": 128}))
-    loaded = LoadedModel("tiny", wide, Bytes(), "real")
-    rows = bench_quality(loaded, windows, texts, settings)
+    rows = judge_criteria(request_for(wide, **settings), windows, texts)
     assert [r.criterion for r in rows] == [None] + ["random"] * 4 + ["fisher"] * 4
     assert rows[0].perplexity_ratio == pytest.approx(1.0)
     assert all(r.speedup_over == rows[0].engine and r.tokens_per_s > 0 for r in rows)
     assert {r.compensated for r in rows[1:]} == {True, False}
     with pytest.raises(InputError, match="random weights"):
-        bench_quality(LoadedModel("tiny", wide, Bytes(), "random"), windows, texts, settings)
+        judge_criteria(request_for(wide, "random", **settings), windows, texts)
     with pytest.raises(InputError, match="is calibration text"):
-        bench_quality(loaded, Windows(tokens, (texts[0].documents[0].fingerprint,)), texts, settings)
+        judge_criteria(request_for(wide, **settings), Windows(tokens, (texts[0].documents[0].fingerprint,)), texts)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sentinel.errors import InputError
     from sentinel.infer.engines import make_engine
     from sentinel.infer.generate import generate_text as generate
-    from sentinel.measure.bench import bench_decode as benchmark
     from sentinel.measure.perplexity import evaluate
+    from sentinel.measure.runner import run_suites as benchmark
     from sentinel.models.checkpoint import save_checkpoint
     from sentinel.models.hf import SentinelConfig, SentinelForCausalLM
     from sentinel.models.sources import load
@@ -37,7 +37,7 @@ _PLACES = {
     "make_engine": ("sentinel.infer.engines", "make_engine"),
     "generate": ("sentinel.infer.generate", "generate_text"),
     "evaluate": ("sentinel.measure.perplexity", "evaluate"),
-    "benchmark": ("sentinel.measure.bench", "bench_decode"),
+    "benchmark": ("sentinel.measure.runner", "run_suites"),
     "write_report": ("sentinel.report.render", "write_report"),
     "InputError": ("sentinel.errors", "InputError"),
 }

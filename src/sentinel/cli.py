@@ -22,7 +22,7 @@ COMMANDS = {
     "prune": "remove heads and neurons, re-solve what is left, write a smaller model",
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
-    "bench": "measure one suite: attention, decode, quality",
+    "bench": "measure one suite: decode, attention, quality and others",
     "report": "measure everything and write HTML, Markdown and JSON",
 }
 

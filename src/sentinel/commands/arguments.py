@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sentinel.errors import InputError
 from sentinel.progress import say
 
 if TYPE_CHECKING:
@@ -70,17 +69,6 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=whole_number(1), help="threads (default: physical cores)")
 
 
-def add_workload(parser: argparse.ArgumentParser, *, prompt_tokens: int = 64, new_tokens: int = 20) -> None:
-    """What a speed measurement generates."""
-    count = whole_number(1)
-    parser.add_argument("--batch", metavar="B", type=count, default=1, help="sequences at once (default 1)")
-    parser.add_argument(
-        "--prompt-tokens", metavar="N", type=count, default=prompt_tokens, help=f"default {prompt_tokens}"
-    )
-    parser.add_argument("--new-tokens", metavar="N", type=count, default=new_tokens, help=f"default {new_tokens}")
-    parser.add_argument("--rounds", metavar="N", type=count, default=5, help="rounds, all engines in turn (default 5)")
-
-
 def set_threads(threads: int | None) -> None:
     """Apply ``--threads``; more threads than cores are allowed, and warned of."""
     import psutil
@@ -107,13 +95,3 @@ def set_pruning_level(decoder: Decoder, heads: float, neurons: float) -> None:
 
     if heads or neurons:
         require_levels(decoder).set_level(heads, neurons)
-
-
-def check_workload(options: argparse.Namespace, loaded: LoadedModel) -> None:
-    """Refuse more tokens than the model's context."""
-    needed = options.prompt_tokens + options.new_tokens
-    if needed > loaded.spec.max_seq_len:
-        raise InputError(
-            f"--prompt-tokens {options.prompt_tokens} and --new-tokens {options.new_tokens} are more than the context "
-            f"of {loaded.name}, {loaded.spec.max_seq_len}"
-        )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import add_machine, add_model, add_workload, check_workload, load_model
-from sentinel.commands.bench import decode_settings, run_quality
-from sentinel.commands.pruning import DEFAULT_TEXT
+from sentinel.commands.arguments import add_machine, add_model, load_model
+from sentinel.commands.bench import add_suite_options, given_options
+
+if TYPE_CHECKING:
+    from sentinel.measure.results import ResultSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,14 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", default="report", help="folder to write (default report)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, criteria and tokens: about two minutes")
     parser.add_argument(
-        "--calibration", metavar="TEXT", default=DEFAULT_TEXT, help="for pruning (default: train splits)"
-    )
-    parser.add_argument("--text", metavar="TEXT", default=DEFAULT_TEXT, help="to judge by (default: test splits)")
-    parser.add_argument(
         "--grouped-kv", dest="expand_kv", action="store_false", help="prune whole K/V groups, not single heads"
     )
     parser.add_argument("--from", dest="source", metavar="FILE", help="draw a results file again, measure nothing")
-    add_workload(parser)
+    add_suite_options(parser.add_argument_group("options of suites", "for those that take them; else the suite's own"))
     add_machine(parser)
 
 
@@ -46,26 +45,24 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{folder / 'report.html'}\n{folder / 'report.md'}\n{folder / 'results.json'}")
 
 
-def measure(options: argparse.Namespace):
+def measure(options: argparse.Namespace) -> ResultSet:
     """Run the suites of the report."""
-    from sentinel.measure import bench, environment
-    from sentinel.measure.results import ResultSet
+    from sentinel.measure.runner import run_suites
+    from sentinel.measure.suites import SUITES
 
     loaded = load_model(options)
-    check_workload(options, loaded)
-    place = environment.describe(options.device)
-    options.levels, options.precision = (0, 1, 2, 3), "int8" if options.quick else "int8,int4"
-    options.rounds = min(options.rounds, 3) if options.quick else options.rounds
-    settings = decode_settings(options)
-    decode = bench.bench_decode(
-        loaded, settings, place.bandwidth_gb_s, source=options.model, random_weights=options.random_weights
+    judged = loaded.weights == "real" and loaded.tokenizer is not None
+    given = {"expand_kv": options.expand_kv, **given_options(options)}
+    suites = {
+        suite.name: {name: value for name, value in given.items() if name in suite.options}
+        for suite in SUITES.values()
+        if suite.in_report and (judged or not suite.needs_text)
+    }
+    return run_suites(
+        loaded,
+        suites,
+        source=options.model,
+        random_weights=options.random_weights,
+        threads=options.threads,
+        quick=options.quick,
     )
-    lengths = tuple(n for n in bench.ATTENTION_LENGTHS if n <= loaded.spec.max_seq_len)
-    attention = bench.bench_attention(loaded, lengths, batch=options.batch, rounds=3 if options.quick else 15)
-    quality = []
-    if loaded.weights == "real" and loaded.tokenizer is not None:
-        options.criteria = "fisher" if options.quick else "all"
-        options.heads = (0.5,) if options.quick else (0.3, 0.5, 0.7)
-        options.calibration_tokens, options.eval_tokens = (2048, 1024) if options.quick else (8192, 4096)
-        quality = run_quality(loaded, options)
-    return ResultSet(place, [*decode, *quality, *attention])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sentinel.adapt.plan import PruningPlan
-from sentinel.measure.bench import interleave
+from sentinel.measure.method import interleave
 from sentinel.measure.results import Sample, median
 from sentinel.models.decoder import Block, Decoder
 from sentinel.models.kv_cache import KVCache

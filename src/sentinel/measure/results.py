@@ -29,11 +29,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def spans_one(self) -> bool:
-        """True when the samples do not tell which side is faster."""
-        return self.low <= 1.0 <= self.high
-
 
 @dataclass(frozen=True)
 class Environment:

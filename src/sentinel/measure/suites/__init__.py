@@ -1,0 +1,87 @@
+"""The benchmark suites: one module each, imported when it is run. `SUITES` is the table of them.
+
+A suite is a module here with ``run(request) -> list[Result]``. Its line in the table names the options that it takes, with
+their values, and what ``quick`` changes of them. Every speed of a suite is a ratio to a named reference that was measured
+in turn with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from sentinel.measure.results import Result
+    from sentinel.measure.suites.request import Request
+
+
+@dataclass(frozen=True)
+class Suite:
+    """``name`` is the module's too; ``options`` are fields of `Settings`, ``quick`` their values for a quick run.
+
+    ``needs_text`` is true of a suite that judges a model's text, which needs real weights and a tokenizer.
+    """
+
+    name: str
+    summary: str
+    options: Mapping[str, Any]
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    needs_text: bool = False
+    in_report: bool = True
+
+    @property
+    def flags(self) -> str:
+        """The options as they are written on the command line."""
+        return ", ".join("--" + name.replace("_", "-") for name in self.options)
+
+    def run(self, request: Request) -> list[Result]:
+        """Measure; `InputError` for a model or settings that the suite can't measure."""
+        return importlib.import_module(f"{__name__}.{self.name}").run(request)
+
+
+GENERATION = {"batch": 1, "prompt_tokens": 64, "new_tokens": 20, "rounds": 5}
+
+_SUITES = (
+    Suite(
+        "decode",
+        "generation by every level and by Hugging Face, with peak memory",
+        {**GENERATION, "levels": (0, 1, 2, 3), "precision": ("int8", "int4")},
+        {"rounds": 3, "precision": ("int8",)},
+    ),
+    Suite(
+        "quality",
+        "perplexity and speed of every criterion at every pruning ratio",
+        {
+            "new_tokens": 20,
+            "rounds": 5,
+            "criteria": ("all",),
+            "heads": (0.3, 0.5, 0.7),
+            "calibration": "built-in",
+            "calibration_tokens": 8192,
+            "text": "built-in",
+            "eval_tokens": 4096,
+            "expand_kv": False,
+        },
+        {"rounds": 3, "criteria": ("fisher",), "heads": (0.5,), "calibration_tokens": 2048, "eval_tokens": 1024},
+        needs_text=True,
+    ),
+    Suite(
+        "attention",
+        "one attention layer, head by head against fused",
+        {"batch": 1, "rounds": 15, "lengths": (32, 64, 128, 256, 512)},
+        {"rounds": 3},
+    ),
+)
+
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _SUITES}
+
+
+def suite_of(name: str) -> Suite:
+    """The suite of that name; `InputError` when there is none."""
+    if name not in SUITES:
+        raise InputError(f"there is no suite {name!r}; the suites are {', '.join(SUITES)}")
+    return SUITES[name]

@@ -1,0 +1,45 @@
+"""Generation by Hugging Face ``generate()`` and by every level asked for, in turn, with peak memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sentinel.measure.hugging_face import HuggingFaceReference
+from sentinel.measure.memory import MemoryRequest, measure_peak_memory
+from sentinel.measure.results import Result
+from sentinel.measure.suites.engines import Subject
+from sentinel.measure.suites.generation import check_fits, generate_in_turn
+from sentinel.measure.suites.request import Request
+from sentinel.progress import track
+
+
+def run(request: Request) -> list[Result]:
+    """A row for Hugging Face and one per engine."""
+    settings = request.settings
+    check_fits(request)
+    subjects = [request.engines.hugging_face()]
+    for level in settings.levels:
+        subjects += [request.engines.at(level, p) for p in (settings.precision if level == 3 else (None,))]
+    found = generate_in_turn(request, "decode", subjects, batch=settings.batch)
+    reference = found[0].tokens
+    return [
+        replace(
+            one.row,
+            peak_memory_mb=_peak_memory(request, one.subject),
+            same_tokens_as_reference=one.tokens == reference,
+        )
+        for one in track(found, "Measuring memory", len(found))
+    ]
+
+
+def _peak_memory(request: Request, subject: Subject) -> float:
+    settings = request.settings
+    asked = MemoryRequest(
+        request.source,
+        request.random_weights,
+        subject.name,
+        settings.prompt_tokens,
+        settings.new_tokens,
+        settings.batch,
+    )
+    return measure_peak_memory(asked, None if isinstance(subject.engine, HuggingFaceReference) else subject.engine)

@@ -1,0 +1,62 @@
+"""What the suites that generate text have in common: all subjects in turn, a row for each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sentinel.measure.method import Run, generate_timed, interleave, random_prompts, timed_result
+from sentinel.measure.results import Result, Sample
+from sentinel.measure.suites.engines import Subject
+from sentinel.measure.suites.request import Request
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A subject's row and the tokens that it generated, one list per prompt."""
+
+    subject: Subject
+    row: Result
+    tokens: list[list[int]]
+
+
+def check_fits(request: Request) -> None:
+    """Refuse prompts and new tokens that do not fit the model's context; worth asking before engines are made."""
+    request.check_context(request.settings.prompt_tokens + request.settings.new_tokens)
+
+
+def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], *, batch: int) -> list[Generated]:
+    """Greedy generation by all ``subjects``, the first of which is the reference.
+
+    Raises `InputError` when the tokens do not fit the model's context.
+    """
+    settings = request.settings
+    check_fits(request)
+    prompts = random_prompts(request.loaded.spec.vocab_size, batch, settings.prompt_tokens)
+    tokens: dict[str, list[list[int]]] = {}
+
+    def once(subject: Subject) -> Sample:
+        tokens[subject.name], sample = generate_timed(subject.engine, prompts, settings.new_tokens)
+        return sample
+
+    runs: dict[str, Run] = {subject.name: functools.partial(once, subject) for subject in subjects}
+    samples = interleave(runs, settings.rounds, "Decoding")
+    reference = subjects[0]
+    context = settings.prompt_tokens + settings.new_tokens // 2
+    rows = []
+    for subject in subjects:
+        row = request.row(
+            suite,
+            subject,
+            batch=batch,
+            prompt_tokens=settings.prompt_tokens,
+            new_tokens=settings.new_tokens,
+            speedup_over=reference.name,
+        )
+        step = subject.step_bytes(batch, context)
+        timed = timed_result(
+            row, samples[reference.name], samples[subject.name], bandwidth_gb_s=request.bandwidth_gb_s, step_bytes=step
+        )
+        rows.append(Generated(subject, timed, tokens[subject.name]))
+    return rows

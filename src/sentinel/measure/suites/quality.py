@@ -1,0 +1,119 @@
+"""The quality suite: perplexity and speed of every criterion at every pruning ratio, with and without compensation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sentinel.adapt.compact import expand_kv
+from sentinel.adapt.corpora import Text, Windows, load_texts, refuse_shared_documents, sample_windows
+from sentinel.adapt.plan import RemovalOrder
+from sentinel.adapt.prune import CRITERION_NAMES, WINDOW, Pruner
+from sentinel.adapt.prune import Settings as PruningSettings
+from sentinel.infer.engines import Engine, make_engine
+from sentinel.measure.judge import Judge
+from sentinel.measure.method import Run, generate_timed, interleave, random_prompts, timed_result
+from sentinel.measure.results import Result, Sample
+from sentinel.measure.suites.engines import Subject
+from sentinel.measure.suites.request import Request, Settings
+from sentinel.models.decoder import Decoder
+from sentinel.progress import say
+
+REFERENCE = "level 1, not pruned"
+
+
+PROMPT_TOKENS = 64
+
+
+def run(request: Request) -> list[Result]:
+    """Rows of the suite, with the texts that the settings name."""
+    settings, loaded = request.settings, request.loaded
+    loaded.require_real_weights("a perplexity")
+    texts, calibration = load_texts(settings.text, "test"), load_texts(settings.calibration, "train")
+    length = min(WINDOW, loaded.spec.max_seq_len)
+    windows = sample_windows(calibration, loaded.require_tokenizer(), settings.calibration_tokens, length)
+    return judge_criteria(request, windows, texts)
+
+
+def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) -> list[Result]:
+    """A row per criterion, ratio and kind; perplexities are ratios to the dense model's, the mean over ``texts``.
+
+    Raises `InputError` for random weights, and when a text shares a document with the calibration windows.
+    """
+    settings, loaded = request.settings, request.loaded
+    loaded.require_real_weights("a perplexity")
+    request.check_context(PROMPT_TOKENS + settings.new_tokens)
+    refuse_shared_documents(windows.fingerprints, texts)
+    dense = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
+    context = min(WINDOW, loaded.spec.max_seq_len)
+    judge = Judge(dense, loaded.require_tokenizer(), texts, tokens_per_text=settings.eval_tokens, context=context)
+    base = replace(
+        request.row("quality", Subject(make_engine(dense, 1), dense.spec, 1)),
+        engine=REFERENCE,
+        batch=1,
+        prompt_tokens=PROMPT_TOKENS,
+        new_tokens=settings.new_tokens,
+        speedup_over=REFERENCE,
+        text=", ".join(text.label for text in texts),
+        context=context,
+    )
+    rows: list[Result] = []
+    calibrated: Pruner | None = None
+    for criterion in CRITERION_NAMES if settings.criteria == ("all",) else settings.criteria:
+        say(f"quality: criterion {criterion}")
+        pruner = Pruner(dense, PruningSettings(criterion), windows)
+        pruner.share_calibration(calibrated)
+        calibrated = pruner if pruner.has_calibration else calibrated
+        order = pruner.order(max(settings.heads), 0.0)
+        rows += _criterion_rows(base, judge, pruner, order, settings, with_dense=not rows)
+    return rows
+
+
+def _criterion_rows(
+    base: Result, judge: Judge, pruner: Pruner, order: RemovalOrder, settings: Settings, *, with_dense: bool
+) -> list[Result]:
+    plans = [order.plan(ratio) for ratio in settings.heads]
+    compensated = pruner.apply(plans)
+    plain = replace_settings(pruner, compensate=False).apply(plans)
+    samples = _speeds({0.0: pruner.dense, **dict(zip(settings.heads, plain, strict=True))}, settings)
+    ranks = [[int(rank) for rank in layer] for layer in order.group_ranks]
+    rows = [_timed(replace(base, **judge(pruner.dense)), samples, 0.0, pruner.dense)] if with_dense else []
+    for kind, models in ((False, plain), (True, compensated)):
+        for ratio, model in zip(settings.heads, models, strict=True):
+            row = replace(
+                base,
+                engine=f"{order.criterion}{', compensated' if kind else ''}",
+                criterion=order.criterion,
+                compensated=kind,
+                heads_pruned=ratio,
+                head_ranks=ranks,
+                **judge(model),
+            )
+            rows.append(_timed(row, samples, ratio, model))
+    return rows
+
+
+def replace_settings(pruner: Pruner, *, compensate: bool) -> Pruner:
+    """The same pruner with or without compensation."""
+    return Pruner(pruner.dense, replace(pruner.settings, compensate=compensate), pruner.windows)
+
+
+def _timed(row: Result, samples: dict[float, list[Sample]], ratio: float, model: Decoder) -> Result:
+    row = replace(
+        row,
+        parameters=model.spec.parameter_count(),
+        weight_bytes_per_token=model.spec.weight_bytes_per_token(),
+    )
+    return timed_result(row, samples[0.0], samples[ratio])
+
+
+def _speeds(models: dict[float, Decoder], settings: Settings) -> dict[float, list[Sample]]:
+    prompts = random_prompts(next(iter(models.values())).spec.vocab_size, 1, PROMPT_TOKENS)
+
+    def once(engine: Engine) -> Sample:
+        return generate_timed(engine, prompts, settings.new_tokens)[1]
+
+    runs: dict[str, Run] = {str(ratio): functools.partial(once, make_engine(m, 1)) for ratio, m in models.items()}
+    found = interleave(runs, settings.rounds, "Decoding")
+    return {ratio: found[str(ratio)] for ratio in models}

@@ -1,0 +1,80 @@
+"""What every suite is given: the model, how to load it again, how fast memory is, and what to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sentinel.errors import InputError
+from sentinel.measure.results import Result
+from sentinel.measure.suites import Suite
+from sentinel.measure.suites.engines import Engines, Subject
+from sentinel.models.sources import LoadedModel
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All options of all suites; a suite reads those that its line in the table names.
+
+    heads: ratios that are removed. lengths: tokens of context. eval_tokens: per text. rounds: after one round of warm-up.
+    """
+
+    batch: int = 1
+    prompt_tokens: int = 64
+    new_tokens: int = 20
+    rounds: int = 5
+    levels: tuple[int, ...] = (0, 1, 2, 3)
+    precision: tuple[str, ...] = ("int8",)
+    heads: tuple[float, ...] = (0.0,)
+    lengths: tuple[int, ...] = ()
+    criteria: tuple[str, ...] = ()
+    calibration: str = "built-in"
+    calibration_tokens: int = 8192
+    text: str = "built-in"
+    eval_tokens: int = 4096
+    expand_kv: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of a suite.
+
+    ``source`` and ``random_weights`` say how a process of its own loads the model again; ``engines`` are shared by all
+    suites of a run; ``given`` names the settings that the caller chose.
+    """
+
+    loaded: LoadedModel
+    source: str
+    random_weights: int | None
+    bandwidth_gb_s: float | None
+    engines: Engines
+    settings: Settings = Settings()
+    given: frozenset[str] = frozenset()
+
+    def row(self, suite: str, subject: Subject, **fields: Any) -> Result:
+        """A result of ``suite`` for ``subject``, its speed not filled in."""
+        described = {
+            "engine": subject.engine.name,
+            "level": subject.level,
+            "precision": subject.precision,
+            "heads_pruned": subject.heads,
+            "neurons_pruned": subject.neurons,
+            "parameters": subject.spec.parameter_count(),
+            "weight_bytes_per_token": subject.weight_bytes,
+        }
+        return Result(suite=suite, model=self.loaded.name, weights=self.loaded.weights, **{**described, **fields})
+
+    def check_context(self, tokens: int) -> None:
+        """Refuse more tokens than the model's context."""
+        limit = self.loaded.spec.max_seq_len
+        if tokens > limit:
+            raise InputError(f"{tokens} tokens do not fit the context of {self.loaded.name}, {limit}; ask for fewer")
+
+
+def settings_of(suite: Suite, given: Mapping[str, Any], *, quick: bool = False) -> Settings:
+    """The suite's own settings with those of ``given``; `InputError` for one that the suite does not take."""
+    unknown = sorted(set(given) - set(suite.options))
+    if unknown:
+        raise InputError(f"suite {suite.name} takes no --{unknown[0].replace('_', '-')}; it takes {suite.flags}")
+    return Settings(**{**suite.options, **(suite.quick if quick else {}), **given})
