@@ -23,6 +23,7 @@ COMMANDS = {
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: decode, attention, quality and others",
+    "compare": "what changed between two results files by more than noise",
     "report": "measure everything and write HTML, Markdown and JSON",
 }
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from sentinel.commands.arguments import add_machine, add_model, listed, load_model, whole_number
-from sentinel.commands.pruning import ratios
+from sentinel.commands.pruning import ratio, ratios
 from sentinel.measure.suites import SUITES
 
 OPTIONS = (
@@ -19,6 +19,8 @@ OPTIONS = (
     "lengths",
     "criteria",
     "heads",
+    "neurons",
+    "batches",
     "calibration",
     "calibration_tokens",
     "text",
@@ -33,8 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="smollm2-135m")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     parser.add_argument("--json", metavar="FILE", help="write environment, results and raw samples to FILE")
+    add_resume(parser)
     add_suite_options(parser.add_argument_group("options of suites", "what is not given is the suite's own"))
     add_machine(parser)
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Go on with an earlier run."""
+    parser.add_argument("--resume", metavar="FILE", help="keep what this results file holds, measure only the rest")
 
 
 def add_suite_options(group: Any) -> None:
@@ -53,6 +61,8 @@ def add_suite_options(group: Any) -> None:
     add("--lengths", "N,N", listed(count), "tokens of context")
     add("--criteria", "C,C", names, "criteria of pruning, or 'all'")
     add("--heads", "R,R", ratios, "shares of heads that are removed")
+    add("--neurons", "R", ratio, "share of neurons that is removed too (as many as heads)")
+    add("--batches", "B,B", listed(count), "numbers of sequences of the batch suite")
     add("--calibration", "TEXT", str, "for pruning (the built-in texts' train splits)")
     add("--calibration-tokens", "N", count, "of it")
     add("--text", "TEXT", str, "to judge by (the built-in texts' test splits)")
@@ -89,9 +99,11 @@ def run(options: argparse.Namespace) -> None:
 
     if options.json:
         require_writable_parent(Path(options.json))
+    from sentinel.measure.results import ResultSet
     from sentinel.measure.runner import run_suites
     from sentinel.report.terminal import print_tables
 
+    earlier = ResultSet.read(options.resume) if options.resume else None
     given = given_options(options)
     found = run_suites(
         load_model(options),
@@ -100,6 +112,7 @@ def run(options: argparse.Namespace) -> None:
         random_weights=options.random_weights,
         threads=options.threads,
         quick=options.quick,
+        resume=earlier,
     )
     if options.json:
         found.write(options.json)

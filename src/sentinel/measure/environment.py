@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,38 @@ def memory_bandwidth_gb_s(megabytes: int = 256, repeats: int = 7) -> float:
     return best
 
 
+@dataclass(frozen=True)
+class ProcessorTime:
+    """Ticks of all processors since the system started, and those of them that the host gave to others."""
+
+    total: int
+    stolen: int
+
+
+def processor_time() -> ProcessorTime | None:
+    """The counters of ``/proc/stat``; None where there are none."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ticks = [
+        int(value) for value in stat.read_text().splitlines()[0].split()[1:9]
+    ]  # user ... steal; guests are in user
+    return ProcessorTime(sum(ticks), ticks[7])
+
+
+def steal_share(before: ProcessorTime | None, after: ProcessorTime | None) -> float | None:
+    """The share of processor time that the host gave to others between two looks."""
+    if before is None or after is None or after.total <= before.total:
+        return None
+    return round((after.stolen - before.stolen) / (after.total - before.total), 4)
+
+
+def frequency_mhz() -> float | None:
+    """The processors' present frequency, where the system tells."""
+    found = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    return round(found.current) if found is not None and found.current else None
+
+
 def describe(device: str = "cpu", *, measure_bandwidth: bool = True) -> Environment:
     """The environment, with the memory bandwidth measured now (CPU only)."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
@@ -65,4 +98,5 @@ def describe(device: str = "cpu", *, measure_bandwidth: bool = True) -> Environm
         device=device,
         versions={"sentinel": sentinel.__version__, **versions},
         measured_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        cpu_mhz=None if (mhz := frequency_mhz()) is None else (mhz,),
     )

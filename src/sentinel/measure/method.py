@@ -75,15 +75,32 @@ def timed_result(
     bandwidth_gb_s: float | None = None,
     step_bytes: int | None = None,
 ) -> Result:
-    """``row`` with the speeds of ``samples``; ``step_bytes`` is what one decode step reads at the least."""
-    batch, new = row.batch or 1, row.new_tokens or 1
-    tpot = median(samples, "tpot_ms")
-    limit_ms = None if bandwidth_gb_s is None or step_bytes is None else step_bytes / bandwidth_gb_s / 1e6
+    """``row`` with the speeds of whole generations; ``step_bytes`` is what one decode step reads at the least."""
+    total = median(samples, "total_ms")
     return replace(
-        with_ratio(row, reference, samples),
-        tokens_per_s=batch * new / median(samples, "total_ms") * 1e3,
+        with_roofline(with_ratio(row, reference, samples), bandwidth_gb_s, step_bytes),
+        tokens_per_s=(row.batch or 1) * (row.new_tokens or 1) / total * 1e3,
         ttft_ms=median(samples, "ttft_ms"),
-        tpot_ms=tpot,
-        roofline_tokens_per_s=None if limit_ms is None else batch / limit_ms * 1e3,
-        mbu=None if limit_ms is None else limit_ms / tpot,
     )
+
+
+def decoding_result(
+    row: Result,
+    reference: Sequence[Sample],
+    samples: Sequence[Sample],
+    *,
+    bandwidth_gb_s: float | None = None,
+    step_bytes: int | None = None,
+) -> Result:
+    """``row`` with the speeds of decoding alone, without a prefill."""
+    row = with_roofline(with_ratio(row, reference, samples, "tpot_ms"), bandwidth_gb_s, step_bytes)
+    return replace(row, tokens_per_s=(row.batch or 1) / median(samples, "tpot_ms") * 1e3)
+
+
+def with_roofline(row: Result, bandwidth_gb_s: float | None, step_bytes: int | None) -> Result:
+    """``row`` with its time per token, and the roofline that the memory bandwidth sets."""
+    tpot = median(row.samples, "tpot_ms")
+    if bandwidth_gb_s is None or step_bytes is None:
+        return replace(row, tpot_ms=tpot)
+    limit_ms = step_bytes / bandwidth_gb_s / 1e6
+    return replace(row, tpot_ms=tpot, roofline_tokens_per_s=(row.batch or 1) / limit_ms * 1e3, mbu=limit_ms / tpot)

@@ -1,6 +1,7 @@
 """One schema for every measurement: environment, raw samples, one record per result.
 
-A results file is ``{"schema": ..., "environment": {...}, "results": [{...}]}``. Fields that do not apply are null.
+A results file is ``{"schema": ..., "environment": {...}, "runs": {...}, "results": [{...}]}``; ``runs`` says by suite which
+model was measured with which settings. Fields that do not apply are null.
 """
 
 from __future__ import annotations
@@ -17,8 +18,19 @@ import numpy as np
 from sentinel.errors import InputError
 from sentinel.files import write_text
 
-SCHEMA = "sentinel-results/1"
+SCHEMA = "sentinel-results/2"
 Sample = dict[str, float]
+
+
+KEY_FIELDS = (
+    "suite", "model", "weights", "engine", "level", "precision", "phase", "heads_pruned", "neurons_pruned", "batch",
+    "prompt_tokens", "new_tokens", "context", "criterion", "compensated", "text", "speedup_over",
+)  # fmt: skip
+# Fields of a row that are above zero wherever they apply.
+POSITIVE = (
+    "tokens_per_s", "ttft_ms", "tpot_ms", "load_ms", "first_token_ms", "peak_memory_mb", "speedup", "speedup_low",
+    "speedup_high", "perplexity",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and with what the numbers were measured. Sizes in GB are 10^9 bytes."""
+    """Where and with what the numbers were measured. Sizes in GB are 10^9 bytes.
+
+    ``cpu_mhz`` is the frequency before and after the suites; ``steal`` the share of processor time that the host gave to
+    others meanwhile. Both are None where the system does not tell.
+    """
 
     cpu: str
     cores: int
@@ -43,14 +59,23 @@ class Environment:
     device: str
     versions: dict[str, str]
     measured_at: str
+    cpu_mhz: tuple[float, ...] | None = None
+    steal: float | None = None
+
+    def differences(self, other: Environment) -> list[str]:
+        """What makes speeds measured in the two hard to compare, in words."""
+        names = ("cpu", "cores", "threads", "memory_gb", "system", "device", "versions")
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [f"{name} {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 
 @dataclass(frozen=True)
 class Result:
     """One measured row. ``speedup`` is over the row that ``speedup_over`` names, measured in turn in the same run.
 
-    ``tokens_per_s`` counts new tokens of the whole batch over the whole time, prefill included; ``mbu`` is the share of
-    the measured memory bandwidth that decoding's weight and KV bytes account for; ``samples`` hold milliseconds.
+    ``tokens_per_s`` counts new tokens of the whole batch over the whole time, prefill included, but for ``phase`` "decode";
+    ``mbu`` is the share of the measured memory bandwidth that decoding's weight and KV bytes account for; ``samples`` hold
+    milliseconds. ``load_ms`` and ``first_token_ms`` count from the start of a process.
     """
 
     suite: str
@@ -68,6 +93,9 @@ class Result:
     tokens_per_s: float | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    load_ms: float | None = None
+    first_token_ms: float | None = None
+    loaded_memory_mb: float | None = None
     peak_memory_mb: float | None = None
     weight_bytes_per_token: int | None = None
     roofline_tokens_per_s: float | None = None
@@ -98,6 +126,16 @@ class Result:
     percentiles: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """What the row is about: rows of two files with the same key measure the same thing."""
+        return tuple(getattr(self, name) for name in KEY_FIELDS)
+
+    @property
+    def is_reference(self) -> bool:
+        """True for the row that the others of its kind are compared with."""
+        return self.engine == self.speedup_over and not self.heads_pruned and not self.neurons_pruned
+
+    @property
     def no_difference(self) -> bool:
         """True when the interval of the speed-up spans 1."""
         return (
@@ -121,10 +159,15 @@ def median(samples: Sequence[Sample], key: str) -> float:
 def speedup(reference: Sequence[Sample], samples: Sequence[Sample], key: str) -> Interval:
     """Median time of the reference over that of ``samples``, with a 95 % interval.
 
-    The two were measured in turn, so that rounds are drawn in pairs: what disturbed a round disturbed both sides.
+    The two were measured in turn, so that rounds are drawn in pairs: what disturbed a round disturbed both sides. Raises
+    `InputError` without usable samples.
     """
     a = np.array([sample[key] for sample in reference])
     b = np.array([sample[key] for sample in samples])
+    if len(a) == 0 or len(a) != len(b):
+        raise InputError(f"{len(a)} samples of the reference and {len(b)} of the other give no ratio; measure again")
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and a.min() > 0 and b.min() > 0):
+        raise InputError(f"a sample of {key} is not a time above zero; measure again")
     rows = np.random.default_rng(0).integers(0, len(a), size=(2000, len(a)))
     ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
     low, high = np.percentile(ratios, (2.5, 97.5))
@@ -133,15 +176,17 @@ def speedup(reference: Sequence[Sample], samples: Sequence[Sample], key: str) ->
 
 @dataclass(frozen=True)
 class ResultSet:
-    """What a results file holds."""
+    """What a results file holds. ``runs``: by suite, the model and the settings of its rows."""
 
     environment: Environment
     results: list[Result]
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         body = {
             "schema": SCHEMA,
             "environment": dataclasses.asdict(self.environment),
+            "runs": self.runs,
             "results": [dataclasses.asdict(result) for result in self.results],
         }
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
@@ -154,24 +199,38 @@ class ResultSet:
     def read(cls, path: str | Path) -> ResultSet:
         """Inverse of `write`; `InputError` names what is wrong with the file."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         except OSError as error:
             raise InputError(f"{path} can't be read ({error.strerror})") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise InputError(f"{path} is not a results file: it is not valid JSON ({error})") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else None
             raise InputError(f"{path} has schema {found!r}; this version reads {SCHEMA!r}, so measure again")
         try:
-            return cls(Environment(**data["environment"]), [_result(row) for row in data["results"]])
-        except (KeyError, TypeError, AttributeError) as error:
+            place = dict(data["environment"])
+            mhz = place.get("cpu_mhz")
+            place["cpu_mhz"] = None if mhz is None else tuple(mhz)
+            runs = {str(name): dict(run) for name, run in data["runs"].items()}
+            return cls(Environment(**place), [_result(*row) for row in enumerate(data["results"], 1)], runs)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is not a whole results file ({error}); measure again") from error
 
 
-def _result(row: dict[str, Any]) -> Result:
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _result(number: int, row: dict[str, Any]) -> Result:
     result = Result(**row)
-    for name in ("tokens_per_s", "tpot_ms", "speedup"):
+    what = f"row {number}, {result.suite} {result.engine}"
+    for name in POSITIVE:
         value = getattr(result, name)
         if value is not None and not (isinstance(value, (int, float)) and value > 0):
-            raise TypeError(f"{name} is {value!r}")
+            raise ValueError(f"{what}: {name} is {value!r}")
+    if result.speedup is not None:
+        if not result.samples or not all(v > 0 for sample in result.samples for v in sample.values()):
+            raise ValueError(f"{what}: no usable samples")
+        if result.speedup_low is None or result.speedup_high is None or result.speedup_low > result.speedup_high:
+            raise ValueError(f"{what}: the interval of the speed-up is {result.speedup_low} to {result.speedup_high}")
     return result

@@ -1,15 +1,19 @@
-"""Runs suites one after another on one model."""
+"""Runs suites one after another on one model, and goes on with an earlier run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from sentinel.errors import InputError
 from sentinel.measure import environment
-from sentinel.measure.results import Result, ResultSet
+from sentinel.measure.results import Environment, ResultSet
 from sentinel.measure.suites import suite_of
 from sentinel.measure.suites.engines import Engines
-from sentinel.measure.suites.request import Request, settings_of
+from sentinel.measure.suites.request import Request, Settings, settings_of
 from sentinel.models.sources import LoadedModel
 from sentinel.progress import say
 
@@ -22,21 +26,62 @@ def run_suites(
     random_weights: int | None = None,
     threads: int | None = None,
     quick: bool = False,
+    resume: ResultSet | None = None,
+    keep: Callable[[ResultSet], object] = lambda _: None,
 ) -> ResultSet:
     """Measure ``suites``: by name, the options given for each; what is not given is the suite's own.
 
-    ``source`` and ``random_weights`` say how a process of its own loads the model again. Raises `InputError` for an unknown
-    suite, an option that a suite does not take, and a model that it can't measure.
+    ``source`` and ``random_weights`` say how a process of its own loads the model again. What ``resume`` holds is not
+    measured again. ``keep`` gets all results after every suite, so that an interrupted run loses only the last one. Raises
+    `InputError` for an unknown suite, an option that a suite does not take, a model that it can't measure, and a ``resume``
+    of something else.
     """
     settings = {name: settings_of(suite_of(name), given, quick=quick) for name, given in suites.items()}
-    place = environment.describe(str(loaded.decoder.device))
+    runs = {name: _record(loaded, chosen) for name, chosen in settings.items()}
+    before = environment.processor_time()
+    place = environment.describe(str(loaded.decoder.device), measure_bandwidth=resume is None)
+    found = ResultSet(place, []) if resume is None else _continued(resume, place, runs)
     engines = Engines(loaded, threads)
-    results: list[Result] = []
     for number, name in enumerate(suites, 1):
+        if name in found.runs:
+            say(f"suite {name} is there already")
+            continue
         if len(suites) > 1:
             say(f"suite {name} ({number} of {len(suites)})")
-        request = Request(
-            loaded, source, random_weights, place.bandwidth_gb_s, engines, settings[name], frozenset(suites[name])
-        )
-        results += suite_of(name).run(request)
-    return ResultSet(place, results)
+        bandwidth = found.environment.bandwidth_gb_s
+        request = Request(loaded, source, random_weights, bandwidth, engines, settings[name], frozenset(suites[name]))
+        rows = suite_of(name).run(request)
+        found = ResultSet(_at_end(found.environment, before), [*found.results, *rows], {**found.runs, name: runs[name]})
+        keep(found)
+    return found
+
+
+def _record(loaded: LoadedModel, settings: Settings) -> dict[str, Any]:
+    """What a suite's rows were measured with, as JSON has it."""
+    chosen = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return {"model": loaded.name, "weights": loaded.weights, **chosen}
+
+
+def _continued(resume: ResultSet, place: Environment, runs: Mapping[str, Mapping[str, Any]]) -> ResultSet:
+    """``resume``, if it was measured here and as the new run would measure."""
+    differences = resume.environment.differences(place)
+    if differences:
+        raise InputError(f"the earlier run can't go on, its environment was another ({differences[0]}); measure anew")
+    for name, run in runs.items():
+        earlier = resume.runs.get(name)
+        changed = [] if earlier is None else sorted(k for k in {*run, *earlier} if run.get(k) != earlier.get(k))
+        if earlier is not None and changed:
+            key = changed[0]
+            raise InputError(
+                f"the earlier run can't go on: its suite {name} had {key} {earlier.get(key)}, not {run.get(key)}; give the "
+                "same model and options, or measure anew"
+            )
+    return resume
+
+
+def _at_end(place: Environment, before: environment.ProcessorTime | None) -> Environment:
+    """The environment with what happened to it meanwhile; of a run that went on, the larger steal."""
+    stolen = [s for s in (place.steal, environment.steal_share(before, environment.processor_time())) if s is not None]
+    mhz = environment.frequency_mhz()
+    started = (place.cpu_mhz or ())[:1]
+    return replace(place, steal=max(stolen, default=None), cpu_mhz=None if mhz is None else (*started, mhz))

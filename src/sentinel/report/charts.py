@@ -44,7 +44,8 @@ def attention_chart(results: Sequence[Result]) -> Any:
         {
             "tokens": r.prompt_tokens,
             "phase": r.phase,
-            "implementation": r.engine.removeprefix("attention-"),
+            "implementation": r.engine.removeprefix("attention-")
+            + (f", -{r.heads_pruned:.0%}" if r.heads_pruned else ""),
             "ms": round(r.percentiles["total_ms"]["p50"], 4),
             "speed-up": round(r.speedup or 1, 3),
         }
@@ -54,7 +55,7 @@ def attention_chart(results: Sequence[Result]) -> Any:
     return chart.encode(
         x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), title="sequence length, tokens"),
         y=alt.Y("ms:Q", scale=alt.Scale(type="log"), title="one layer, ms"),
-        color=alt.Color("implementation:N", scale=alt.Scale(range=[BLUE, GREY]), title=None),
+        color=alt.Color("implementation:N", title=None),
         strokeDash=alt.StrokeDash("phase:N", title=None, legend=DASHES),
         tooltip=["implementation:N", "phase:N", "tokens:Q", "ms:Q", "speed-up:Q"],
     ).properties(width=WIDTH, height=260)

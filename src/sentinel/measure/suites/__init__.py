@@ -43,13 +43,15 @@ class Suite:
         return importlib.import_module(f"{__name__}.{self.name}").run(request)
 
 
-GENERATION = {"batch": 1, "prompt_tokens": 64, "new_tokens": 20, "rounds": 5}
+# Options of the suites that generate text.
+_GENERATION = {"batch": 1, "prompt_tokens": 64, "new_tokens": 20, "rounds": 5}
+_LEVELS = {"levels": (1, 2, 3), "precision": ("int8",)}
 
 _SUITES = (
     Suite(
         "decode",
         "generation by every level and by Hugging Face, with peak memory",
-        {**GENERATION, "levels": (0, 1, 2, 3), "precision": ("int8", "int4")},
+        {**_GENERATION, "levels": (0, 1, 2, 3), "precision": ("int8", "int4")},
         {"rounds": 3, "precision": ("int8",)},
     ),
     Suite(
@@ -70,10 +72,54 @@ _SUITES = (
         needs_text=True,
     ),
     Suite(
+        "pruning",
+        "Hugging Face, the original, levels 1-3 at every pruning ratio, heads alone and with neurons",
+        {**_GENERATION, **_LEVELS, "heads": (0.0, 0.3, 0.5, 0.7), "neurons": None, "expand_kv": False},
+        {"rounds": 3, "new_tokens": 8, "heads": (0.0, 0.5)},
+    ),
+    Suite(
+        "levels",
+        "levels 0-3, not pruned and with half of the heads",
+        {**_GENERATION, **_LEVELS, "levels": (0, 1, 2, 3), "heads": (0.0, 0.5), "expand_kv": False},
+        {"rounds": 3, "new_tokens": 8},
+    ),
+    Suite(
+        "context",
+        "decoding after 64-1,000 tokens at every pruning ratio: where removed heads pay",
+        {
+            "new_tokens": 8,
+            "rounds": 7,
+            "levels": (3, 1),
+            "precision": ("int8",),
+            "heads": (0.0, 0.3, 0.5, 0.7),
+            "lengths": (64, 128, 256, 512, 1000),
+            "expand_kv": False,
+        },
+        {"rounds": 3, "heads": (0.0, 0.5), "lengths": (64, 1000)},
+    ),
+    Suite(
+        "batch",
+        "generation of 1-16 sequences at once",
+        {"prompt_tokens": 64, "new_tokens": 20, "rounds": 5, **_LEVELS, "batches": (1, 2, 4, 8, 16)},
+        {"rounds": 3, "new_tokens": 4, "prompt_tokens": 32, "batches": (1, 4, 16)},
+    ),
+    Suite(
+        "load",
+        "time and memory to load and to the first token",
+        {"prompt_tokens": 64, "rounds": 5},
+        {"rounds": 1},
+    ),
+    Suite(
         "attention",
-        "one attention layer, head by head against fused",
-        {"batch": 1, "rounds": 15, "lengths": (32, 64, 128, 256, 512)},
-        {"rounds": 3},
+        "one attention layer, head by head against fused, 32-2,048 tokens",
+        {
+            "batch": 1,
+            "rounds": 15,
+            "lengths": (32, 64, 128, 256, 512, 1024, 2048),
+            "heads": (0.0, 0.3, 0.5, 0.7),
+            "expand_kv": False,
+        },
+        {"rounds": 3, "lengths": (32, 128, 512, 2048), "heads": (0.0, 0.5)},
     ),
 )
 

@@ -1,87 +1,128 @@
-"""One attention layer, head by head ("original") against fused, per number of tokens and phase.
+"""One attention layer, head by head ("original") against fused, per number of tokens, phase and share of heads.
 
-Phase "decode" is one new token that looks at that many cached ones, "prefill" a whole sequence at once.
+Phase "decode" is one new token that looks at that many cached ones, "prefill" a whole sequence at once. The layer's weights
+stay in the processor's cache, so that memory bandwidth sets no roofline here. The original masks pruned heads, which saves
+nothing; it is measured with all of them.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from sentinel.adapt.compact import expand_kv
 from sentinel.errors import InputError
 from sentinel.measure.method import Run, interleave, with_ratio
 from sentinel.measure.results import Result, Sample, median
 from sentinel.measure.suites.request import Request
+from sentinel.models.decoder import Attention, Decoder
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceAttention
+from sentinel.models.spec import ModelSpec
 
-REFERENCE = "attention-original"
+REFERENCE, OPTIMISED = "attention-original", "attention-optimised"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One implementation at one share of heads."""
+
+    engine: str
+    level: int
+    heads: float
+    forward: Callable[..., Tensor]
+    cache_spec: ModelSpec
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.heads}"
 
 
 def run(request: Request) -> list[Result]:
-    """Rows per phase, length and implementation; `InputError` for a model without heads and for lengths beyond its
-    context."""
-    loaded = request.loaded
+    """Rows per phase, length, implementation and share of heads.
+
+    ``heads_pruned`` is what the layer's whole number of groups comes nearest to. Raises `InputError` for a model without
+    heads and for lengths that were given and are beyond its context.
+    """
+    loaded, settings = request.loaded, request.settings
     index = next((i for i, layer in enumerate(loaded.spec.layers) if layer.n_head), None)
     if index is None:
         raise InputError(f"{loaded.name} has no attention heads left to measure")
-    lengths = request.settings.lengths
     if "lengths" in request.given:
-        request.check_context(max(lengths) + 1)
+        request.check_context(max(settings.lengths) + 1)
+    decoder = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
+    parts = _parts(decoder, index, settings.heads)
     results: list[Result] = []
     for phase in ("decode", "prefill"):
-        for length in (n for n in lengths if n < loaded.spec.max_seq_len):
+        for length in (n for n in settings.lengths if n < loaded.spec.max_seq_len):
             with torch.inference_mode():
-                results.extend(_rows(request, index, phase, length))
+                results.extend(_rows(request, decoder, parts, phase, length))
     return results
 
 
-def _rows(request: Request, index: int, phase: str, length: int) -> list[Result]:
-    loaded, batch = request.loaded, request.settings.batch
-    device, layer = loaded.decoder.device, loaded.spec.layers[index]
-    new = 1 if phase == "decode" else length
-    x = torch.randn(batch, new, loaded.spec.n_embd, generator=torch.Generator().manual_seed(0)).to(device)
-    past = length if phase == "decode" else 0
-    rotary = loaded.decoder.rotary(torch.arange(past, past + new, device=device)[None])
-    fused = loaded.decoder.blocks[index].attn
-    modules = {REFERENCE: ReferenceAttention(fused), "attention-optimised": fused}
-    calls = max(1, 1024 // new if phase == "prefill" else 64)  # so that a sample is long against the clock
-    outputs = {}
+def _parts(decoder: Decoder, index: int, heads: tuple[float, ...]) -> list[_Part]:
+    layer, fused = decoder.spec.layers[index], decoder.blocks[index].attn
+    separate = replace(decoder.spec, layers=(replace(layer, n_kv_head=layer.n_head),))
+    parts = [_Part(REFERENCE, 0, 0.0, ReferenceAttention(fused), separate)]
+    for kept in sorted({round((1 - ratio) * layer.n_kv_head) for ratio in heads}, reverse=True):
+        forward = functools.partial(_with_groups, fused, kept)
+        share = round(1 - kept / layer.n_kv_head, 4)
+        parts.append(_Part(OPTIMISED, 1, share, forward, replace(decoder.spec, layers=(layer,))))
+    return parts
 
-    def call(name: str, cache: KVCache | None) -> Sample:
+
+def _with_groups(attention: Attention, groups: int, *inputs: object) -> Tensor:
+    before, attention.active_groups = attention.active_groups, groups
+    try:
+        return attention(*inputs)
+    finally:
+        attention.active_groups = before
+
+
+def _rows(request: Request, decoder: Decoder, parts: list[_Part], phase: str, length: int) -> list[Result]:
+    batch, device = request.settings.batch, decoder.device
+    new = 1 if phase == "decode" else length
+    past = length if phase == "decode" else 0
+    x = torch.randn(batch, new, decoder.spec.n_embd, generator=torch.Generator().manual_seed(0)).to(device)
+    rotary = decoder.rotary(torch.arange(past, past + new, device=device)[None])
+    calls = max(1, 1024 // new if phase == "prefill" else 64)  # so that a sample is long against the clock
+    outputs: dict[str, Tensor] = {}
+
+    def call(part: _Part, cache: KVCache | None) -> Sample:
         start = time.perf_counter()
         for _ in range(calls):
             if cache is not None:
                 cache.lengths = [past]
-            outputs[name] = modules[name](x, rotary, cache, 0, None)
+            outputs[part.name] = part.forward(x, rotary, cache, 0, None)
         return {"total_ms": (time.perf_counter() - start) / calls * 1e3}
 
     runs: dict[str, Run] = {}
-    for name in modules:
-        kept = replace(layer, n_kv_head=layer.n_head) if name == REFERENCE else layer
-        cache = KVCache(replace(loaded.spec, layers=(kept,)), batch, past + 1, device=device) if past else None
-        runs[name] = functools.partial(call, name, cache)
+    for part in parts:
+        cache = KVCache(part.cache_spec, batch, past + 1, device=device) if past else None
+        runs[part.name] = functools.partial(call, part, cache)
     samples = interleave(runs, request.settings.rounds, f"Attention, {phase}, {length} tokens")
-    original, optimised = (outputs[name] for name in modules)
-    assert torch.allclose(original, optimised, rtol=1e-3, atol=1e-4), "the two attentions differ"
+    whole = [outputs[part.name] for part in parts if not part.heads]
+    assert all(torch.allclose(whole[0], other, rtol=1e-3, atol=1e-4) for other in whole), "the two attentions differ"
     rows = []
-    for level, name in enumerate(modules):
+    for part in parts:
         row = Result(
             suite="attention",
-            model=loaded.name,
-            weights=loaded.weights,
-            engine=name,
-            level=level,
+            model=request.loaded.name,
+            weights=request.loaded.weights,
+            engine=part.engine,
+            level=part.level,
             precision="fp32",
             phase=phase,
-            heads_pruned=0.0,
+            heads_pruned=part.heads,
             batch=batch,
             prompt_tokens=length,
-            tokens_per_s=batch * new / median(samples[name], "total_ms") * 1e3,
+            tokens_per_s=batch * new / median(samples[part.name], "total_ms") * 1e3,
             speedup_over=REFERENCE,
         )
-        rows.append(with_ratio(row, samples[REFERENCE], samples[name]))
+        rows.append(with_ratio(row, samples[parts[0].name], samples[part.name]))
     return rows

@@ -8,7 +8,7 @@ from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.memory import MemoryRequest, measure_peak_memory
 from sentinel.measure.results import Result
 from sentinel.measure.suites.engines import Subject
-from sentinel.measure.suites.generation import check_fits, generate_in_turn
+from sentinel.measure.suites.generation import check_fits, generate_in_turn, level_subjects
 from sentinel.measure.suites.request import Request
 from sentinel.progress import track
 
@@ -17,9 +17,7 @@ def run(request: Request) -> list[Result]:
     """A row for Hugging Face and one per engine."""
     settings = request.settings
     check_fits(request)
-    subjects = [request.engines.hugging_face()]
-    for level in settings.levels:
-        subjects += [request.engines.at(level, p) for p in (settings.precision if level == 3 else (None,))]
+    subjects = [request.engines.hugging_face(), *level_subjects(request)]
     found = generate_in_turn(request, "decode", subjects, batch=settings.batch)
     reference = found[0].tokens
     return [

@@ -1,20 +1,38 @@
-"""Engines of one model, compiled and quantised once for all suites of a run."""
+"""Engines of one model at any pruning level, compiled and quantised once for all suites of a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
 
-from sentinel.infer.engines import Engine, make_engine
+from sentinel.adapt.compact import expand_kv, in_nested_order
+from sentinel.adapt.criteria import random
+from sentinel.adapt.plan import PruningPlan, RemovalOrder, removal_order
+from sentinel.errors import InputError
+from sentinel.infer.cpu_engine import CpuEngine, pack
+from sentinel.infer.engines import Engine, check_precision, make_engine
 from sentinel.infer.generate import generate_tokens
+from sentinel.infer.native import NativeWeights, Precision
+from sentinel.infer.torch_engine import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
+from sentinel.models.decoder import Decoder
 from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import working
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an engine (or Hugging Face, where ``level`` is None), and the sizes of the model that it runs."""
+    """What is measured: an engine (or Hugging Face, where ``level`` is None), and the sizes of the model that it runs.
+
+    ``select`` must be called before each use, since engines may share weights that are switched between pruning levels.
+    """
 
     engine: Engine | HuggingFaceReference
     spec: ModelSpec
@@ -22,6 +40,7 @@ class Subject:
     precision: str = "fp32"
     heads: float = 0.0
     neurons: float = 0.0
+    select: Callable[[], None] = field(default=_nothing, repr=False)
 
     @property
     def name(self) -> str:
@@ -32,9 +51,9 @@ class Subject:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights read to decode one token at batch 1."""
-        if isinstance(self.engine, HuggingFaceReference):
-            return self.spec.weight_bytes_per_token()
-        return self.engine.weight_bytes_per_token()
+        if isinstance(self.engine, CpuEngine):
+            return self.engine.weight_bytes_per_token()
+        return self.spec.weight_bytes_per_token()
 
     def step_bytes(self, batch: int, context: float) -> int:
         """Bytes that one decode step reads at the least: weights once, keys and values of ``context`` positions."""
@@ -43,23 +62,82 @@ class Subject:
 
 
 class Engines:
-    """Makes an engine when it is first asked for, and keeps it."""
+    """Makes an engine when it is first asked for, and keeps it.
+
+    Pruned ones run the first heads and neurons of weights in nested order, as an elastic model does: as fast as a compacted
+    model, without a copy for every level. The order of removal is random, which is right for speed. ``expand_kv`` repeats
+    grouped keys and values first, so that single heads can go.
+    """
 
     def __init__(self, loaded: LoadedModel, threads: int | None = None) -> None:
-        self._loaded, self._threads = loaded, threads
-        self._made: dict[tuple[int | None, str | None], Subject] = {}
+        self._loaded, self.threads = loaded, threads
+        self._made: dict[tuple[object, ...], Subject] = {}
+        self._nested: dict[bool, tuple[Decoder, RemovalOrder]] = {}
+        self._packed: dict[tuple[bool, str], NativeWeights] = {}
 
     def hugging_face(self) -> Subject:
-        """Hugging Face's own model with the same weights: the reference."""
-        if (None, None) not in self._made:
-            self._made[None, None] = Subject(HuggingFaceReference(self._loaded.decoder), self._loaded.spec)
-        return self._made[None, None]
+        """Hugging Face's own model with the same weights, not pruned: the reference."""
+        if () not in self._made:
+            self._made[()] = Subject(HuggingFaceReference(self._loaded.decoder), self._loaded.spec)
+        return self._made[()]
 
-    def at(self, level: int, precision: str | None = None) -> Subject:
-        """The engine of a level; ``precision`` is that of level 3."""
-        if (level, precision) not in self._made:
+    def at(
+        self,
+        level: int,
+        precision: str | None = None,
+        *,
+        heads: float = 0.0,
+        neurons: float = 0.0,
+        expand_kv: bool = False,
+    ) -> Subject:
+        """The engine of a level at a pruning level; ``precision`` is that of level 3.
+
+        Raises `InputError` when there are no heads or neurons to remove.
+        """
+        precision = check_precision(level, precision)
+        pruned = bool(heads or neurons)
+        key = (level, precision, heads, neurons, expand_kv and pruned)
+        if key not in self._made:
             with working(f"Preparing level {level}"):
-                engine = make_engine(self._loaded.decoder, level, precision=precision, threads=self._threads)
-                list(generate_tokens(engine, [[0]], 1))  # compiles what is not compiled yet
-            self._made[level, precision] = Subject(engine, self._loaded.spec, level, engine.precision)
-        return self._made[level, precision]
+                subject = self._pruned(*key) if pruned else self._whole(level, precision)
+                subject.select()
+                assert not isinstance(subject.engine, HuggingFaceReference)
+                list(generate_tokens(subject.engine, [[0]], 1))  # compiles what is not compiled yet
+            self._made[key] = subject
+        return self._made[key]
+
+    def _whole(self, level: int, precision: str) -> Subject:
+        engine = make_engine(self._loaded.decoder, level, precision=precision, threads=self.threads)
+        return Subject(engine, self._loaded.spec, level, precision)
+
+    def _pruned(self, level: int, precision: str, heads: float, neurons: float, expand: bool) -> Subject:
+        spec = self._loaded.spec
+        if heads and not spec.n_head_total:
+            raise InputError(f"{self._loaded.name} has no attention heads left to remove")
+        if neurons and not any(layer.intermediate_size for layer in spec.layers):
+            raise InputError(f"{self._loaded.name} has no MLP neurons left to remove")
+        nested, order = self._in_order(expand)
+        plan = order.plan(heads, neurons)
+        smaller = nested.spec.with_counts(plan.group_counts, plan.neuron_counts)
+        made = functools.partial(Subject, spec=smaller, level=level, precision=precision, heads=heads, neurons=neurons)
+        if level >= 2:
+            return made(self._native(nested, precision, expand, plan))
+        engine = TorchEngine(nested, level)
+        if level == 0:  # has masks of its own
+            engine.decoder.set_active(plan.group_counts, plan.neuron_counts)
+            return made(engine)
+        return made(engine, select=functools.partial(nested.set_active, plan.group_counts, plan.neuron_counts))
+
+    def _native(self, nested: Decoder, precision: str, expand: bool, plan: PruningPlan) -> CpuEngine:
+        if (expand, precision) not in self._packed:
+            self._packed[expand, precision] = pack(nested, cast(Precision, precision))
+        engine = CpuEngine(self._packed[expand, precision], threads=self.threads)
+        engine.set_level(plan.group_counts, plan.neuron_counts)
+        return engine
+
+    def _in_order(self, expand: bool) -> tuple[Decoder, RemovalOrder]:
+        if expand not in self._nested:
+            dense = expand_kv(self._loaded.decoder) if expand else self._loaded.decoder
+            order = removal_order(dense.spec, random(dense, 0))
+            self._nested[expand] = in_nested_order(dense, order), order
+        return self._nested[expand]

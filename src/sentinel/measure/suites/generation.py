@@ -37,11 +37,12 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
     tokens: dict[str, list[list[int]]] = {}
 
     def once(subject: Subject) -> Sample:
+        subject.select()
         tokens[subject.name], sample = generate_timed(subject.engine, prompts, settings.new_tokens)
         return sample
 
     runs: dict[str, Run] = {subject.name: functools.partial(once, subject) for subject in subjects}
-    samples = interleave(runs, settings.rounds, "Decoding")
+    samples = interleave(runs, settings.rounds, f"Suite {suite}")
     reference = subjects[0]
     context = settings.prompt_tokens + settings.new_tokens // 2
     rows = []
@@ -60,3 +61,13 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
         )
         rows.append(Generated(subject, timed, tokens[subject.name]))
     return rows
+
+
+def level_subjects(request: Request, heads: float = 0.0, neurons: float = 0.0) -> list[Subject]:
+    """The engines of the levels and precisions that the settings name, at a pruning level."""
+    settings = request.settings
+    return [
+        request.engines.at(level, precision, heads=heads, neurons=neurons, expand_kv=settings.expand_kv)
+        for level in settings.levels
+        for precision in (settings.precision if level == 3 else (None,))
+    ]

@@ -17,7 +17,9 @@ from sentinel.models.sources import LoadedModel
 class Settings:
     """All options of all suites; a suite reads those that its line in the table names.
 
-    heads: ratios that are removed. lengths: tokens of context. eval_tokens: per text. rounds: after one round of warm-up.
+    heads, neurons: ratios that are removed; ``neurons`` None is "as many as heads". batch, batches: sequences at once.
+    lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up. expand_kv: repeat grouped keys and
+    values before pruning.
     """
 
     batch: int = 1
@@ -27,6 +29,8 @@ class Settings:
     levels: tuple[int, ...] = (0, 1, 2, 3)
     precision: tuple[str, ...] = ("int8",)
     heads: tuple[float, ...] = (0.0,)
+    neurons: float | None = None
+    batches: tuple[int, ...] = (1,)
     lengths: tuple[int, ...] = ()
     criteria: tuple[str, ...] = ()
     calibration: str = "built-in"

@@ -1,0 +1,96 @@
+"""Time and memory to load a model and to give a first token, in a process of its own, from its start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from sentinel.errors import InputError
+from sentinel.measure.memory import peak_rss_mb, reset_peak
+from sentinel.measure.results import Sample
+
+Kind = Literal["hugging-face", "sentinel", "quantised"]
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What a process is to load, and after how many prompt tokens it gives the first one. ``started``: time.time()."""
+
+    kind: Kind
+    folder: str
+    prompt_tokens: int
+    threads: int | None
+    started: float = 0.0
+
+
+def measure_load(kind: Kind, folder: Path, prompt_tokens: int, threads: int | None) -> Sample:
+    """Milliseconds until the model is loaded and until the first token, interpreter and imports included; MB of memory.
+
+    Raises `InputError` when the process fails.
+    """
+    request = LoadRequest(kind, str(folder), prompt_tokens, threads, time.time())
+    command = [sys.executable, "-m", "sentinel.measure.loading", json.dumps(asdict(request))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"loading {folder} could not be measured ({said})")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _serve(request: LoadRequest) -> Sample:
+    from sentinel.progress import console
+
+    console.quiet = True
+    reset_peak()
+    prompt = [[7 * i % 50 for i in range(request.prompt_tokens)]]
+    first_token = {"hugging-face": _hugging_face, "sentinel": _sentinel, "quantised": _quantised}[request.kind](request)
+    loaded = time.time()
+    loaded_mb = peak_rss_mb()
+    first_token(prompt)
+    done = time.time()
+    return {
+        "load_ms": (loaded - request.started) * 1e3,
+        "ttft_ms": (done - loaded) * 1e3,
+        "total_ms": (done - request.started) * 1e3,
+        "loaded_mb": loaded_mb,
+        "peak_mb": peak_rss_mb(),
+    }
+
+
+def _hugging_face(request: LoadRequest):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    model = AutoModelForCausalLM.from_pretrained(request.folder)
+    return lambda prompt: model.generate(torch.tensor(prompt), max_new_tokens=1, do_sample=False, pad_token_id=0)
+
+
+def _sentinel(request: LoadRequest):
+    import torch
+
+    from sentinel.infer.engines import make_engine
+    from sentinel.models.checkpoint import load_checkpoint
+
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    engine = make_engine(load_checkpoint(request.folder), 1)
+    return lambda prompt: engine.prefill(prompt, 1)
+
+
+def _quantised(request: LoadRequest):
+    from sentinel.infer.cpu_engine import CpuEngine
+    from sentinel.infer.native import NativeWeights
+
+    engine = CpuEngine(NativeWeights.load(request.folder), threads=request.threads)
+    return lambda prompt: engine.prefill(prompt, 1)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_serve(LoadRequest(**json.loads(sys.argv[1])))))

@@ -1,0 +1,68 @@
+"""Decoding after 64 to 1,000 tokens, at every pruning level: where removed heads pay.
+
+Each step reads all keys and values of the tokens before it, so that the longer they are, the more a removed head saves.
+The prompt is read once; then all engines decode a few tokens in turn. The reference is the same level, not pruned.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sentinel.measure.hugging_face import HuggingFaceReference
+from sentinel.measure.method import Run, decoding_result, interleave, random_prompts
+from sentinel.measure.results import Result, Sample
+from sentinel.measure.suites.engines import Subject
+from sentinel.measure.suites.generation import level_subjects
+from sentinel.measure.suites.request import Request
+
+
+def run(request: Request) -> list[Result]:
+    """Rows per length, level and ratio of heads; `InputError` for lengths that were given and do not fit the context."""
+    settings = request.settings
+    room = settings.new_tokens * (settings.rounds + 1)
+    if "lengths" in request.given:
+        request.check_context(max(settings.lengths) + room)
+    fitting = [n for n in settings.lengths if n + room <= request.loaded.spec.max_seq_len]
+    request.check_context(min(settings.lengths) + room)
+    ratios = (0.0, *(heads for heads in settings.heads if heads))
+    subjects = [subject for heads in ratios for subject in level_subjects(request, heads)]
+    return [row for length in fitting for row in _rows(request, subjects, length, room)]
+
+
+def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int) -> list[Result]:
+    settings = request.settings
+    prompts = random_prompts(request.loaded.spec.vocab_size, 1, length)
+    for subject in subjects:
+        assert not isinstance(subject.engine, HuggingFaceReference)
+        subject.select()
+        subject.engine.prefill(prompts, room)
+    runs: dict[str, Run] = {s.name: functools.partial(_decode, s, settings.new_tokens) for s in subjects}
+    samples = interleave(runs, settings.rounds, f"Context, {length} tokens")
+    context = length + room / 2
+    rows = []
+    for subject in subjects:
+        reference = subject.engine.name
+        row = request.row("context", subject, phase="decode", batch=1, prompt_tokens=length, speedup_over=reference)
+        rows.append(
+            decoding_result(
+                replace(row, new_tokens=settings.new_tokens),
+                samples[reference],
+                samples[subject.name],
+                bandwidth_gb_s=request.bandwidth_gb_s,
+                step_bytes=subject.step_bytes(1, context),
+            )
+        )
+    return rows
+
+
+def _decode(subject: Subject, new_tokens: int) -> Sample:
+    """Milliseconds per token of the next ``new_tokens``; speed does not depend on their values."""
+    assert not isinstance(subject.engine, HuggingFaceReference)
+    subject.select()
+    start = time.perf_counter()
+    for token in range(new_tokens):
+        subject.engine.decode_one_token([token % subject.spec.vocab_size])
+    return {"tpot_ms": (time.perf_counter() - start) / new_tokens * 1e3}

@@ -1,0 +1,71 @@
+"""Time and memory to load and to the first token, each in a process of its own, from folders that were written just now.
+
+Everything counts from the start of the process: interpreter, imports, reading (from the page cache), the prompt. The fp32
+folders hold the same weights in Hugging Face's layout and in ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from sentinel.infer.cpu_engine import CpuEngine
+from sentinel.infer.torch_engine import TorchEngine
+from sentinel.measure.hugging_face import HuggingFaceReference
+from sentinel.measure.loading import Kind, measure_load
+from sentinel.measure.method import Run, interleave, with_ratio
+from sentinel.measure.results import Result, median
+from sentinel.measure.suites.engines import Subject
+from sentinel.measure.suites.request import Request
+from sentinel.models.checkpoint import save_checkpoint
+from sentinel.progress import working
+
+
+def run(request: Request) -> list[Result]:
+    """Rows for Hugging Face, level 1 from an fp32 folder, and level 3 from an int8 checkpoint."""
+    settings = request.settings
+    request.check_context(settings.prompt_tokens + 1)
+    subjects: dict[Kind, Subject] = {
+        "hugging-face": request.engines.hugging_face(),
+        "sentinel": request.engines.at(1),
+        "quantised": request.engines.at(3, "int8"),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        runs: dict[str, Run] = {}
+        for kind, subject in subjects.items():
+            with working(f"Writing the model for {subject.name}"):
+                folder = _written(subject, Path(scratch) / kind)
+            runs[kind] = functools.partial(measure_load, kind, folder, settings.prompt_tokens, request.engines.threads)
+        samples = interleave(runs, settings.rounds, "Loading")
+    reference = samples["hugging-face"]
+    rows = []
+    for kind, subject in subjects.items():
+        own = samples[kind]
+        row = request.row("load", subject, batch=1, prompt_tokens=settings.prompt_tokens, new_tokens=1)
+        row = replace(
+            row,
+            speedup_over=subjects["hugging-face"].name,
+            load_ms=median(own, "load_ms"),
+            ttft_ms=median(own, "ttft_ms"),
+            first_token_ms=median(own, "total_ms"),
+            loaded_memory_mb=median(own, "loaded_mb"),
+            peak_memory_mb=median(own, "peak_mb"),
+        )
+        rows.append(with_ratio(row, reference, own))
+    return rows
+
+
+def _written(subject: Subject, place: Path) -> Path:
+    engine = subject.engine
+    if isinstance(engine, HuggingFaceReference):
+        engine.model.save_pretrained(place)
+    elif isinstance(engine, CpuEngine):
+        place.mkdir()
+        place = place / "weights.safetensors"
+        engine.weights.save(place)
+    else:
+        assert isinstance(engine, TorchEngine)
+        save_checkpoint(engine.decoder, place)
+    return place
