@@ -66,6 +66,9 @@ def test_speedup_is_a_ratio_of_medians_with_an_interval():
     slow, fast = samples(rng.normal(20, 0.5, 15)), samples(rng.normal(10, 0.5, 15))
     ratio = speedup(slow, fast, "total_ms")
     assert ratio.low < 2 < ratio.high and ratio.high - ratio.low < 0.3
+    for bad in ([], samples([0.0] * 15), samples([float("nan")] * 15)):
+        with pytest.raises(InputError, match="measure again"):
+            speedup(slow, bad, "total_ms")
     same = speedup(slow, samples(rng.normal(20, 0.5, 15)), "total_ms")
     assert same.low <= 1 <= same.high
 
@@ -91,7 +94,12 @@ def test_html_is_self_contained_and_escaped(results):
         (lambda d: {**d, "schema": "sentinel-results/0"}, "schema 'sentinel-results/0'"),
         (lambda d: {k: v for k, v in d.items() if k != "results"}, "whole results file"),
         (lambda d: {**d, "results": [{**d["results"][0], "colour": 1}]}, "colour"),
-        (lambda d: {**d, "results": [{**d["results"][0], "speedup": -3}]}, "speedup"),
+        (lambda d: {**d, "results": [{**d["results"][0], "speedup": -3}]}, "row 1, decode hf-generate: speedup is -3"),
+        (lambda d: {**d, "results": [{**d["results"][0], "speedup": float("nan")}]}, "NaN is not a number"),
+        (lambda d: {**d, "results": [{**d["results"][0], "samples": []}]}, "no usable samples"),
+        (lambda d: {**d, "results": [{**d["results"][0], "samples": [{"total_ms": 0.0}]}]}, "no usable samples"),
+        (lambda d: {**d, "results": [{**d["results"][0], "speedup_low": 9.0}]}, "the interval of the speed-up"),
+        (lambda d: {**d, "runs": None}, "whole results file"),
         (lambda d: [1], "schema None"),
     ],
 )

@@ -155,8 +155,9 @@ def pruned_note(results: Sequence[Result]) -> str:
     over = first.speedup_over if len({r.speedup_over for r in results}) == 1 else "the same engine, not pruned,"
     return (
         f"{first.model}, {first.new_tokens} new tokens, greedy; median of {len(first.samples)} rounds, all in turn, after "
-        f"one of warm-up. The speed-up is over {over} with its 95 % interval. Heads and neurons are removed in random order: "
-        f"right for speed, which knows only counts. Roofline: what the measured bandwidth allows.{weights_note(results)}"
+        f"one of warm-up. The speed-up is over {over} with its 95 % interval. Heads and neurons are removed in random "
+        "order: right for speed, which knows only counts. Roofline: what the measured bandwidth allows."
+        f"{weights_note(results)}"
     )
 
 
