@@ -57,7 +57,7 @@ def test_results_round_trip(results, tmp_path):
     results.write(tmp_path / "r.json")
     assert ResultSet.read(tmp_path / "r.json") == results
     data = json.loads((tmp_path / "r.json").read_text())
-    assert set(data) == {"schema", "environment", "results"}
+    assert set(data) == {"schema", "environment", "runs", "results"}
     assert len(data["results"][0]["samples"]) == 3
 
 
