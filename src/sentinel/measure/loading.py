@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sentinel.errors import InputError
 from sentinel.measure.memory import peak_rss_mb, reset_peak
 from sentinel.measure.results import Sample
 
 Kind = Literal["hugging-face", "sentinel", "quantised"]
+FirstToken = Callable[[list[list[int]]], object]  # of prompts
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,17 @@ def _serve(request: LoadRequest) -> Sample:
     }
 
 
-def _hugging_face(request: LoadRequest):
+def _hugging_face(request: LoadRequest) -> FirstToken:
     import torch
     from transformers import AutoModelForCausalLM
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    model = AutoModelForCausalLM.from_pretrained(request.folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(request.folder)
     return lambda prompt: model.generate(torch.tensor(prompt), max_new_tokens=1, do_sample=False, pad_token_id=0)
 
 
-def _sentinel(request: LoadRequest):
+def _sentinel(request: LoadRequest) -> FirstToken:
     import torch
 
     from sentinel.infer.engines import make_engine
@@ -84,7 +86,7 @@ def _sentinel(request: LoadRequest):
     return lambda prompt: engine.prefill(prompt, 1)
 
 
-def _quantised(request: LoadRequest):
+def _quantised(request: LoadRequest) -> FirstToken:
     from sentinel.infer.cpu_engine import CpuEngine
     from sentinel.infer.native import NativeWeights
 

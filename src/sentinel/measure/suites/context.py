@@ -25,11 +25,12 @@ def run(request: Request) -> list[Result]:
     room = settings.new_tokens * (settings.rounds + 1)
     if "lengths" in request.given:
         request.check_context(max(settings.lengths) + room)
-    fitting = [n for n in settings.lengths if n + room <= request.loaded.spec.max_seq_len]
-    request.check_context(min(settings.lengths) + room)
+    request.check_context(1 + room)
+    longest = request.loaded.spec.max_seq_len - room
+    lengths = [n for n in settings.lengths if n <= longest] or [longest]
     ratios = (0.0, *(heads for heads in settings.heads if heads))
     subjects = [subject for heads in ratios for subject in level_subjects(request, heads)]
-    return [row for length in fitting for row in _rows(request, subjects, length, room)]
+    return [row for length in lengths for row in _rows(request, subjects, length, room)]
 
 
 def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int) -> list[Result]:
