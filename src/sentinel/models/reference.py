@@ -134,9 +134,12 @@ class ReferenceDecoder(Decoder):
         self.embed, self.positions = decoder.embed, decoder.positions
         self.layers = nn.ModuleList(ReferenceBlock(block) for block in decoder.blocks)
         self.final_norm, self.lm_head = decoder.final_norm, decoder.lm_head
+        self.integration = decoder.integration
+        self.baseline = None if decoder.baseline is None else ReferenceDecoder(decoder.baseline)
 
     @property
     def cache_spec(self) -> ModelSpec:
         """Specification of the KV cache: every query head keeps keys and values of its own."""
-        layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head) for layer in self.spec.layers)
-        return dataclasses.replace(self.spec, layers=layers)
+        spec = self.spec.with_baseline_layers()
+        layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head) for layer in spec.layers)
+        return dataclasses.replace(spec, layers=layers)
