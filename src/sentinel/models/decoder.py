@@ -299,23 +299,22 @@ class Decoder(nn.Module):
         if total > self.spec.max_seq_len:
             raise InputError(f"{total} tokens are more than the model's context of {self.spec.max_seq_len}")
         positions, mask = self._positions_and_mask(tokens, total, attention_mask)
+        return self.through_layers(tokens, positions, self.rotary(positions), cache, mask)
+
+    def through_layers(
+        self, tokens: Tensor, positions: Tensor, rotary: Rotary, cache: Cache | None, mask: Tensor | None
+    ) -> Tensor:
+        """`hidden_states` of tokens at ``positions`` [B, T], whose ``rotary`` it is, with a ``mask`` [B, 1, T, S]."""
         x = self.embedded(tokens, positions)
-        rotary = self.rotary(positions)
-        borrowing = self._borrowing(tokens, positions, cache, mask)
+        borrowing = None
+        if self.integration is not None:
+            borrowing = Borrowing(self.integration, self.baseline, self.spec.n_layer, cache, mask)
+            borrowing.start(tokens, positions)
         for index, block in enumerate(self.layers):
             if borrowing is not None:
                 x = borrowing.enter(index, x)
             x = block(x, rotary, cache, index, mask)
         return x
-
-    def _borrowing(
-        self, tokens: Tensor, positions: Tensor, cache: Cache | None, mask: Tensor | None
-    ) -> Borrowing | None:
-        if self.integration is None:
-            return None
-        borrowing = Borrowing(self.integration, self.baseline, self.spec.n_layer, cache, mask)
-        borrowing.start(tokens, positions)
-        return borrowing
 
     def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """What the first layer reads [B, T, C]: token embeddings, and learned positions where the model has them."""

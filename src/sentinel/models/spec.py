@@ -123,7 +123,7 @@ class IntegrationSpec:
             other.n_layer == spec.n_layer - 1,
             f"the baseline has {other.n_layer + 1} layers, but the model {spec.n_layer}; they must be as many",
         )
-        for name in ("n_embd", "vocab_size"):
+        for name in ("n_embd", "vocab_size", "norm", "norm_eps", "activation", "gated_mlp", "positions", "rope"):
             ours, theirs = getattr(spec, name), getattr(other, name)
             _require(ours == theirs, f"the baseline has {name} {theirs}, but the model {ours}; they must be the same")
         _require(
