@@ -104,6 +104,8 @@ def test_every_command_has_help(command, capsys):
         (["generate", "TINY", "hello", "--threads", "0"], "at least 1"),
         (["generate", "TINY", "hello", "--heads", "1.5"], "between 0 and 1"),
         (["generate", "WORDS", "hello", "--heads", "0.5"], "no pruning levels"),
+        (["integrate", "TINY", "-o", "NEW", "--rank", "0"], "not a rank"),
+        (["integrate", "TINY", "-o", "NEW", "--configuration", "some"], "no-baseline"),
         (["prune", "WORDS", "-o", "NEW"], "one of"),
         (["prune", "WORDS", "-o", "NEW", "--heads", "2"], "between 0 and 1"),
         (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--speedup", "2"], "one of"),

@@ -2,7 +2,7 @@
 
 The public verbs, imported when first used:
 
-    from sentinel import load, generate, evaluate, calibrate, Pruner, benchmark, write_report, SentinelForCausalLM
+    from sentinel import load, generate, evaluate, calibrate, Pruner, integrate, benchmark, SentinelForCausalLM
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sentinel.adapt.calibrate import calibrate
+    from sentinel.adapt.integration import integrate
     from sentinel.adapt.prune import Pruner
     from sentinel.adapt.prune import Settings as PruningSettings
     from sentinel.errors import InputError
@@ -32,6 +33,7 @@ _PLACES = {
     "SentinelConfig": ("sentinel.models.hf", "SentinelConfig"),
     "SentinelForCausalLM": ("sentinel.models.hf", "SentinelForCausalLM"),
     "calibrate": ("sentinel.adapt.calibrate", "calibrate"),
+    "integrate": ("sentinel.adapt.integration", "integrate"),
     "Pruner": ("sentinel.adapt.prune", "Pruner"),
     "PruningSettings": ("sentinel.adapt.prune", "Settings"),
     "make_engine": ("sentinel.infer.engines", "make_engine"),
@@ -52,6 +54,7 @@ __all__ = [
     "calibrate",
     "evaluate",
     "generate",
+    "integrate",
     "load",
     "make_engine",
     "save_checkpoint",

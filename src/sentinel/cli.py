@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "continue a prompt, streamed, with speed and memory",
     "importance": "how much every head matters, as a map",
     "prune": "remove heads and neurons, re-solve what is left, write a smaller model",
+    "integrate": "add U-Net skips and baseline integration, or take them off",
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: decode, attention, quality and others",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sentinel.adapt.integration import require_plain
 from sentinel.adapt.streams import HALVES, Half, check_finite, half_of, projection_inputs
 from sentinel.models.decoder import Decoder
 
@@ -33,6 +34,7 @@ def probe(
     Gradients are of the summed negative log-likelihood of the labels: the text's next tokens, or tokens sampled from the
     model with ``seed``, whose squared gradients are those of the true Fisher information (Kunstner et al. 2019).
     """
+    require_plain(decoder, "calibration")
     generator = torch.Generator().manual_seed(seed)
     rotary = decoder.rotary(torch.arange(windows.shape[1])[None])
     for tokens in windows.split(batch):

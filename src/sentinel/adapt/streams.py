@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sentinel.adapt.integration import require_plain
 from sentinel.errors import InputError
 from sentinel.models.decoder import MLP, Attention, Block, Decoder, Rotary
 
@@ -23,6 +24,7 @@ class Stream:
     """Residual states [windows, T, C] in fp32 of all calibration windows, between two half layers."""
 
     def __init__(self, decoder: Decoder, windows: Tensor) -> None:
+        require_plain(decoder, "compensation")
         self.decoder = decoder
         positions = torch.arange(windows.shape[1])[None]
         self.rotary: Rotary = decoder.rotary(positions)

@@ -20,9 +20,11 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.files import write_text
 
     loaded = load_model(options)
-    spec = loaded.spec
+    spec, integration = loaded.spec, loaded.spec.integration
     facts = {
         "parameters": spec.parameter_count(),
+        "fusion_parameters": spec.fusion_weights,
+        "frozen_parameters": spec.parameter_count() - spec.parameter_count(baseline=False),
         "gates": spec.n_head_total,
         "weight_bytes": spec.parameter_count() * 4,
         "weight_bytes_per_token": spec.weight_bytes_per_token(),
@@ -33,6 +35,13 @@ def run(options: argparse.Namespace) -> None:
     output.print(f"[bold]{loaded.name}[/bold]: {spec.family}, {loaded.weights} weights")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("parameters", f"{facts['parameters']:,} and {facts['gates']:,} head gates")
+    if integration is not None:
+        features = ["U-Net skips"] if integration.skips else []
+        features += ["baseline integration"] if integration.baseline is not None else []
+        rank = "full rank" if integration.rank is None else f"rank {integration.rank}"
+        frozen = facts["frozen_parameters"]
+        kept = f", and {frozen:,} frozen ones of the baseline" if frozen else ""
+        table.add_row(" and ".join(features), f"{facts['fusion_parameters']:,} of the parameters, {rank}{kept}")
     table.add_row("width, vocabulary, context", f"{spec.n_embd:,}, {spec.vocab_size:,}, {spec.max_seq_len:,}")
     table.add_row("norm, positions", f"{spec.norm}, {spec.positions}")
     table.add_row("MLP", f"{spec.activation}{', gated' if spec.gated_mlp else ''}")

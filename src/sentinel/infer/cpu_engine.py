@@ -111,6 +111,8 @@ def pack(decoder: Decoder, precision: Precision) -> NativeWeights:
     """The native engine's weights of a decoder; an elastic one gives those of its dense level, in nested order."""
     from sentinel.models.elastic import ElasticDecoder, dense_state
 
+    if decoder.spec.integration is not None:
+        raise InputError("levels 2 and 3 can't run skips or a baseline on the CPU yet; take level 0 or 1")
     state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
     arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
     return NativeWeights.from_arrays(decoder.spec, arrays, precision)

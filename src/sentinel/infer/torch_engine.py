@@ -10,6 +10,7 @@ import torch
 from sentinel.errors import InputError
 from sentinel.infer.engines import Logits, check_level, check_prompts
 from sentinel.models.decoder import Decoder
+from sentinel.models.elastic import at_current_level
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceDecoder
 
@@ -22,7 +23,7 @@ class TorchEngine:
         self.precision = "fp32"
         self.kv_bytes = decoder.embed.weight.element_size()
         self.name = f"level {level}"
-        self.decoder = ReferenceDecoder(decoder) if level == 0 else decoder
+        self.decoder = ReferenceDecoder(at_current_level(decoder)) if level == 0 else decoder
         self.decoder.eval()
         self.spec = decoder.spec
         self._cache: KVCache | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sentinel.adapt.integration import require_plain
 from sentinel.adapt.plan import PruningPlan
 from sentinel.measure.method import interleave
 from sentinel.measure.results import Sample, median
@@ -52,6 +53,7 @@ class LatencyTable:
 @torch.inference_mode()
 def measure_latencies(decoder: Decoder, *, context: int = 64, rounds: int = 7) -> LatencyTable:
     """Time level 1's half layers at batch 1 with ``context`` cached positions, all counts in turn."""
+    require_plain(decoder, "pruning to a speed")
     spec = decoder.spec
     context = min(context, spec.max_seq_len - 1)
     x = torch.randn(1, 1, spec.n_embd, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,9 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from sentinel.errors import InputError
+from sentinel.models.integration import Borrowing, Integration
 from sentinel.models.linear import linear
+from sentinel.models.norms import make_norm
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 Rotary = dict[int, tuple[Tensor, Tensor]]
@@ -192,25 +194,6 @@ class MLP(nn.Module):
         return linear(x, projection.weight[:rows], None if bias is None else bias[:rows])
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-def make_norm(spec: ModelSpec) -> nn.Module:
-    """The normalisation layer that the specification names, over n_embd features."""
-    if spec.norm == "layernorm":
-        return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps)
-    return RMSNorm(spec.n_embd, spec.norm_eps)
-
-
 class Block(nn.Module):
     """Pre-norm decoder layer: x + attention(norm(x)), then x + MLP(norm(x)). An empty half costs nothing."""
 
@@ -231,7 +214,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder-only language model of any supported family, trainable, with unequal layers allowed."""
+    """Decoder-only language model of any supported family, trainable, with unequal layers allowed.
+
+    ``integration`` and the frozen ``baseline`` are there where the specification asks for them.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -241,6 +227,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(spec, layer) for layer in spec.layers)
         self.final_norm = make_norm(spec)
         self.lm_head = None if spec.tied_head else nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
+        wanted = spec.integration
+        self.integration = None if wanted is None else Integration(spec, wanted)
+        unpruned = None if wanted is None else wanted.baseline
+        self.baseline = None if unpruned is None else Decoder(unpruned).requires_grad_(False)
 
     @classmethod
     def empty(cls, spec: ModelSpec) -> Self:
@@ -261,8 +251,8 @@ class Decoder(nn.Module):
 
     @property
     def cache_spec(self) -> ModelSpec:
-        """Specification whose layers size the KV cache."""
-        return self.spec
+        """Specification whose layers size the KV cache; those of the baseline follow the model's own."""
+        return self.spec.with_baseline_layers()
 
     def set_active(self, groups: Sequence[int], neurons: Sequence[int]) -> None:
         """Set the pruning level: per layer, how many of the first key/value groups and neurons take part.
@@ -309,9 +299,20 @@ class Decoder(nn.Module):
         if total > self.spec.max_seq_len:
             raise InputError(f"{total} tokens are more than the model's context of {self.spec.max_seq_len}")
         positions, mask = self._positions_and_mask(tokens, total, attention_mask)
+        return self.through_layers(tokens, positions, self.rotary(positions), cache, mask)
+
+    def through_layers(
+        self, tokens: Tensor, positions: Tensor, rotary: Rotary, cache: Cache | None, mask: Tensor | None
+    ) -> Tensor:
+        """`hidden_states` of tokens at ``positions`` [B, T], whose ``rotary`` it is, with a ``mask`` [B, 1, T, S]."""
         x = self.embedded(tokens, positions)
-        rotary = self.rotary(positions)
+        borrowing = None
+        if self.integration is not None:
+            borrowing = Borrowing(self.integration, self.baseline, self.spec.n_layer, cache, mask)
+            borrowing.start(tokens, positions)
         for index, block in enumerate(self.layers):
+            if borrowing is not None:
+                x = borrowing.enter(index, x)
             x = block(x, rotary, cache, index, mask)
         return x
 

@@ -132,7 +132,7 @@ def at_current_level(decoder: Decoder) -> Decoder:
         elif parts[3:] == ["down_proj", "weight"]:
             tensor = tensor[:, : layer.intermediate_size]
         state[name] = tensor.detach().clone()
-    biases = {name.split(".", 2)[2] for name in state if name.endswith(".bias")}
+    biases = {name.split(".", 2)[2] for name in state if name.startswith("layers.") and name.endswith(".bias")}
     spec = dataclasses.replace(spec, out_bias="attn.out_proj.bias" in biases, down_bias="mlp.down_proj.bias" in biases)
     smaller = Decoder.empty(spec)
     smaller.load_state_dict(state, assign=True)

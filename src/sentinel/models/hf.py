@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
@@ -41,7 +42,7 @@ class SentinelConfig(PretrainedConfig):
             self.spec = parsed.to_dict()
             self.vocab_size = parsed.vocab_size
             self.hidden_size = parsed.n_embd
-            self.num_hidden_layers = parsed.n_layer
+            self.num_hidden_layers = parsed.with_baseline_layers().n_layer  # Hugging Face makes a cache of as many
             self.max_position_embeddings = parsed.max_seq_len
             kwargs["tie_word_embeddings"] = parsed.tied_head
         super().__init__(**kwargs)
@@ -117,6 +118,8 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
 def to_hugging_face(decoder: Decoder) -> PreTrainedModel:
     """The family's own Hugging Face model with the decoder's weights, for models whose layers are all alike."""
     spec = decoder.spec
+    if spec.integration is not None:
+        raise InputError("Hugging Face has no model with skips or a baseline, so that this one can't be written as one")
     family = family_of(spec.family)
     config = family.config_from_spec(spec)
     state = write_weights(family.weight_rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})

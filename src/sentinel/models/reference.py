@@ -58,7 +58,8 @@ class ReferenceAttention(nn.Module):
         self.heads = nn.ModuleList(ReferenceHead(fused, head) for head in range(fused.layer.n_head))
         self.gate = fused.gate
         self.out_bias = fused.out_proj.bias
-        self.register_buffer("mask", torch.ones(fused.layer.n_head))
+        active = fused.active_groups * fused.layer.group_size
+        self.register_buffer("mask", (torch.arange(fused.layer.n_head) < active).float())
 
     def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
         """Attention output [B, T, C] for normalised input ``x`` [B, T, C]; ``mask`` as in `Attention.forward`."""
@@ -95,7 +96,7 @@ class ReferenceMLP(nn.Module):
         super().__init__()
         self.activation = mlp.activation
         self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        self.register_buffer("mask", torch.ones(mlp.up_proj.out_features))
+        self.register_buffer("mask", (torch.arange(mlp.up_proj.out_features) < mlp.active_neurons).float())
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.up_proj(x)
@@ -123,8 +124,9 @@ class ReferenceBlock(Block):
 
 
 class ReferenceDecoder(Decoder):
-    """The same function as ``decoder``, computed head by head. Embeddings, norms, gates and MLP weights are shared.
+    """The same function as ``decoder``, as pruned as it is set to be, computed head by head.
 
+    Embeddings, norms, gates, MLP weights and fusions are shared.
     A pruning level is a mask here: `set_active` silences heads and neurons without making anything smaller or faster.
     """
 
@@ -134,9 +136,12 @@ class ReferenceDecoder(Decoder):
         self.embed, self.positions = decoder.embed, decoder.positions
         self.layers = nn.ModuleList(ReferenceBlock(block) for block in decoder.blocks)
         self.final_norm, self.lm_head = decoder.final_norm, decoder.lm_head
+        self.integration = decoder.integration
+        self.baseline = None if decoder.baseline is None else ReferenceDecoder(decoder.baseline)
 
     @property
     def cache_spec(self) -> ModelSpec:
         """Specification of the KV cache: every query head keeps keys and values of its own."""
-        layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head) for layer in self.spec.layers)
-        return dataclasses.replace(self.spec, layers=layers)
+        spec = self.spec.with_baseline_layers()
+        layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head) for layer in spec.layers)
+        return dataclasses.replace(spec, layers=layers)

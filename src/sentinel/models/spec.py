@@ -90,8 +90,58 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class IntegrationSpec:
+    """What late layers borrow: early states (U-Net ``skips``), and the states of the unpruned model (``baseline``).
+
+    ``baseline`` is the unpruned model without its last layer and its LM head, whose outputs nobody reads. ``rank`` is
+    that of the fusions; None is full rank.
+    """
+
+    skips: bool
+    baseline: ModelSpec | None
+    rank: int | None
+
+    def __post_init__(self) -> None:
+        _require(self.skips or self.baseline is not None, "an integration needs skips, a baseline, or both")
+        _require(
+            self.rank is None or (isinstance(self.rank, int) and self.rank >= 1),
+            f"the rank of an integration must be at least 1, not {self.rank!r}",
+        )
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise `InputError` unless this fits the model ``spec``."""
+        _require(spec.n_layer >= 2, "an integration needs a model of at least two layers")
+        _require(
+            self.rank is None or self.rank <= spec.n_embd,
+            f"rank {self.rank} is above the model's width of {spec.n_embd}; take full rank",
+        )
+        other = self.baseline
+        if other is None:
+            return
+        _require(other.integration is None, "the baseline must be a plain model, without an integration of its own")
+        _require(
+            other.n_layer == spec.n_layer - 1,
+            f"the baseline has {other.n_layer + 1} layers, but the model {spec.n_layer}; they must be as many",
+        )
+        for name in ("n_embd", "vocab_size", "norm", "norm_eps", "activation", "gated_mlp", "positions", "rope"):
+            ours, theirs = getattr(spec, name), getattr(other, name)
+            _require(ours == theirs, f"the baseline has {name} {theirs}, but the model {ours}; they must be the same")
+        _require(
+            other.max_seq_len >= spec.max_seq_len,
+            f"the baseline's context of {other.max_seq_len} is shorter than the model's of {spec.max_seq_len}",
+        )
+
+    def fusion_weights(self, spec: ModelSpec) -> int:
+        """Weights of all fusions: two norms, the matrices, a bias and a gate each."""
+        width = spec.n_embd
+        matrices = 2 * width * width if self.rank is None else 3 * width * self.rank
+        each = 2 * spec.weights_per_norm + matrices + width + 1
+        return spec.n_layer // 2 * (self.skips + (self.baseline is not None)) * each
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model: sizes, features, and one `LayerSpec` per layer."""
+    """A decoder-only language model: sizes, features, one `LayerSpec` per layer, and what late layers borrow."""
 
     family: str
     vocab_size: int
@@ -109,6 +159,7 @@ class ModelSpec:
     up_bias: bool
     down_bias: bool
     tied_head: bool
+    integration: IntegrationSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_embd", "max_seq_len"):
@@ -129,6 +180,8 @@ class ModelSpec:
         if self.rope is not None:
             for i, layer in enumerate(self.layers):
                 _require(layer.head_dim % 2 == 0, f"layer {i}: rotary positions need an even head_dim")
+        if self.integration is not None:
+            self.integration.check(self)
 
     @property
     def n_layer(self) -> int:
@@ -152,6 +205,12 @@ class ModelSpec:
         )
         return dataclasses.replace(self, layers=layers)
 
+    def with_baseline_layers(self) -> ModelSpec:
+        """The layers that keep keys and values: the model's own, then those of the baseline."""
+        if self.integration is None or self.integration.baseline is None:
+            return self
+        return dataclasses.replace(self, layers=self.layers + self.integration.baseline.layers, integration=None)
+
     # --- arithmetic -------------------------------------------------------------------------------------------------
 
     def layer_weights(self, layer: LayerSpec) -> int:
@@ -165,24 +224,43 @@ class ModelSpec:
         return attention + mlp + self.n_embd * self.down_bias
 
     @property
+    def weights_per_norm(self) -> int:
+        """Weights of one norm."""
+        return self.n_embd * (2 if self.norm == "layernorm" else 1)
+
+    @property
     def norm_weights(self) -> int:
         """Weights of all norms: two per layer and the final one."""
-        per_norm = self.n_embd * (2 if self.norm == "layernorm" else 1)
-        return (2 * self.n_layer + 1) * per_norm
+        return (2 * self.n_layer + 1) * self.weights_per_norm
 
-    def parameter_count(self, *, gates: bool = False) -> int:
-        """Number of parameters, as Hugging Face counts them (tied head once); ``gates`` adds one per head."""
+    @property
+    def fusion_weights(self) -> int:
+        """Weights that skips and baseline integration add, the baseline itself excluded."""
+        return 0 if self.integration is None else self.integration.fusion_weights(self)
+
+    def parameter_count(self, *, gates: bool = False, baseline: bool = True) -> int:
+        """Number of parameters, as Hugging Face counts them (tied head once); ``gates`` adds one per head.
+
+        ``baseline`` counts the frozen weights of the baseline too.
+        """
         embeddings = self.vocab_size * self.n_embd * (1 if self.tied_head else 2)
         if self.positions == "learned":
             embeddings += self.max_seq_len * self.n_embd
         matrices = sum(self.layer_weights(layer) for layer in self.layers)
-        return embeddings + matrices + self.norm_weights + (self.n_head_total if gates else 0)
+        own = embeddings + matrices + self.norm_weights + (self.n_head_total if gates else 0) + self.fusion_weights
+        unpruned = self.integration.baseline if self.integration is not None and baseline else None
+        return own if unpruned is None else own + unpruned.parameter_count(gates=gates)
+
+    def _streamed_by_layers(self) -> int:
+        """Weights read to take one token through the layers of the model and of its baseline."""
+        layers = sum(self.layer_weights(layer) + 2 * self.weights_per_norm for layer in self.layers)
+        rows = self.n_embd * (2 if self.positions == "learned" else 1)
+        baseline = None if self.integration is None else self.integration.baseline
+        return layers + rows + self.fusion_weights + (0 if baseline is None else baseline._streamed_by_layers())
 
     def streamed_weights_per_token(self) -> int:
         """Weights read from memory to decode one token at batch 1: every matrix once and one embedding row."""
-        head = self.vocab_size * self.n_embd
-        rows = self.n_embd * (2 if self.positions == "learned" else 1)
-        return sum(self.layer_weights(layer) for layer in self.layers) + self.norm_weights + head + rows
+        return self._streamed_by_layers() + self.weights_per_norm + self.vocab_size * self.n_embd
 
     def weight_bytes_per_token(self, bytes_per_weight: float = 4.0) -> int:
         """Bytes of weights streamed to decode one token at batch 1 (4 bytes a weight in fp32)."""
@@ -190,17 +268,25 @@ class ModelSpec:
 
     def kv_bytes_per_position(self, bytes_per_value: float = 4.0) -> int:
         """Bytes that one cached position takes over all layers (keys and values)."""
-        return round(sum(2 * layer.n_kv_head * layer.head_dim for layer in self.layers) * bytes_per_value)
+        layers = self.with_baseline_layers().layers
+        return round(sum(2 * layer.n_kv_head * layer.head_dim for layer in layers) * bytes_per_value)
 
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations to decode one token with ``context`` cached positions (2 per multiply-add)."""
-        attention = sum(4 * layer.n_head * layer.head_dim * context for layer in self.layers)
+        layers = self.with_baseline_layers().layers
+        attention = sum(4 * layer.n_head * layer.head_dim * context for layer in layers)
         return 2 * self.streamed_weights_per_token() + attention
 
     # --- JSON -------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        return {"spec_version": SPEC_VERSION, **dataclasses.asdict(self)}
+        """Plain values; a feature that the model does not have is left out, so that older versions read the rest."""
+        data = {"spec_version": SPEC_VERSION, **dataclasses.asdict(self)}
+        if self.integration is None:
+            del data["integration"]
+        elif self.integration.baseline is not None:
+            data["integration"]["baseline"] = self.integration.baseline.to_dict()
+        return data
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -221,6 +307,12 @@ class ModelSpec:
             "layers": tuple(_build(LayerSpec, layer, f"layer {i}") for i, layer in enumerate(layers or ())),
             "rope": None if rope is None else _build(RopeSpec, rope, "rope"),
         }
+        integration = data.pop("integration", None)
+        if integration is not None:
+            _require(isinstance(integration, dict), "model spec: 'integration' must be an object")
+            baseline = integration.get("baseline")
+            baseline = None if baseline is None else cls.from_dict(baseline)
+            parsed["integration"] = _build(IntegrationSpec, {**integration, "baseline": baseline}, "integration")
         return _build(cls, {**data, **parsed}, "model spec")
 
     @classmethod

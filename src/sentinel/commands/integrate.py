@@ -1,0 +1,73 @@
+"""``sentinel integrate``: give a model U-Net skips and baseline integration, as an exact identity to be trained."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sentinel.commands.arguments import add_model, load_model
+
+NAMES = ("original", "all", "no-baseline", "no-unet", "minimal")
+
+
+def rank(text: str) -> int | None:
+    """Argument type: the rank of the fusions, None for "full"."""
+    if text == "full":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rank; give a whole number of at least 1, or full")
+    return int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument(
+        "--configuration", choices=NAMES, default="all",
+        help="all (default): skips and baseline; no-baseline: skips; no-unet: baseline; "
+        "minimal: neither; original: neither, to be run head by head",
+    )  # fmt: skip
+    parser.add_argument("--rank", metavar="N", type=rank, default=16, help="of the fusions, or full (default 16)")
+    parser.add_argument("--baseline", metavar="MODEL", help="the unpruned model (default: MODEL as it is now)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from sentinel.adapt.integration import configuration_of, integrate
+    from sentinel.errors import InputError
+    from sentinel.files import check_output_folder
+    from sentinel.models.checkpoint import save_checkpoint
+    from sentinel.models.folder import history_of, is_checkpoint
+    from sentinel.models.sources import load
+
+    wanted = configuration_of(options.configuration)
+    if options.baseline and not wanted.baseline:
+        raise InputError(f"configuration {wanted.name} has no baseline; leave out --baseline")
+    check_output_folder(options.output, is_checkpoint)
+    loaded = load_model(options)
+    baseline = load(options.baseline, random_weights=options.random_weights) if options.baseline else None
+    made = integrate(
+        loaded.decoder,
+        wanted.name,
+        rank=options.rank,
+        baseline=None if baseline is None else baseline.decoder,
+    )
+    record = {
+        **history_of(options.model),
+        "weights": loaded.weights,
+        "configuration": wanted.name,
+        "source": loaded.name,
+        "baseline_source": (baseline or loaded).name if wanted.baseline else None,
+    }
+    save_checkpoint(made, options.output, loaded.tokenizer, extra=record)
+    spec = made.spec
+    before = spec.parameter_count(baseline=False) - spec.fusion_weights
+    frozen = spec.parameter_count() - spec.parameter_count(baseline=False)
+    size = sum(file.stat().st_size for file in Path(options.output).iterdir()) / 1e6
+    print(f"{options.output}: {wanted.name}, {wanted.description}")
+    print(
+        f"{before:,} parameters and {spec.fusion_weights:,} new ones (+{spec.fusion_weights / before:.2%})"
+        + (f", {frozen:,} frozen ones of the baseline" if frozen else "")
+        + f"; {size:,.1f} MB"
+    )
+    if wanted.level == 0:
+        print(f"run it head by head with: sentinel generate {options.output} PROMPT --level 0")

@@ -1,0 +1,28 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sentinel.models.spec import ModelSpec
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def make_norm(spec: ModelSpec) -> nn.Module:
+    """The normalisation layer that the specification names, over n_embd features."""
+    if spec.norm == "layernorm":
+        return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps)
+    return RMSNorm(spec.n_embd, spec.norm_eps)

@@ -1,0 +1,288 @@
+"""U-Net skips and baseline integration: exact identity at first, trainable, cached, saved, refused where they don't fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import spec_of, unequal_spec
+from helpers import filled_decoder, largest_difference, some_tokens
+
+from sentinel.adapt.compact import compact, expand_kv, in_nested_order, select
+from sentinel.adapt.criteria import CRITERIA
+from sentinel.adapt.integration import CONFIGURATIONS, baseline_spec, fresh_fusions, integrate, plain
+from sentinel.adapt.plan import removal_order
+from sentinel.adapt.prune import Pruner, Settings, make_elastic
+from sentinel.cli import main
+from sentinel.errors import InputError
+from sentinel.infer.engines import make_engine
+from sentinel.infer.generate import generate_tokens
+from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.models.decoder import Decoder
+from sentinel.models.families import family_of
+from sentinel.models.hf import SentinelForCausalLM
+from sentinel.models.sources import KNOWN_SHAPES
+from sentinel.models.spec import IntegrationSpec, ModelSpec
+
+FEATURES = ("all", "no-baseline", "no-unet")
+SPECS = {name: spec_of(name) for name in ("gpt2", "llama-grouped")} | {
+    "unequal-rope": unequal_spec("rope"),
+    "unequal-learned": unequal_spec("learned"),
+}
+
+
+def half_of_the_heads(decoder: Decoder) -> Decoder:
+    """The first half of each layer's head groups and all neurons."""
+    layers = decoder.spec.layers
+    groups = [range((layer.n_kv_head + 1) // 2) for layer in layers]
+    return select(decoder, groups, [range(layer.intermediate_size) for layer in layers])
+
+
+def integrated(spec: ModelSpec, configuration: str = "all", rank: int | None = 4) -> Decoder:
+    """A pruned model that borrows from its unpruned self, with fusions that do something."""
+    unpruned = filled_decoder(spec)
+    made = integrate(half_of_the_heads(unpruned), configuration, rank=rank, baseline=unpruned)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        assert made.integration is not None
+        for parameter in made.integration.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return made
+
+
+@pytest.mark.parametrize("rank", [4, None])
+@pytest.mark.parametrize("configuration", FEATURES)
+@pytest.mark.parametrize("name", SPECS)
+@torch.no_grad()
+def test_a_fresh_integration_is_the_exact_identity(name, configuration, rank):
+    unpruned, tokens = filled_decoder(SPECS[name]), some_tokens(SPECS[name])
+    assert torch.equal(integrate(unpruned, configuration, rank=rank)(tokens), unpruned(tokens))
+    pruned = half_of_the_heads(unpruned)
+    made = integrate(pruned, configuration, rank=rank, baseline=unpruned)
+    assert torch.equal(made(tokens), pruned(tokens))
+    assert torch.equal(plain(made)(tokens), pruned(tokens))
+    changed = integrated(SPECS[name], configuration, rank)
+    assert largest_difference(changed(tokens), pruned(tokens)) > 1e-3
+
+
+@pytest.mark.parametrize("configuration", ["original", "minimal"])
+def test_configurations_without_features_are_the_plain_model(configuration):
+    decoder = filled_decoder(SPECS["gpt2"])
+    assert integrate(decoder, configuration) is decoder
+    assert integrate(integrated(SPECS["gpt2"]), configuration).spec.integration is None
+    assert CONFIGURATIONS[configuration].level == (0 if configuration == "original" else 1)
+
+
+def test_skips_and_baseline_stand_where_the_design_says():
+    """Layer i feeds layer n-1-i by its output, and the unpruned model the last half by the input of the same layer."""
+    spec = unequal_spec()
+    decoder, tokens = integrated(spec), some_tokens(spec)
+    assert decoder.integration is not None and decoder.baseline is not None
+    positions = torch.arange(tokens.shape[1])[None]
+    rotary = decoder.rotary(positions)
+    skips, adapters = decoder.integration.skips, decoder.integration.adapters
+    assert skips is not None and adapters is not None
+    with torch.no_grad():
+        y = decoder.baseline.embedded(tokens, positions)
+        unpruned = [y]
+        for layer in decoder.baseline.layers:
+            y = layer(y, rotary, None, 0, None)
+            unpruned.append(y)
+        x0 = decoder.layers[0](decoder.embedded(tokens, positions), rotary, None, 0, None)
+        x1 = decoder.layers[1](x0, rotary, None, 1, None)
+        x2 = decoder.layers[2](adapters[0](skips[0](x1, x1), unpruned[2]), rotary, None, 2, None)
+        x3 = decoder.layers[3](adapters[1](skips[1](x2, x0), unpruned[3]), rotary, None, 3, None)
+        assert torch.equal(decoder(tokens), decoder.logits(x3))
+
+
+def shape(name: str, *, skips: bool = True, baseline: bool = True, rank: int | None = None) -> ModelSpec:
+    """A known shape with an integration."""
+    spec = family_of(KNOWN_SHAPES[name]["model_type"]).spec_from_config(KNOWN_SHAPES[name])
+    frozen = baseline_spec(Decoder.empty(spec)) if baseline else None
+    return ModelSpec(**{**vars(spec), "integration": IntegrationSpec(skips, frozen, rank)})
+
+
+@pytest.mark.parametrize(("name", "before", "after"), [("gpt2", 124.4e6, 138.7e6), ("gpt2-medium", 354.8e6, 405.5e6)])
+def test_full_rank_has_the_growth_of_the_original_report(name, before, after):
+    spec = shape(name)
+    made = Decoder.empty(spec)
+    counted = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    assert counted == spec.parameter_count(gates=True, baseline=False)
+    assert counted == pytest.approx(after, rel=0.005)
+    assert counted - spec.fusion_weights == pytest.approx(before, rel=0.005)
+    assert sum(p.numel() for p in made.parameters()) == spec.parameter_count(gates=True)
+
+
+@pytest.mark.parametrize("name", KNOWN_SHAPES)
+def test_low_rank_costs_less_than_one_percent(name):
+    spec = shape(name, rank=16)
+    assert 0 < spec.fusion_weights < 0.01 * (spec.parameter_count(baseline=False) - spec.fusion_weights)
+    fusions = fresh_fusions(spec, 0, Decoder.empty(spec)) if name == "gpt2" else {}
+    assert not fusions or sum(t.numel() for t in fusions.values()) == spec.fusion_weights
+
+
+@pytest.mark.parametrize("configuration", FEATURES)
+@pytest.mark.parametrize("name", SPECS)
+def test_levels_0_and_1_cached_agree_with_uncached(name, configuration):
+    decoder = integrated(SPECS[name], configuration)
+    prompts = [[3, 1, 4, 1, 5], [9, 2]]  # of unequal lengths: padding reaches the baseline too
+    for level in (0, 1):
+        engine = make_engine(decoder, level)
+        steps = list(generate_tokens(engine, prompts, 6))
+        logits = [torch.tensor(engine.prefill(prompts, 4))]
+        logits += [torch.tensor(engine.decode_one_token([7, 8])) for _ in range(3)]
+        for row, prompt in enumerate(prompts):
+            whole = torch.tensor([[*prompt, *[7 + row] * 3]])
+            with torch.no_grad():
+                expected = decoder(whole)[0, len(prompt) - 1 :]
+                assert largest_difference(torch.stack([step[row] for step in logits]), expected) < 1e-5
+                text = list(prompt)
+                for step in steps:
+                    assert step[row] == int(decoder(torch.tensor([text]))[0, -1].argmax())
+                    text.append(step[row])
+
+
+@pytest.mark.parametrize("configuration", FEATURES)
+def test_round_trip_needs_nothing_else(configuration, tmp_path):
+    decoder, tokens = integrated(unequal_spec(), configuration), some_tokens(unequal_spec())
+    save_checkpoint(decoder, tmp_path / "a")
+    again = load_checkpoint(tmp_path / "a")
+    assert again.spec == decoder.spec
+    assert {n for n, p in again.named_parameters() if not p.requires_grad} == {
+        n for n in again.state_dict() if n.startswith("baseline.")
+    }
+    with torch.no_grad():
+        assert torch.equal(again(tokens), decoder(tokens))
+    bytes_written = (tmp_path / "a" / "model.safetensors").stat().st_size
+    assert bytes_written == pytest.approx(4 * decoder.spec.parameter_count(gates=True), rel=0.1)
+
+
+def test_hugging_face_loads_generates_and_saves(tmp_path):
+    decoder, tokens = integrated(SPECS["llama-grouped"]), some_tokens(SPECS["llama-grouped"], batch=1, length=5)
+    save_checkpoint(decoder, tmp_path / "a")
+    model = SentinelForCausalLM.from_pretrained(tmp_path / "a")
+    grown = tokens
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, decoder(tokens))
+        for _ in range(6):
+            grown = torch.cat((grown, decoder(grown)[:, -1:].argmax(-1)), 1)
+    assert torch.equal(model.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0), grown)
+    model.save_pretrained(tmp_path / "b")
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(tmp_path / "b")(tokens), decoder(tokens))
+
+
+@pytest.mark.parametrize("rank", [4, None])
+def test_training_reaches_all_that_is_new_and_nothing_of_the_baseline(rank):
+    unpruned, tokens = filled_decoder(SPECS["gpt2"]), some_tokens(SPECS["gpt2"])
+    student = integrate(half_of_the_heads(unpruned), "all", rank=rank, baseline=unpruned)
+    assert student.baseline is not None
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(3):  # what starts at zero moves first, and the rest of its fusion after it
+        optimiser.zero_grad()
+        target = unpruned(tokens).detach().softmax(-1)
+        loss = torch.nn.functional.cross_entropy(student(tokens).flatten(0, 1), target.flatten(0, 1))
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for name, parameter in student.named_parameters():
+        if name.startswith("baseline."):
+            assert parameter.grad is None and torch.equal(parameter, before[name])
+        else:
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_an_elastic_model_keeps_its_levels(tmp_path):
+    dense, tokens = expand_kv(filled_decoder(SPECS["llama-grouped"])), some_tokens(SPECS["llama-grouped"])
+    order = removal_order(dense.spec, CRITERIA["magnitude"].scores(dense, None, 0))
+    plans = [order.plan(0.3, 0.0), order.plan(0.5, 0.5)]
+    elastic = make_elastic(dense, order, plans, [compact(dense, plan) for plan in plans])
+    made = integrate(elastic, "all", rank=4, baseline=in_nested_order(dense, order))
+    with torch.no_grad():
+        for parameter in (p for n, p in made.named_parameters() if n.endswith("up.weight")):
+            parameter.fill_(0.01)
+    save_checkpoint(made, tmp_path / "a")
+    again = load_checkpoint(tmp_path / "a")
+    for heads, neurons in ((0.5, 0.5), (0.0, 0.0), (0.3, 0.0)):
+        for model in (elastic, made, again):
+            model.set_level(heads, neurons)  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.no_grad():
+            assert torch.equal(again(tokens), made(tokens))
+            assert largest_difference(made(tokens), elastic(tokens)) > 1e-4
+            head_by_head = torch.tensor(make_engine(made, 0).prefill(tokens.tolist(), 1))
+            assert largest_difference(head_by_head, made(tokens)[:, -1]) < 1e-5
+
+
+def test_spec_round_trip_and_arithmetic():
+    decoder = integrated(unequal_spec())
+    assert ModelSpec.from_json(decoder.spec.to_json()) == decoder.spec
+    assert "integration" not in unequal_spec().to_dict()
+    assert sum(p.numel() for p in decoder.parameters()) == decoder.spec.parameter_count(gates=True)
+    unread = {"baseline.final_norm.weight", "embed.weight", "baseline.embed.weight"}
+    gates = {n for n in decoder.state_dict() if n.endswith("attn.gate")}
+    streamed = sum(p.numel() for n, p in decoder.named_parameters() if n not in unread | gates)
+    rows = 2 * decoder.spec.n_embd  # an embedding row of each model
+    assert decoder.spec.streamed_weights_per_token() == streamed + rows + decoder.spec.vocab_size * decoder.spec.n_embd
+
+
+def test_what_does_not_fit_is_refused():
+    decoder = filled_decoder(SPECS["gpt2"])
+    single = ModelSpec(**{**vars(decoder.spec), "layers": decoder.spec.layers[:1]})
+    longer = ModelSpec(**{**vars(decoder.spec), "layers": (*decoder.spec.layers, decoder.spec.layers[0])})
+    made = integrate(decoder, "all", rank=4)
+    for said, call in {
+        "configuration 'none'.*original, all, no-baseline, no-unet, minimal": lambda: integrate(decoder, "none"),
+        "at least two layers": lambda: integrate(filled_decoder(single), "no-baseline", rank=4),
+        "rank 49 is above the model's width of 48": lambda: integrate(decoder, rank=49),
+        "rank .* at least 1": lambda: integrate(decoder, rank=0),
+        "already": lambda: integrate(made, rank=4),
+        "plain model": lambda: integrate(decoder, rank=4, baseline=made),
+        "4 layers, but the model 3": lambda: integrate(decoder, rank=4, baseline=filled_decoder(longer)),
+        "n_embd|vocab": lambda: integrate(decoder, rank=4, baseline=filled_decoder(shape_of_width(24))),
+        "prune first": lambda: Pruner(made, Settings(), windows()).order(0.5, 0.0),
+    }.items():
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+def shape_of_width(width: int) -> ModelSpec:
+    return ModelSpec(**{**vars(SPECS["gpt2"]), "n_embd": width})
+
+
+def windows():
+    from sentinel.adapt.corpora import Windows
+
+    return Windows(some_tokens(SPECS["gpt2"]), ())
+
+
+def test_command_line(tmp_path, capsys):
+    source, out = str(tmp_path / "source"), str(tmp_path / "out")
+    save_checkpoint(filled_decoder(SPECS["gpt2"]), source, extra={"pruning": {"calibration_documents": ["a"]}})
+    assert main(["integrate", source, "-o", out, "--rank", "2"]) == 0
+    said = capsys.readouterr().out
+    spec = load_checkpoint(out).spec
+    assert spec.integration is not None and spec.integration.rank == 2
+    assert f"{spec.fusion_weights:,} new ones" in said and "frozen" in said
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["configuration"] == "all" and config["pruning"]["calibration_documents"] == ["a"]
+    assert main(["info", out, "--json", str(tmp_path / "info.json")]) == 0
+    assert "U-Net skips and baseline integration" in capsys.readouterr().out
+    assert json.loads((tmp_path / "info.json").read_text())["fusion_parameters"] == spec.fusion_weights
+    options = ["--configuration", "no-unet", "--rank", "full", "--baseline", source]
+    assert main(["integrate", source, "-o", out, *options]) == 0
+    again = load_checkpoint(out).spec.integration
+    assert again is not None and not again.skips and again.rank is None and again.baseline is not None
+    assert main(["integrate", out, "-o", str(tmp_path / "plain"), "--configuration", "original"]) == 0
+    assert "--level 0" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "plain").spec == SPECS["gpt2"]
+    for arguments, word in (
+        ((source, "--configuration", "no-baseline", "--baseline", source), "leave out --baseline"),
+        ((out,), "already"),
+    ):
+        assert main(["integrate", *arguments, "-o", str(tmp_path / "refused")]) == 2
+        assert word in capsys.readouterr().err
+        assert not (tmp_path / "refused").exists()
