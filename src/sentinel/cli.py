@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "continue a prompt, streamed, with speed and memory",
     "importance": "how much every head matters, as a map",
     "prune": "remove heads and neurons, re-solve what is left, write a smaller model",
+    "recover": "win back quality after pruning, by distillation from the unpruned model",
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: attention, decode, quality",

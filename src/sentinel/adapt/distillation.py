@@ -42,9 +42,9 @@ def likeliest(states: Tensor, head: Tensor, count: int, temperature: float) -> t
     for rows in states.to(head.dtype).split(ROWS):
         logits = functional.linear(rows, head).float() / temperature
         top = logits.topk(count, dim=-1)
-        log_probs.append((top.values - logits.logsumexp(-1, keepdim=True)).half())
+        log_probs.append(top.values - logits.logsumexp(-1, keepdim=True))
         tokens.append(top.indices.int())
-    return torch.cat(tokens), torch.cat(log_probs)
+    return torch.cat(tokens), torch.cat(log_probs).half()
 
 
 def _in_working_precision(head: Tensor) -> Tensor:
@@ -107,20 +107,25 @@ def divergence(states: Tensor, head: Tensor, targets: TeacherTargets, temperatur
 
 
 @torch.no_grad()
-def judged(
-    states: Tensor, head: Tensor, targets: TeacherTargets, labels: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Sums over positions of the divergence in nats at the temperature, and of the negative log-likelihood of
-    ``labels`` [N] at temperature 1."""
+def judged(states: Tensor, head: Tensor, targets: TeacherTargets, temperature: float) -> Tensor:
+    """Sum over positions of KL(teacher || student) in nats, at the temperature of the targets."""
     head = _in_working_precision(head)
-    divergence_sum = nll_sum = torch.zeros((), device=states.device)
+    total = torch.zeros((), device=states.device)
     for start in range(0, len(states), ROWS):
         rows = slice(start, start + ROWS)
-        logits = functional.linear(states[rows].to(head.dtype), head).float()
-        nll_sum = nll_sum + functional.cross_entropy(logits, labels[rows], reduction="sum")
-        loss, _ = _rows(logits.div_(temperature), targets.tokens[rows].long(), targets.log_probs[rows].float(), False)
-        divergence_sum = divergence_sum + loss
-    return divergence_sum, nll_sum
+        logits = functional.linear(states[rows].to(head.dtype), head).float().div_(temperature)
+        total = total + _rows(logits, targets.tokens[rows].long(), targets.log_probs[rows].float(), False)[0]
+    return total
+
+
+@torch.no_grad()
+def negative_log_likelihood(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Sum over positions of -log p(label) for ``labels`` [N]."""
+    head = _in_working_precision(head)
+    total = torch.zeros((), device=states.device)
+    for rows, wanted in zip(states.to(head.dtype).split(ROWS), labels.split(ROWS), strict=True):
+        total = total + functional.cross_entropy(functional.linear(rows, head).float(), wanted, reduction="sum")
+    return total
 
 
 def state_distance(states: Tensor, targets: TeacherTargets) -> Tensor:

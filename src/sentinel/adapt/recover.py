@@ -31,6 +31,7 @@ from sentinel.adapt.recovery_state import (
     Progress,
     RunFolder,
     Step,
+    clear_state,
     flat_tensors,
     identity_of,
     nested_tensors,
@@ -109,6 +110,7 @@ class Recovery:
     steps: tuple[Step, ...]
     held_out: tuple[HeldOut, ...]
     best: HeldOut
+    teacher_perplexity: float
     tokens: int
     seconds: float
 
@@ -176,6 +178,11 @@ def _check(student: Decoder, teacher: Decoder, train: Tensor, held_out: Tensor, 
         raise InputError("there is no held-out window; give more held-out text")
 
 
+def is_main_process() -> bool:
+    """True in the process that writes and speaks, of those that ``accelerate launch`` started."""
+    return _accelerator().is_main_process
+
+
 def _accelerator() -> Accelerator:
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -216,7 +223,7 @@ class _Run:
         if not self.progress.step:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                self.folder.clear()
+                clear_state(folder)
             accelerator.wait_for_everyone()
         teacher.to(accelerator.device)
         kept = {"count": settings.top, "temperature": settings.temperature, "states": settings.state_weight > 0}
@@ -242,6 +249,8 @@ class _Run:
         saved = self._seconds()
         with progress_bar("Recovering", 1.0) as show:
             if not progress.held_out:
+                with self.student.working_precision(self.accelerator.device):
+                    progress.teacher_perplexity = self.examiner.perplexity(settings.batch)
                 self._judge(metrics)
             while not progress.finished:
                 before = settings.done(progress.step, progress.seconds)
@@ -262,7 +271,12 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self._load(self.folder.read(BEST))
         return Recovery(
-            tuple(progress.steps), tuple(progress.held_out), progress.best, progress.tokens, progress.seconds
+            tuple(progress.steps),
+            tuple(progress.held_out),
+            progress.best,
+            progress.teacher_perplexity,
+            progress.tokens,
+            progress.seconds,
         )
 
     def _update(self) -> Step:

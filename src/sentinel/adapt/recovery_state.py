@@ -53,6 +53,7 @@ class Progress:
 
     seconds: float = 0.0
     tokens: int = 0
+    teacher_perplexity: float = 0.0
     steps: list[Step] = field(default_factory=list)
     held_out: list[HeldOut] = field(default_factory=list)
     finished: bool = False
@@ -100,11 +101,6 @@ class RunFolder:
         """Where this process keeps what the teacher said."""
         return self.path / TEACHER.format(rank=rank)
 
-    def clear(self) -> None:
-        """Remove what an unfinished run left and what is of no more use: all but the metrics."""
-        for path in (self.path / STATE, self.path / BEST, *self.path.glob(TEACHER.format(rank="*"))):
-            path.unlink(missing_ok=True)
-
     def save_state(self, tensors: dict[str, Tensor], progress: Progress) -> None:
         """Write parameters, optimizer and progress."""
         self._write(STATE, tensors, {"identity": self.identity, "progress": progress.to_json()})
@@ -122,6 +118,12 @@ class RunFolder:
         """The tensors of the state or of the best parameters."""
         with safe_open(self.path / name, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def clear_state(folder: Path) -> None:
+    """Remove what only an unfinished recovery needs: all but the metrics."""
+    for path in (folder / STATE, folder / BEST, *folder.glob(TEACHER.format(rank="*"))):
+        path.unlink(missing_ok=True)
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -168,7 +170,9 @@ def _summary_writer(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError("TensorBoard is not installed; install 'sentinel-ai[train]' or leave out --tensorboard") from error
+        raise InputError(
+            "TensorBoard is not installed; install 'sentinel-ai[train]' or leave out --tensorboard"
+        ) from error
     return SummaryWriter(folder, purge_step=step + 1)
 
 

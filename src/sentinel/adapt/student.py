@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from sentinel.adapt.distillation import TeacherTargets, divergence, judged, state_distance
+from sentinel.adapt.distillation import TeacherTargets, divergence, judged, negative_log_likelihood, state_distance
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, PruningLevel
@@ -43,7 +43,9 @@ class Student(nn.Module):
     it is: norms and gates are shared with it. A level that was stored without projections gets its own first.
     """
 
-    def __init__(self, decoder: Decoder, choice: Choice, *, temperature: float, state_weight: float, bf16: bool) -> None:
+    def __init__(
+        self, decoder: Decoder, choice: Choice, *, temperature: float, state_weight: float, bf16: bool
+    ) -> None:
         super().__init__()
         self.decoder = decoder
         self.temperature, self.state_weight, self.bf16 = temperature, state_weight, bf16
@@ -62,7 +64,9 @@ class Student(nn.Module):
         decoder.set_level(0.0)
         self.levels = [level for level in decoder.levels if level.heads or level.neurons]
         if not self.levels:
-            raise InputError("this elastic model stores no pruning level but the dense one; there is nothing to recover")
+            raise InputError(
+                "this elastic model stores no pruning level but the dense one; there is nothing to recover"
+            )
         self.own = nn.ModuleList()
         for level in self.levels:
             parameters = decoder.own_projections(level)
@@ -84,8 +88,8 @@ class Student(nn.Module):
         return f"heads {chosen.heads:g}" + (f", neurons {chosen.neurons:g}" if chosen.neurons else "")
 
     def forward(self, tokens: Tensor, targets: TeacherTargets, level: int, judge: bool = False) -> Tensor:
-        """Loss of windows ``tokens`` [B, T + 1] whose positions have the ``targets``; with ``judge`` the two sums of
-        `judged`, [2]."""
+        """Loss of windows ``tokens`` [B, T + 1] whose positions have the ``targets``; with ``judge``, sums over
+        positions of divergence and negative log-likelihood [2]."""
         if isinstance(self.decoder, ElasticDecoder):
             chosen = self.levels[level]
             self.decoder.set_level(chosen.heads, chosen.neurons)
@@ -93,7 +97,8 @@ class Student(nn.Module):
             states = self.decoder.final_norm(self.decoder.hidden_states(tokens[:, :-1])).flatten(0, 1)
             head = self.decoder.head_weight
             if judge:
-                return torch.stack(judged(states, head, targets, tokens[:, 1:].flatten(), self.temperature))
+                nll = negative_log_likelihood(states, head, tokens[:, 1:].flatten())
+                return torch.stack((judged(states, head, targets, self.temperature), nll))
             loss = divergence(states, head, targets, self.temperature)
             if self.state_weight:
                 loss = loss + self.state_weight * state_distance(states, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sentinel.adapt.distillation import TeacherTargets, likeliest
+from sentinel.adapt.distillation import TeacherTargets, likeliest, negative_log_likelihood
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 
@@ -34,7 +35,11 @@ class Teacher:
     ) -> None:
         self.decoder, self.windows, self.path = decoder.eval().requires_grad_(False), windows, path
         self.count, self.temperature = min(count, decoder.spec.vocab_size), temperature
-        fields = [("window", "<i4"), ("tokens", "<i4", self._shape(self.count)), ("log_probs", "<f2", self._shape(self.count))]
+        fields = [
+            ("window", "<i4"),
+            ("tokens", "<i4", self._shape(self.count)),
+            ("log_probs", "<f2", self._shape(self.count)),
+        ]
         if states:
             fields.append(("states", "<f2", self._shape(decoder.spec.n_embd)))
         self._record = np.dtype(fields)
@@ -65,6 +70,16 @@ class Teacher:
             for name in (self._record.names or ())[1:]
         }
         return TeacherTargets(**fields)
+
+    @torch.no_grad()
+    def perplexity(self, batch: int) -> float:
+        """The teacher's own perplexity on its windows, ``batch`` at once."""
+        total = 0.0
+        for windows in self.windows.split(batch):
+            tokens = windows.to(self.decoder.device)
+            states = self.decoder.final_norm(self.decoder.hidden_states(tokens[:, :-1])).flatten(0, 1)
+            total += negative_log_likelihood(states, self.decoder.head_weight, tokens[:, 1:].flatten()).item()
+        return math.exp(total / (self.windows.numel() - len(self.windows)))
 
     @torch.no_grad()
     def _ask(self, indices: Sequence[int]) -> None:
