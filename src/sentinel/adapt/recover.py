@@ -299,7 +299,7 @@ class _Run:
                 self.accelerator.backward(loss)
             total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
-        mean = float(self.accelerator.reduce(total, "mean"))
+        mean = float(self._over_processes(total, "mean"))
         if not math.isfinite(mean) or (norm is not None and not math.isfinite(float(norm))):
             raise InputError(self._not_a_number(number + 1))
         self.optimizer.step()
@@ -335,7 +335,7 @@ class _Run:
                 with self.student.working_precision(accelerator.device):
                     targets = self.examiner.targets(batch.tolist())
                 sums += self.model(self.held_out[batch].to(accelerator.device), targets, level, True)
-            divergence, nll = accelerator.reduce(sums, "sum").tolist()
+            divergence, nll = self._over_processes(sums, "sum").tolist()
             label = self.student.label(level)
             kl[label], perplexity[label] = divergence / count, math.exp(min(nll / count, 700.0))
         if not all(map(math.isfinite, kl.values())):
@@ -358,13 +358,17 @@ class _Run:
         kept = f"; what was saved up to then is in {self.folder.path}" if self.progress.step else ""
         return f"the loss of step {step} is NaN or infinite; lower the learning rate{kept}"
 
+    def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
+        reduced = self.accelerator.reduce(values, reduction)
+        assert isinstance(reduced, Tensor)
+        return reduced
+
     def _seconds(self) -> float:
         """Seconds of this run, all its parts together; the same in every process."""
         seconds = torch.tensor(time.monotonic() - self.started, dtype=torch.float64)
         if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast
-
-            seconds = broadcast(seconds.to(self.accelerator.device))
+            seconds = seconds.to(self.accelerator.device)
+            torch.distributed.broadcast(seconds, src=0)
         return float(seconds)
 
     def _tensors(self, *, optimizer: bool = True) -> dict[str, Tensor]:
@@ -372,7 +376,9 @@ class _Run:
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
         self._set_dense()
-        weights, state = get_state_dict(self.model, self.optimizer.optimizer, options=_options())
+        weights: dict[str, Any]
+        state: dict[str, Any]
+        weights, state = get_state_dict(self.model, self.optimizer.optimizer, options=_options())  # pyright: ignore[reportAssignmentType]
         tensors = {f"model.{name}": tensor.contiguous() for name, tensor in weights.items()}
         return {**tensors, **flat_tensors(state.get("state", {}))} if optimizer else tensors
 
@@ -386,7 +392,9 @@ class _Run:
 
         self._set_dense()
         options = _options()
-        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        weights: dict[str, Any] = {
+            name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")
+        }
         set_model_state_dict(self.model, weights, options=options)
         nested = nested_tensors(tensors)
         if nested:

@@ -104,7 +104,7 @@ class Student(nn.Module):
                 loss = loss + self.state_weight * state_distance(states, targets)
             return loss
 
-    def working_precision(self, device: torch.device) -> AbstractContextManager[None]:
+    def working_precision(self, device: torch.device) -> AbstractContextManager[object]:
         """bfloat16 for matrix products where it pays; weights and their updates stay in fp32."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
 

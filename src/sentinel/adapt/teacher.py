@@ -95,4 +95,4 @@ class Teacher:
         if self.path is not None:
             with self.path.open("ab") as file:
                 file.write(records.tobytes())
-        self._known.update({int(record["window"]): record for record in records})
+        self._known.update(zip(indices, records, strict=True))
