@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from sentinel.adapt.distillation import TeacherTargets, divergence, judged, likeliest
 from sentinel.adapt.prune import Pruner, Settings, make_elastic
-from sentinel.adapt.recover import RecoverySettings, recover
+from sentinel.adapt.recover import recover
+from sentinel.adapt.recovery_settings import RecoverySettings
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS = 256  # positions at once: their logits stay close to the processor
+ROWS = 128  # positions at once: their logits stay close to the processor
 LEAST_REST = 1e-6  # mass below which the bucket of all other tokens counts as empty
 
 

@@ -1,106 +1,21 @@
-"""Recovery: a pruned student learns to predict as its unpruned teacher does (distillation, Hinton et al. 2015).
-
-The loop is Hugging Face Accelerate's, so that ``accelerate launch`` runs it on several devices or machines. Which
-windows a step sees, and at which pruning level, is a function of the step alone: a run that was interrupted goes on
-exactly as if it had not been.
-
-The levels of an elastic model take turns, one per step. What learns belongs to one level each, so that this is the work
-of sandwich training (Yu and Huang 2019) in another order.
-"""
+"""Recovery: a pruned student learns to predict as its unpruned teacher does (distillation, Hinton et al. 2015)."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sentinel.adapt.recovery_state import (
-    BEST,
-    STATE,
-    HeldOut,
-    Metrics,
-    Progress,
-    RunFolder,
-    Step,
-    clear_state,
-    flat_tensors,
-    identity_of,
-    nested_tensors,
-)
+from sentinel.adapt.recovery_run import RecoveryRun, make_accelerator
+from sentinel.adapt.recovery_settings import RecoverySettings
+from sentinel.adapt.recovery_state import HeldOut, Step
 from sentinel.adapt.student import CHOICES, Choice, Student, bf16_pays
-from sentinel.adapt.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.progress import progress_bar, say
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-WARM_UP = 0.05  # share of the run in which the learning rate rises
-
-
-@dataclass(frozen=True)
-class RecoverySettings:
-    """How a student learns.
-
-    It ends after ``steps`` updates or ``minutes`` in all, whichever comes first. A step takes ``batch`` windows at once,
-    ``accumulate`` times, in every process. ``top`` of the teacher's tokens are kept per position. ``state_weight`` adds
-    the relative distance of the final states to the loss. Held-out text is judged ``evaluations`` times, and learning
-    ends early after ``patience`` of them without a lower divergence. ``bf16`` None means: where it pays.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    train: str = "all"
-    batch: int = 4
-    accumulate: int = 1
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    temperature: float = 1.0
-    top: int = 64
-    state_weight: float = 0.0
-    evaluations: int = 10
-    patience: int = 3
-    checkpoint_minutes: float = 2.0
-    bf16: bool | None = None
-    seed: int = 0
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
-            raise InputError("say how long to learn: a number of steps or of minutes")
-        if self.train not in CHOICES:
-            raise InputError(f"what to train, {self.train!r}, is not known; the choices are {', '.join(CHOICES)}")
-        for name in ("steps", "minutes", "batch", "accumulate", "learning_rate", "temperature", "top", "clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name.replace('_', ' ')} must be above 0, not {value:g}")
-        for name in ("evaluations", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    def done(self, step: int, seconds: float) -> float:
-        """Share of the run that is over, 0..1."""
-        by_steps = 0.0 if self.steps is None else step / self.steps
-        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
-        return min(1.0, max(by_steps, by_time))
-
-    def rate(self, step: int, seconds: float) -> float:
-        """Learning rate of the update after ``step`` others: a linear rise, then half a cosine down to 0."""
-        done = self.done(step, seconds)
-        if done < WARM_UP:
-            return self.learning_rate * max(done / WARM_UP, 0.1)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +62,7 @@ def recover(
     that is full, and a loss that is no number; what was saved last stays.
     """
     _check(student, teacher, train, held_out, settings)
-    accelerator = _accelerator()
+    accelerator = make_accelerator()
     bf16 = bf16_pays(accelerator.device) if settings.bf16 is None else settings.bf16
     model = Student(
         student,
@@ -158,8 +73,11 @@ def recover(
     )
     try:
         with _folder(folder) as path:
-            run = _Run(accelerator, model, teacher, (train, held_out), settings, path, rate_multiplier)
-            return run.through(after_step)
+            run = RecoveryRun(accelerator, model, teacher, (train, held_out), settings, path, rate_multiplier)
+            did = run.through(after_step)
+            return Recovery(
+                tuple(did.steps), tuple(did.held_out), did.best, did.teacher_perplexity, did.tokens, did.seconds
+            )
     except OSError as error:
         raise InputError(f"{folder or 'a temporary file'} can't be written ({error.strerror or error})") from error
     finally:
@@ -178,20 +96,6 @@ def _check(student: Decoder, teacher: Decoder, train: Tensor, held_out: Tensor, 
         raise InputError("there is no held-out window; give more held-out text")
 
 
-def is_main_process() -> bool:
-    """True in the process that writes and speaks, of those that ``accelerate launch`` started."""
-    return _accelerator().is_main_process
-
-
-def _accelerator() -> Accelerator:
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as error:
-        raise InputError("recovery needs Accelerate; install 'sentinel-ai[train]'") from error
-    # A step of an elastic model leaves the parameters of the other levels unused.
-    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-
-
 @contextmanager
 def _folder(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
@@ -199,233 +103,3 @@ def _folder(folder: Path | None) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="sentinel-recovery-") as name:
             yield Path(name)
-
-
-class _Run:
-    """One recovery under way."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        student: Student,
-        teacher: Decoder,
-        windows: tuple[Tensor, Tensor],
-        settings: RecoverySettings,
-        folder: Path,
-        rate_multiplier: Callable[[str], float] | None,
-    ) -> None:
-        self.accelerator, self.student, self.settings = accelerator, student, settings
-        self.train, self.held_out = windows
-        relevant = dataclasses.replace(settings, checkpoint_minutes=0.0, tensorboard=False)
-        identity = identity_of((student, teacher), windows, f"{relevant} {accelerator.num_processes}")
-        self.folder = RunFolder(folder, identity, writes=accelerator.is_main_process)
-        self.progress: Progress = self.folder.progress
-        if not self.progress.step:
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                clear_state(folder)
-            accelerator.wait_for_everyone()
-        teacher.to(accelerator.device)
-        kept = {"count": settings.top, "temperature": settings.temperature, "states": settings.state_weight > 0}
-        file = self.folder.teacher_file(accelerator.process_index)
-        self.teacher = Teacher(teacher, self.train, path=file, **kept)
-        self.examiner = Teacher(teacher, self.held_out, **kept)
-        groups = _groups(student, rate_multiplier)
-        self.multipliers = [group.pop("multiplier") for group in groups]
-        optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True)
-        self.model: nn.Module
-        self.optimizer: Any
-        self.model, self.optimizer = accelerator.prepare(student, optimizer)
-        if self.progress.step:
-            self._load(self.folder.read(STATE))
-        self.started = time.monotonic() - self.progress.seconds
-
-    def through(self, after_step: Callable[[Step], None] | None) -> Recovery:
-        """Train to the end."""
-        progress, settings = self.progress, self.settings
-        metrics = Metrics(
-            self.folder.path if self.folder.writes else None, progress.step, tensorboard=settings.tensorboard
-        )
-        saved = self._seconds()
-        with progress_bar("Recovering", 1.0) as show:
-            if not progress.held_out:
-                with self.student.working_precision(self.accelerator.device):
-                    progress.teacher_perplexity = self.examiner.perplexity(settings.batch)
-                self._judge(metrics)
-            while not progress.finished:
-                before = settings.done(progress.step, progress.seconds)
-                step = self._update()
-                metrics.add(step)
-                done = settings.done(progress.step, progress.seconds)
-                judged = done >= 1 or int(done * settings.evaluations) > int(before * settings.evaluations)
-                if judged:
-                    self._judge(metrics)
-                progress.finished = done >= 1 or self._is_stale()
-                if progress.finished or judged or progress.seconds - saved >= 60 * settings.checkpoint_minutes:
-                    self.folder.save_state(self._tensors(), progress)
-                    saved = progress.seconds
-                show(done, f"Recovering, step {step.step}, loss {step.loss:.4f}")
-                if after_step is not None:
-                    after_step(step)
-        metrics.close()
-        self.accelerator.wait_for_everyone()
-        self._load(self.folder.read(BEST))
-        return Recovery(
-            tuple(progress.steps),
-            tuple(progress.held_out),
-            progress.best,
-            progress.teacher_perplexity,
-            progress.tokens,
-            progress.seconds,
-        )
-
-    def _update(self) -> Step:
-        """One update of the parameters."""
-        settings, progress = self.settings, self.progress
-        number = progress.step
-        rate = settings.rate(number, progress.seconds)
-        for group, multiplier in zip(self.optimizer.param_groups, self.multipliers, strict=True):
-            group["lr"] = rate * multiplier
-        levels = max(1, len(self.student.levels))
-        total = torch.zeros((), device=self.accelerator.device)
-        for part in range(settings.accumulate):
-            last = part == settings.accumulate - 1
-            indices = self._indices(number // levels * settings.accumulate + part)
-            tokens = self.train[indices].to(self.accelerator.device)
-            with self.student.working_precision(self.accelerator.device):
-                targets = self.teacher.targets(indices)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(tokens, targets, number % levels) / settings.accumulate
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
-        mean = float(self._over_processes(total, "mean"))
-        if not math.isfinite(mean) or (norm is not None and not math.isfinite(float(norm))):
-            raise InputError(self._not_a_number(number + 1))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        windows = settings.batch * settings.accumulate * self.accelerator.num_processes
-        progress.tokens += windows * (self.train.shape[1] - 1)
-        progress.seconds = self._seconds()
-        progress.steps.append(Step(number + 1, mean, rate, progress.tokens, progress.seconds))
-        return progress.steps[-1]
-
-    def _indices(self, batch: int) -> list[int]:
-        """Windows of this process in the given batch: every window once per pass, in an order drawn per pass."""
-        processes, size = self.accelerator.num_processes, self.settings.batch
-        first = (batch * processes + self.accelerator.process_index) * size
-        chosen = []
-        for place in range(first, first + size):
-            turn, position = divmod(place, len(self.train))
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + turn)
-            chosen.append(int(torch.randperm(len(self.train), generator=generator)[position]))
-        return chosen
-
-    @torch.no_grad()
-    def _judge(self, metrics: Metrics) -> None:
-        """Judge by held-out text, and keep the parameters if they are the best so far."""
-        progress, accelerator = self.progress, self.accelerator
-        kl: dict[str, float] = {}
-        perplexity: dict[str, float] = {}
-        count = self.held_out.numel() - len(self.held_out)
-        batches = torch.arange(len(self.held_out)).split(self.settings.batch)
-        for level in range(max(1, len(self.student.levels))):
-            sums = torch.zeros(2, device=accelerator.device)
-            for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-                with self.student.working_precision(accelerator.device):
-                    targets = self.examiner.targets(batch.tolist())
-                sums += self.model(self.held_out[batch].to(accelerator.device), targets, level, True)
-            divergence, nll = self._over_processes(sums, "sum").tolist()
-            label = self.student.label(level)
-            kl[label], perplexity[label] = divergence / count, math.exp(min(nll / count, 700.0))
-        if not all(map(math.isfinite, kl.values())):
-            raise InputError(self._not_a_number(progress.step))
-        progress.seconds = self._seconds()
-        found = HeldOut(progress.step, progress.seconds, kl, perplexity)
-        progress.held_out.append(found)
-        metrics.add(found)
-        if progress.best is found:
-            self.folder.save_best(self._tensors(optimizer=False))
-        if accelerator.is_main_process:
-            say(_line(found, progress, self.settings))
-
-    def _is_stale(self) -> bool:
-        last = self.progress.held_out[-1]
-        since = [found for found in self.progress.held_out if found.step > self.progress.best.step]
-        return last in since and len(since) >= self.settings.patience
-
-    def _not_a_number(self, step: int) -> str:
-        kept = f"; what was saved up to then is in {self.folder.path}" if self.progress.step else ""
-        return f"the loss of step {step} is NaN or infinite; lower the learning rate{kept}"
-
-    def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
-        reduced = self.accelerator.reduce(values, reduction)
-        assert isinstance(reduced, Tensor)
-        return reduced
-
-    def _seconds(self) -> float:
-        """Seconds of this run, all its parts together; the same in every process."""
-        seconds = torch.tensor(time.monotonic() - self.started, dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            seconds = seconds.to(self.accelerator.device)
-            torch.distributed.broadcast(seconds, src=0)
-        return float(seconds)
-
-    def _tensors(self, *, optimizer: bool = True) -> dict[str, Tensor]:
-        """What learns, and the optimizer's state of it, whole and on the CPU, however it is spread over processes."""
-        from torch.distributed.checkpoint.state_dict import get_state_dict
-
-        self._set_dense()
-        weights: dict[str, Any]
-        state: dict[str, Any]
-        weights, state = get_state_dict(self.model, self.optimizer.optimizer, options=_options())  # pyright: ignore[reportAssignmentType]
-        tensors = {f"model.{name}": tensor.contiguous() for name, tensor in weights.items()}
-        return {**tensors, **flat_tensors(state.get("state", {}))} if optimizer else tensors
-
-    def _load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `_tensors`; leaves the optimizer alone where there is no state of it."""
-        from torch.distributed.checkpoint.state_dict import (
-            get_optimizer_state_dict,
-            set_model_state_dict,
-            set_optimizer_state_dict,
-        )
-
-        self._set_dense()
-        options = _options()
-        weights: dict[str, Any] = {
-            name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")
-        }
-        set_model_state_dict(self.model, weights, options=options)
-        nested = nested_tensors(tensors)
-        if nested:
-            optimizer = self.optimizer.optimizer
-            state = {**get_optimizer_state_dict(self.model, optimizer, options=options), "state": nested}
-            set_optimizer_state_dict(self.model, optimizer, state, options=options)
-
-    def _set_dense(self) -> None:
-        """Leave the parameters of every level in one place only."""
-        if self.student.levels:
-            self.student.decoder.set_level(0.0)  # pyright: ignore[reportCallIssue]
-
-
-def _options() -> Any:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions
-
-    return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
-
-
-def _groups(student: Student, rate_multiplier: Callable[[str], float] | None) -> list[dict[str, Any]]:
-    """Parameter groups of one learning rate each."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in student.learned():
-        groups.setdefault(1.0 if rate_multiplier is None else rate_multiplier(name), []).append(parameter)
-    return [{"params": parameters, "multiplier": multiplier} for multiplier, parameters in groups.items()]
-
-
-def _line(found: HeldOut, progress: Progress, settings: RecoverySettings) -> str:
-    """One line for the person who waits."""
-    done = settings.done(found.step, found.seconds)
-    judged = ", ".join(f"{k}: perplexity {found.perplexity[k]:.2f}, KL {found.kl[k]:.4f}" for k in found.kl)
-    loss = f", loss {progress.steps[-1].loss:.4f}, {progress.tokens / found.seconds:.0f} tokens/s" if found.step else ""
-    left = f", about {found.seconds * (1 - done) / done / 60:.1f} min left" if 0 < done < 1 else ""
-    return f"step {found.step}{loss}; {judged}{left}"

@@ -33,7 +33,7 @@ class Teacher:
         states: bool = False,
         path: Path | None = None,
     ) -> None:
-        self.decoder, self.windows, self.path = decoder.eval().requires_grad_(False), windows, path
+        self.decoder, self.windows, self.path = decoder.eval(), windows, path
         self.count, self.temperature = min(count, decoder.spec.vocab_size), temperature
         fields = [
             ("window", "<i4"),

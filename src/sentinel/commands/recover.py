@@ -14,7 +14,8 @@ from sentinel.errors import InputError
 
 if TYPE_CHECKING:
     from sentinel.adapt.corpora import Windows
-    from sentinel.adapt.recover import Recovery, RecoverySettings
+    from sentinel.adapt.recover import Recovery
+    from sentinel.adapt.recovery_settings import RecoverySettings
     from sentinel.models.sources import LoadedModel
 
 MINUTES = 30.0
@@ -60,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.recover import clear_state, is_main_process, recover
+    from sentinel.adapt.recover import recover
+    from sentinel.adapt.recovery_run import make_accelerator
+    from sentinel.adapt.recovery_state import clear_state
     from sentinel.files import check_output_folder
     from sentinel.models.checkpoint import save_checkpoint
     from sentinel.models.folder import is_checkpoint
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
 
     output = check_output_folder(options.output, is_checkpoint)
     settings = settings_of(options)
-    main = is_main_process()
+    main = make_accelerator().is_main_process
     console.quiet = console.quiet or not main
     _share_cores(options)
     loaded = load_model(options)
@@ -89,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> RecoverySettings:
     """Settings from the arguments; what was not given is as in `RecoverySettings`."""
-    from sentinel.adapt.recover import RecoverySettings
+    from sentinel.adapt.recovery_settings import RecoverySettings
 
     names = {field.name for field in dataclasses.fields(RecoverySettings)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
