@@ -72,12 +72,17 @@ def recover(
         bf16=bf16,
     )
     try:
+        if folder is None and accelerator.num_processes > 1:
+            raise InputError("several processes need a folder that all of them can read; name one")
         with _folder(folder) as path:
             run = RecoveryRun(accelerator, model, teacher, (train, held_out), settings, path, rate_multiplier)
             did = run.through(after_step)
             return Recovery(
                 tuple(did.steps), tuple(did.held_out), did.best, did.teacher_perplexity, did.tokens, did.seconds
             )
+    except FloatingPointError as error:
+        kept = f"; it goes on from the last state in {folder}" if folder is not None else ""
+        raise InputError(f"{error}; lower the learning rate{kept}") from error
     except OSError as error:
         raise InputError(f"{folder or 'a temporary file'} can't be written ({error.strerror or error})") from error
     finally:

@@ -71,7 +71,8 @@ class RecoveryRun:
     ) -> None:
         self.accelerator, self.student, self.settings = accelerator, student, settings
         self.train, self.held_out = windows
-        relevant = dataclasses.replace(settings, checkpoint_minutes=0.0, tensorboard=False)
+        # A lower learning rate may go on from the last state after a loss that was no number.
+        relevant = dataclasses.replace(settings, learning_rate=1.0, checkpoint_minutes=0.0, tensorboard=False)
         identity = identity_of((student, teacher), windows, f"{relevant} {accelerator.num_processes}")
         self.folder = RunFolder(folder, identity, writes=accelerator.is_main_process)
         self.progress: Progress = self.folder.progress
@@ -96,7 +97,7 @@ class RecoveryRun:
         self.started = time.monotonic() - self.progress.seconds
 
     def through(self, after_step: Callable[[Step], None] | None) -> Progress:
-        """Train to the end."""
+        """Train to the end. Raises `FloatingPointError` for a loss that is no number, before it reaches the weights."""
         progress, settings = self.progress, self.settings
         metrics = Metrics(
             self.folder.path if self.folder.writes else None, progress.step, tensorboard=settings.tensorboard
@@ -149,13 +150,14 @@ class RecoveryRun:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
         mean = float(self._over_processes(total, "mean"))
         if not math.isfinite(mean) or (norm is not None and not math.isfinite(float(norm))):
-            raise InputError(self._not_a_number(number + 1))
+            raise FloatingPointError(f"the loss of step {number + 1} is NaN or infinite")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         windows = settings.batch * settings.accumulate * self.accelerator.num_processes
         progress.tokens += windows * (self.train.shape[1] - 1)
         progress.seconds = self._seconds()
-        progress.steps.append(Step(number + 1, mean, rate, progress.tokens, progress.seconds))
+        level = self.student.label(number % levels)
+        progress.steps.append(Step(number + 1, level, mean, rate, progress.tokens, progress.seconds))
         return progress.steps[-1]
 
     def _indices(self, batch: int) -> list[int]:
@@ -179,15 +181,18 @@ class RecoveryRun:
         batches = torch.arange(len(self.held_out)).split(self.settings.batch)
         for level in range(max(1, len(self.student.levels))):
             sums = torch.zeros(2, device=accelerator.device)
-            for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+            for turn in range(0, len(batches), accelerator.num_processes):
+                mine = turn + accelerator.process_index  # every process runs as often, as sharded models need
+                batch = batches[min(mine, len(batches) - 1)]
                 with self.student.working_precision(accelerator.device):
                     targets = self.examiner.targets(batch.tolist())
-                sums += self.model(self.held_out[batch].to(accelerator.device), targets, level, True)
+                judged = self.model(self.held_out[batch].to(accelerator.device), targets, level, True)
+                sums += judged * (mine < len(batches))
             divergence, nll = self._over_processes(sums, "sum").tolist()
             label = self.student.label(level)
             kl[label], perplexity[label] = divergence / count, math.exp(min(nll / count, 700.0))
         if not all(map(math.isfinite, kl.values())):
-            raise InputError(self._not_a_number(progress.step))
+            raise FloatingPointError(f"the divergence after step {progress.step} is NaN or infinite")
         progress.seconds = self._seconds()
         found = HeldOut(progress.step, progress.seconds, kl, perplexity)
         progress.held_out.append(found)
@@ -198,13 +203,8 @@ class RecoveryRun:
             say(_line(found, progress, self.settings))
 
     def _is_stale(self) -> bool:
-        last = self.progress.held_out[-1]
-        since = [found for found in self.progress.held_out if found.step > self.progress.best.step]
-        return last in since and len(since) >= self.settings.patience
-
-    def _not_a_number(self, step: int) -> str:
-        kept = f"; what was saved up to then is in {self.folder.path}" if self.progress.step else ""
-        return f"the loss of step {step} is NaN or infinite; lower the learning rate{kept}"
+        best = self.progress.best.step
+        return sum(found.step > best for found in self.progress.held_out) >= self.settings.patience
 
     def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
         reduced = self.accelerator.reduce(values, reduction)

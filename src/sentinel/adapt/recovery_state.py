@@ -23,9 +23,10 @@ STATE, BEST, METRICS, TEACHER = "state.safetensors", "best.safetensors", "metric
 
 @dataclass(frozen=True)
 class Step:
-    """One update: mean loss over its windows, learning rate, training tokens and seconds so far."""
+    """One update: pruning level, mean loss over its windows, learning rate, training tokens and seconds so far."""
 
     step: int
+    level: str
     loss: float
     learning_rate: float
     tokens: int
@@ -35,7 +36,7 @@ class Step:
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out text after ``step`` updates: divergence from the teacher in nats a token and perplexity, by pruning level
-    (of a model without levels, the one entry "held-out"). ``mean_kl`` is what early stopping goes by."""
+    (of a model without levels, the one entry "all"). ``mean_kl`` is what early stopping goes by."""
 
     step: int
     seconds: float
@@ -162,7 +163,7 @@ def _scalars(values: dict[str, Any]) -> Iterable[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from ((f"{name}/{key}", number) for key, number in value.items())
-        elif name != "step":
+        elif name not in ("step", "level"):
             yield name, value
 
 

@@ -78,12 +78,12 @@ class Student(nn.Module):
         """Trainable parameters by the decoder's names for them; of an elastic decoder with the level before."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                yield name.removeprefix("decoder."), parameter
+                yield name.removeprefix("decoder.").replace("/", "."), parameter
 
     def label(self, level: int) -> str:
-        """How that level is called in reports: its share of removed heads, and of neurons where there are any."""
+        """How that level is called in reports: "all" of a model without levels, else what is removed."""
         if not self.levels:
-            return "held-out"
+            return "all"
         chosen = self.levels[level]
         return f"heads {chosen.heads:g}" + (f", neurons {chosen.neurons:g}" if chosen.neurons else "")
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train", default="all", metavar="WHAT",
         help="biases (and norms), gates (too), projections (output projections too), or all of the layers (default)",
     )  # fmt: skip
-    parser.add_argument("--tokens", metavar="N", type=whole_number(1), default=524_288, help="of text (default 524288)")
+    parser.add_argument("--tokens", metavar="N", type=whole_number(1), default=262_144, help="of text (default 262144)")
     parser.add_argument("--held-out-tokens", metavar="N", type=whole_number(1), default=8192, help="default 8192")
     parser.add_argument("--length", metavar="N", type=whole_number(2), default=256, help="of a window (default 256)")
     parser.add_argument("--batch", metavar="N", type=whole_number(1), help="windows at once")
