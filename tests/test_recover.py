@@ -38,6 +38,15 @@ from sentinel.models.tokenizer import TextTokenizer
 SHORT = RecoverySettings(steps=12, train="projections", batch=4, learning_rate=3e-3, evaluations=2, bf16=False)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Operations of these sizes wait for each other longer than they take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def teacher_model(vocab_size: int = 97) -> Decoder:
     """A decoder whose predictions are far from uniform, and whose activations can be trained."""
     decoder = random_decoder(ModelSpec(**{**vars(spec_of("llama-multi-head-tied")), "vocab_size": vocab_size}), 0)
@@ -266,7 +275,7 @@ def worded(tmp_path_factory) -> tuple[Path, Path, Path]:
 
 def arguments(worded, output: Path, *more: str) -> list[str]:
     student, teacher, text = worded
-    sizes = "--steps 4 --tokens 640 --held-out-tokens 64 --length 16 --batch 2 --evaluations 2".split()  # noqa: SIM905
+    sizes = "--steps 4 --tokens 640 --held-out-tokens 64 --length 16 --batch 2 --evaluations 2 --threads 1".split()  # noqa: SIM905
     return ["recover", str(student), "-o", str(output), "--teacher", str(teacher), "--text", str(text), *sizes, *more]
 
 
@@ -305,7 +314,7 @@ def test_launched_processes_train_one_model(processes, worded, tmp_path):
         2: ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     }
     command = [sys.executable, "-m", *launchers[processes], "-m", "sentinel"]
-    command += arguments(worded, tmp_path / "out", "--no-bf16", "--threads", "1")
+    command += arguments(worded, tmp_path / "out", "--no-bf16")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr

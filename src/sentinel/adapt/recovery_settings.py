@@ -26,7 +26,7 @@ class RecoverySettings:
     train: str = "all"
     batch: int = 4
     accumulate: int = 1
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     weight_decay: float = 0.0
     clip: float = 1.0
     temperature: float = 1.0
