@@ -180,10 +180,13 @@ def test_levels_without_projections_of_their_own_get_them(tmp_path):
     assert largest_difference(loaded(tokens), before) < 1e-5
 
 
-def test_bfloat16_and_hidden_states_learn_too():
+def test_bfloat16_and_hidden_states_learn_too(tmp_path):
+    pytest.importorskip("tensorboard")
     dense = teacher_model()
     settings = dataclasses.replace(SHORT, bf16=True, state_weight=1.0, temperature=2.0, learning_rate=1e-2)
-    found = recover(pruned(dense), dense, windows(32), windows(8, seed=1), settings)
+    settings = dataclasses.replace(settings, tensorboard=True)
+    found = recover(pruned(dense), dense, windows(32), windows(8, seed=1), settings, folder=tmp_path)
+    assert list((tmp_path / "tensorboard").iterdir())
     assert found.best.mean_kl < found.held_out[0].mean_kl
 
 
