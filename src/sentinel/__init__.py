@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sentinel.adapt.integration import integrate
     from sentinel.adapt.prune import Pruner
     from sentinel.adapt.prune import Settings as PruningSettings
+    from sentinel.adapt.recover import recover
+    from sentinel.adapt.recovery_settings import RecoverySettings
     from sentinel.errors import InputError
     from sentinel.infer.engines import make_engine
     from sentinel.infer.generate import generate_text as generate
@@ -36,6 +38,8 @@ _PLACES = {
     "integrate": ("sentinel.adapt.integration", "integrate"),
     "Pruner": ("sentinel.adapt.prune", "Pruner"),
     "PruningSettings": ("sentinel.adapt.prune", "Settings"),
+    "recover": ("sentinel.adapt.recover", "recover"),
+    "RecoverySettings": ("sentinel.adapt.recovery_settings", "RecoverySettings"),
     "make_engine": ("sentinel.infer.engines", "make_engine"),
     "generate": ("sentinel.infer.generate", "generate_text"),
     "evaluate": ("sentinel.measure.perplexity", "evaluate"),
@@ -48,6 +52,7 @@ __all__ = [
     "InputError",
     "Pruner",
     "PruningSettings",
+    "RecoverySettings",
     "SentinelConfig",
     "SentinelForCausalLM",
     "benchmark",
@@ -57,6 +62,7 @@ __all__ = [
     "integrate",
     "load",
     "make_engine",
+    "recover",
     "save_checkpoint",
     "write_report",
 ]

@@ -21,6 +21,7 @@ COMMANDS = {
     "importance": "how much every head matters, as a map",
     "prune": "remove heads and neurons, re-solve what is left, write a smaller model",
     "integrate": "add U-Net skips and baseline integration, or take them off",
+    "recover": "win back quality after pruning, by distillation from the unpruned model",
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: decode, attention, quality and others",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -43,3 +43,12 @@ def working(description: str) -> Iterator[None]:
     else:
         say(description)
         yield
+
+
+@contextmanager
+def progress_bar(description: str, total: float) -> Iterator[Callable[[float, str], None]]:
+    """A bar for work that tells by itself how far it is: call with what is done of ``total``, and what to say."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done, text: bar.update(task, completed=done, description=text)

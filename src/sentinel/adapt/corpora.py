@@ -166,7 +166,7 @@ def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Tex
         for document in text.documents:
             if document.fingerprint in used:
                 raise InputError(
-                    f"{document.name} is calibration text, so judging by {text.label} would flatter the model; "
+                    f"{document.name} was calibrated or trained on, so judging by {text.label} would flatter the model; "
                     "evaluate on another text"
                 )
 
@@ -207,5 +207,5 @@ def _sample(text: Text, tokenizer: TextTokenizer, needed: int, length: int, seed
             return found[:needed]
     raise InputError(
         f"{text.label} is too short: {needed} windows of {length} tokens are needed and it gives {len(found)}; give more "
-        "text or ask for fewer calibration tokens"
+        "text or ask for fewer tokens"
     )

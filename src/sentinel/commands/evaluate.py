@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def refuse_seen_text(model: str, texts) -> None:
-    """Refuse to judge a pruned checkpoint by the documents that it was calibrated on."""
+    """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
     from pathlib import Path
 
     from sentinel.adapt.corpora import refuse_shared_documents
@@ -102,4 +102,6 @@ def refuse_seen_text(model: str, texts) -> None:
 
     config = Path(model).expanduser() / "config.json"
     if config.exists():
-        refuse_shared_documents(read_json(config).get("pruning", {}).get("calibration_documents", ()), texts)
+        made = read_json(config)
+        refuse_shared_documents(made.get("pruning", {}).get("calibration_documents", ()), texts)
+        refuse_shared_documents(made.get("recovery", {}).get("documents", ()), texts)

@@ -46,7 +46,7 @@ def save_checkpoint(
         config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
     config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict(), **(extra or {})})
     with write_folder(folder, is_checkpoint) as temporary:
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
         if isinstance(decoder, ElasticDecoder):
             config["levels"] = _write_levels(decoder, temporary)
         if tokenizer is not None:
@@ -59,7 +59,7 @@ def _write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]
     listed: list[dict[str, Any]] = []
     for level in decoder.levels:
         name = f"level-{len(listed)}.safetensors"
-        save_file({k: t.contiguous() for k, t in level.projections.items()}, folder / name)
+        write_tensors({k: t.detach().cpu().contiguous() for k, t in level.projections.items()}, folder / name)
         counts = {"kept_groups": list(level.kept_groups), "kept_neurons": list(level.kept_neurons)}
         listed.append({"heads": level.heads, "neurons": level.neurons, "file": name, **counts})
     return listed
@@ -138,6 +138,14 @@ def read_safetensors(folder: Path) -> State:
     for file in files:
         state.update(read_tensors(file))
     return state
+
+
+def write_tensors(tensors: State, file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file; `OSError` when the disk is full, as for any other file."""
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read_tensors(file: Path) -> State:

@@ -79,6 +79,29 @@ class ElasticDecoder(Decoder):
                 tensor = nn.Parameter(tensor, requires_grad=False)
             setattr(module, part, tensor)
 
+    def own_projections(self, level: PruningLevel) -> dict[str, nn.Parameter]:
+        """Weights and biases that belong to ``level`` alone, as parameters that it uses when it is set.
+
+        A level that was stored without projections gets copies of its part of the dense ones, and biases.
+        """
+        made: dict[str, nn.Parameter] = {}
+        counts = zip(self.blocks, level.kept_groups, level.kept_neurons, strict=True)
+        for index, (block, groups, neurons) in enumerate(counts):
+            kept = {"attn.out_proj": groups * block.attn.layer.group_size * block.attn.layer.head_dim}
+            kept["mlp.down_proj"] = neurons
+            for place, columns in kept.items():
+                name = f"layers.{index}.{place}"
+                weight = level.projections.get(f"{name}.weight")
+                bias = level.projections.get(f"{name}.bias")
+                if weight is None:
+                    weight, bias = self._dense[f"{name}.weight"], self._dense[f"{name}.bias"]
+                    assert weight is not None
+                    weight = weight.detach()[:, :columns].clone()
+                bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+                made[f"{name}.weight"], made[f"{name}.bias"] = nn.Parameter(weight.detach()), nn.Parameter(bias)
+        level.projections.update(made)
+        return made
+
     def _places(self) -> list[tuple[str, nn.Module, str]]:
         found: list[tuple[str, nn.Module, str]] = []
         for index, block in enumerate(self.blocks):

@@ -1,0 +1,182 @@
+"""``sentinel recover``: win back quality after pruning, by distillation from the unpruned model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentinel.commands.arguments import add_model, load_model, real_number, set_threads, whole_number
+from sentinel.commands.pruning import DEFAULT_TEXT
+from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from sentinel.adapt.corpora import Windows
+    from sentinel.adapt.recover import Recovery
+    from sentinel.adapt.recovery_settings import RecoverySettings
+    from sentinel.models.sources import LoadedModel
+
+MINUTES = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument("--teacher", metavar="MODEL", required=True, help="the unpruned model")
+    parser.add_argument(
+        "--text", metavar="TEXT", default=DEFAULT_TEXT,
+        help=f"text files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their train splits)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--held-out", metavar="TEXT", help="text that decides when to stop (default: valid splits, or part of a file)"
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", metavar="N", type=real_number, help=f"time for all of it (default {MINUTES:g})")
+    length.add_argument("--steps", metavar="N", type=whole_number(1), help="instead: number of updates")
+    parser.add_argument(
+        "--train", default="all", metavar="WHAT",
+        help="biases (and norms), gates (too), projections (output projections too), or all of the layers (default)",
+    )  # fmt: skip
+    parser.add_argument("--tokens", metavar="N", type=whole_number(1), default=262_144, help="of text (default 262144)")
+    parser.add_argument("--held-out-tokens", metavar="N", type=whole_number(1), default=8192, help="default 8192")
+    parser.add_argument("--length", metavar="N", type=whole_number(2), default=256, help="of a window (default 256)")
+    parser.add_argument("--batch", metavar="N", type=whole_number(1), help="windows at once")
+    parser.add_argument("--accumulate", metavar="N", type=whole_number(1), help="batches per update")
+    parser.add_argument("--learning-rate", metavar="X", type=real_number, help="highest one of the schedule")
+    parser.add_argument("--temperature", metavar="X", type=real_number, help="of teacher and student in the loss")
+    parser.add_argument("--state-weight", metavar="X", type=real_number, help="weight of the hidden-state loss")
+    parser.add_argument("--top", metavar="N", type=whole_number(1), help="tokens kept of each teacher's prediction")
+    parser.add_argument("--evaluations", metavar="N", type=whole_number(1), help="how often held-out text is judged")
+    parser.add_argument("--patience", metavar="N", type=whole_number(1), help="of them without gain before it ends")
+    parser.add_argument("--checkpoint-minutes", metavar="N", type=real_number, help="between two saved states")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 products (default: if they pay)"
+    )
+    parser.add_argument("--seed", metavar="N", type=whole_number(0), help="of sampling and order")
+    parser.add_argument("--state", metavar="DIR", help="folder for state and metrics (default: OUTPUT.recovery)")
+    parser.add_argument("--tensorboard", action="store_true", help="TensorBoard events in the state folder too")
+    parser.add_argument("--threads", metavar="N", type=whole_number(1), help="threads (default: physical cores)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from sentinel.adapt.recover import recover
+    from sentinel.adapt.recovery_run import make_accelerator
+    from sentinel.adapt.recovery_state import clear_state
+    from sentinel.files import check_output_folder
+    from sentinel.models.checkpoint import save_checkpoint
+    from sentinel.models.folder import is_checkpoint
+    from sentinel.models.sources import load
+    from sentinel.progress import console
+
+    output = check_output_folder(options.output, is_checkpoint)
+    settings = settings_of(options)
+    main = make_accelerator().is_main_process
+    console.quiet = console.quiet or not main
+    _share_cores(options)
+    loaded = load_model(options)
+    loaded.require_real_weights("its recovery")
+    teacher = load(options.teacher)
+    train, held_out = _windows(options, loaded)
+    state = Path(options.state) if options.state else output.with_name(f"{output.name}.recovery")
+    found = recover(loaded.decoder, teacher.decoder, train.tokens, held_out.tokens, settings, folder=state)
+    if not main:
+        return
+    record = _record(options, settings, found, sorted({*train.fingerprints, *held_out.fingerprints}))
+    save_checkpoint(loaded.decoder.cpu(), output, loaded.tokenizer, extra=record)
+    clear_state(state)
+    _print(found, state)
+    print(output)
+
+
+def settings_of(options: argparse.Namespace) -> RecoverySettings:
+    """Settings from the arguments; what was not given is as in `RecoverySettings`."""
+    from sentinel.adapt.recovery_settings import RecoverySettings
+
+    names = {field.name for field in dataclasses.fields(RecoverySettings)}
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    if options.steps is None:
+        given.setdefault("minutes", MINUTES)
+    return RecoverySettings(**given)
+
+
+def _share_cores(options: argparse.Namespace) -> None:
+    """Processes that ``accelerate launch`` started on one machine share its cores."""
+    import psutil
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1 and options.threads is None:
+        options.threads = max(1, (psutil.cpu_count(logical=False) or 1) // processes)
+    set_threads(options.threads)
+
+
+def _windows(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Windows, Windows]:
+    """Training and held-out windows; a text without splits gives both, of different windows."""
+    from sentinel.adapt.corpora import Windows, load_texts, refuse_shared_documents, sample_windows
+
+    tokenizer, length, seed = loaded.require_tokenizer(), options.length, options.seed or 0
+    if length > loaded.spec.max_seq_len:
+        raise InputError(f"--length {length} is more than the context of {loaded.name}, {loaded.spec.max_seq_len}")
+    texts = load_texts(options.text, "train")
+    judges = load_texts(options.held_out or options.text, "valid")
+    seen = {document.fingerprint for text in texts for document in text.documents}
+    if options.held_out is None and any(d.fingerprint in seen for text in judges for d in text.documents):
+        both = sample_windows(texts, tokenizer, options.tokens + options.held_out_tokens, length, seed)
+        count = max(1, options.held_out_tokens // length)
+        return Windows(both.tokens[count:], both.fingerprints), Windows(both.tokens[:count], both.fingerprints)
+    refuse_shared_documents(seen, judges)
+    train = sample_windows(texts, tokenizer, options.tokens, length, seed)
+    return train, sample_windows(judges, tokenizer, options.held_out_tokens, length, seed)
+
+
+def _record(
+    options: argparse.Namespace, settings: RecoverySettings, found: Recovery, documents: list[str]
+) -> dict[str, Any]:
+    """What ``config.json`` says of how the model was made: pruning as before, and its recovery."""
+    from sentinel.models.folder import read_config
+    from sentinel.models.sources import locate
+
+    place = locate(options.model)
+    before = read_config(place) if place.is_dir() else {}
+    kept = {name: before[name] for name in ("weights", "pruning") if name in before}
+    recovery = {
+        "teacher": options.teacher,
+        "text": options.text,
+        "settings": dataclasses.asdict(settings),
+        "steps": len(found.steps),
+        "tokens": found.tokens,
+        "seconds": round(found.seconds, 1),
+        "held_out": [dataclasses.asdict(result) for result in found.held_out],
+        "documents": documents,
+    }
+    return {**kept, "recovery": recovery}
+
+
+def _print(found: Recovery, state: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("level", "perplexity before", "after", "over teacher", "KL before", "after"):
+        table.add_column(name, justify="left" if name == "level" else "right", no_wrap=True)
+    first, best = found.held_out[0], found.best
+    for level, perplexity in best.perplexity.items():
+        table.add_row(
+            level,
+            f"{first.perplexity[level]:.2f}",
+            f"{perplexity:.2f}",
+            f"{perplexity / found.teacher_perplexity:.3f}x",
+            f"{first.kl[level]:.4f}",
+            f"{best.kl[level]:.4f}",
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+    console.print(
+        f"On held-out text, after {best.step} of {len(found.steps)} steps; {found.tokens:,} training tokens at "
+        f"{found.tokens_per_s:.0f} tokens/s, all told. Metrics are in {state}.",
+        style="dim",
+    )
