@@ -13,9 +13,8 @@ from helpers import filled_decoder, largest_difference, some_tokens
 from sentinel.adapt.compact import compact, expand_kv, in_nested_order, select
 from sentinel.adapt.compensate import Normal, best_solution, compensate, solve
 from sentinel.adapt.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
-from sentinel.adapt.criteria import CRITERIA
 from sentinel.adapt.plan import PruningPlan, Scores, removal_order
-from sentinel.adapt.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.prune import CRITERION_NAMES, Pruner, Settings, make_elastic, scores_neurons
 from sentinel.adapt.streams import HALVES, Stream
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
@@ -205,12 +204,12 @@ def test_elastic_levels_equal_compacted_models_up_and_down(name, compensated, tm
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "unequal-rope"])
-@pytest.mark.parametrize("criterion", [*CRITERIA, "stepwise"])
+@pytest.mark.parametrize("criterion", CRITERION_NAMES)
 def test_every_criterion_prunes_every_family(name, criterion):
     dense = filled_decoder(make(name))
     windows = Windows(windows_of(dense.spec), ("a",))
     pruner = Pruner(dense, Settings(criterion), windows)
-    neurons = 0.3 if criterion != "entropy" else 0.0
+    neurons = 0.3 if scores_neurons(criterion) else 0.0
     order = pruner.order(0.5, neurons)
     assert sorted(np.concatenate(order.group_ranks)) == list(range(sum(la.n_kv_head for la in dense.spec.layers)))
     assert sorted(np.concatenate(order.neuron_ranks)) == list(
@@ -228,7 +227,7 @@ def test_reconstruction_removes_what_the_others_can_replace():
     dense = filled_decoder(spec_of("gpt2"))
     twins = select(dense, [[0, 1, 1, 2]] * 3, [range(192)] * 3)
     windows = Windows(windows_of(twins.spec), ("a",))
-    scores = Pruner(twins, Settings("reconstruction"), windows).scores()
+    scores = Pruner(twins, Settings("reconstruction"), windows).scores(0.5)
     for layer in scores.groups:
         assert int(np.argmin(layer)) in (1, 2)
         assert layer.min() < 1e-3 and layer.max() > 0.99
@@ -268,7 +267,7 @@ def copier():
     return model.eval(), Windows(torch.cat((half, half), 1), ("a",)), loss.item()
 
 
-@pytest.mark.parametrize("criterion", ["gradient", "fisher", "reconstruction", "stepwise"])
+@pytest.mark.parametrize("criterion", ["gradient", "fisher", "reconstruction", "stepwise", "learned"])
 def test_criteria_find_the_heads_that_copy(copier, criterion):
     model, windows, loss = copier
     assert loss < 1.0  # chance is 3.0
