@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sentinel.adapt.gates import GatedModel, Teacher, short_windows
+from sentinel.adapt.gates import GatedModel, short_windows
 from sentinel.adapt.plan import Scores
+from sentinel.adapt.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.progress import track
@@ -55,9 +56,9 @@ def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0
     counts = [layer.n_kv_head for layer in dense.spec.layers]
     log_alpha = torch.full((sum(counts),), START, requires_grad=True)
     optimiser = torch.optim.Adam([log_alpha], lr=LEARNING_RATE)
-    model, teacher = GatedModel(dense), Teacher(dense)
-    generator = torch.Generator().manual_seed(seed)
     pieces = short_windows(windows, LENGTH)
+    model = GatedModel(dense, Teacher(dense, pieces))
+    generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     multiplier = 0.0
     for step in track(range(steps), "Learning gates", steps):
@@ -67,7 +68,7 @@ def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0
         share = open_probability(log_alpha).mean()
         gap = float(share.detach()) - (1 - closed * min(1.0, (step + 1) / (RAMP * steps)))
         gates = sample_gates(log_alpha, generator).split(counts)
-        loss = model.divergence(gates, pieces[chosen], teacher) + max(0.0, multiplier + STIFFNESS * gap) * share
+        loss = model.divergence(gates, chosen.tolist()) + max(0.0, multiplier + STIFFNESS * gap) * share
         if not torch.isfinite(loss):
             raise InputError("the model predicts NaN while its gates are learned; check its weights")
         (log_alpha.grad,) = torch.autograd.grad(loss, [log_alpha])
