@@ -1,17 +1,26 @@
-"""The record of an adaptation, ``adaptation.json``: what was asked for, and what every cycle did and measured."""
+"""The record of an adaptation, ``adaptation.json``: what was asked for, and what every cycle did and measured.
+
+While it goes on, the record and all weights stand in a state folder, so that it can be resumed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from sentinel.adapt.masked import Head
 from sentinel.errors import InputError
+from sentinel.files import write_folder
+from sentinel.models.checkpoint import read_tensors, write_tensors
 
 SCHEMA_VERSION = 1
-FILE = "adaptation.json"
+FILE, WEIGHTS = "adaptation.json", "weights.safetensors"
 
 HeadMap = list[list[float | None]]  # by layer and head group of the unpruned model; None where it was not measured
 
@@ -22,8 +31,9 @@ class Cycle:
 
     ``kept`` is by layer the head groups that take part at its end; ``pruned`` and ``regrown`` are what changed on the way.
     ``held_out_nll`` and ``held_out_kl`` (to the unpruned model), nats a token, are of its end; ``pruned_nll`` is after
-    pruning and before growing and learning. ``cost`` is in the budget's unit, ``latency_ms`` the predicted time of a
-    decoded token (None where no latencies were measured).
+    pruning and before learning. ``cost`` is in the budget's unit, ``latency_ms`` the predicted time of a decoded token
+    (None where no latencies were measured). ``training_loss`` is the mean over its ``updates``, ``seconds`` by kind of
+    work.
 
     Signals: ``importance`` of what took part before pruning (estimated loss of its removal), ``entropy`` of its attention
     after pruning (1: uniform), ``gate_gradient`` of the divergence from the unpruned model by every gate after pruning,
@@ -56,16 +66,17 @@ class Cycle:
 @dataclass
 class Adaptation:
     """A whole adaptation. ``groups`` are the head groups of each layer of the unpruned model, whose held-out negative
-    log-likelihood is ``dense_nll``. ``stopped`` says why it ended; it is None while it goes on."""
+    log-likelihood is ``dense_nll``, known after the first cycle. ``identity`` tells model and text apart, ``stopped`` says
+    why it ended; it is None while it goes on."""
 
     model: str
     budget: str
     unit: str
     limit: float
     identity: str
-    settings: dict[str, float]
+    settings: dict[str, Any]
     groups: list[int]
-    dense_nll: float
+    dense_nll: float | None = None
     cycles: list[Cycle] = field(default_factory=list)
     stopped: str | None = None
     schema_version: int = SCHEMA_VERSION
@@ -101,3 +112,30 @@ class Adaptation:
 def _cycle(data: dict[str, Any]) -> Cycle:
     heads = {name: [Head(*head) for head in data.pop(name)] for name in ("pruned", "regrown")}
     return Cycle(**data, **heads)
+
+
+def is_state(folder: Path) -> bool:
+    """True for the folder of an unfinished adaptation."""
+    return (folder / WEIGHTS).exists()
+
+
+def write_state(folder: Path, record: Adaptation, weights: Mapping[str, Tensor]) -> None:
+    """Write what an adaptation goes on from after a cycle, whole or not at all."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    with write_folder(folder, is_state) as temporary:
+        write_tensors(tensors, temporary / WEIGHTS)
+        (temporary / FILE).write_text(record.to_json(), encoding="utf-8")
+
+
+def read_state(folder: Path) -> tuple[Adaptation, dict[str, Tensor]]:
+    """Inverse of `write_state`."""
+    return read_adaptation(folder), read_tensors(folder / WEIGHTS)
+
+
+def read_adaptation(folder: Path) -> Adaptation:
+    """The record in ``folder``; `InputError` when there is none."""
+    try:
+        text = (folder / FILE).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} has no {FILE}, so it was not made by 'sentinel adapt'") from error
+    return Adaptation.from_json(text, folder / FILE)

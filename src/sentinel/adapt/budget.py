@@ -39,14 +39,14 @@ def share_costs(spec: ModelSpec) -> CostTable:
 def size_costs(spec: ModelSpec) -> CostTable:
     """Megabytes (10^6 bytes) of fp32 weights."""
     neurons = [layer.intermediate_size for layer in spec.layers]
-    none = [0] * spec.n_layer
-    fixed = spec.with_counts(none, neurons).parameter_count()
 
-    def layer_costs(index: int) -> tuple[float, ...]:
-        counts = (none[:index] + [g] + none[index + 1 :] for g in range(spec.layers[index].n_kv_head + 1))
-        return tuple((spec.with_counts(c, neurons).parameter_count() - fixed) * 4 / 1e6 for c in counts)
+    def megabytes(layer: int, groups: int) -> float:
+        counts = [groups if index == layer else 0 for index in range(spec.n_layer)]
+        return spec.with_counts(counts, neurons).parameter_count() * 4 / 1e6
 
-    return CostTable(fixed * 4 / 1e6, tuple(layer_costs(index) for index in range(spec.n_layer)))
+    fixed = megabytes(0, 0)
+    layers = [[megabytes(i, g) - fixed for g in range(la.n_kv_head + 1)] for i, la in enumerate(spec.layers)]
+    return CostTable(fixed, tuple(map(tuple, layers)))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class MaskedModel:
 
     Output projections have biases, so that compensation fits in. Training works on the compacted `student` of what
     takes part, which computes the same as the masked model at the price of a small one, and `take_back` brings its
-    weights home. A parked head keeps the weights with which it was parked.
+    weights home. A parked head keeps the weights with which it was parked; only its gate is that of the dense model again.
     """
 
     def __init__(self, dense: Decoder) -> None:
@@ -32,6 +32,7 @@ class MaskedModel:
         self.kept = [list(range(layer.n_kv_head)) for layer in spec.layers]
         self._neurons = [list(range(layer.intermediate_size)) for layer in spec.layers]
         self.decoder = select(dense, self.kept, self._neurons, biases=True)
+        self._dense_gates = [block.attn.gate.detach().clone() for block in self.decoder.blocks]
 
     @property
     def counts(self) -> list[int]:
@@ -59,6 +60,9 @@ class MaskedModel:
         """Let those heads take part no more."""
         for head in heads:
             self.kept[head.layer].remove(head.group)
+            groups = self.decoder.spec.layers[head.layer].n_kv_head
+            gate, dense = self.decoder.blocks[head.layer].attn.gate.data, self._dense_gates[head.layer]
+            gate.view(groups, -1)[head.group] = dense.view(groups, -1)[head.group]
 
     def regrow(self, heads: Iterable[Head]) -> None:
         """Let those parked heads take part again."""

@@ -55,9 +55,7 @@ class Settings:
 
     @property
     def needs_text(self) -> bool:
-        return (
-            self.compensate or self.criterion in (STEPWISE, LEARNED) or CRITERIA[self.criterion].needs_calibration
-        )
+        return self.compensate or self.criterion in (STEPWISE, LEARNED) or CRITERIA[self.criterion].needs_calibration
 
 
 class Pruner:

@@ -21,7 +21,7 @@ def gate_gradients(model: MaskedModel, teacher: Teacher, windows: Sequence[int])
     """Gradient [n_kv_head] per layer of the divergence from ``teacher`` by each head's gate, parked ones closed.
 
     Where it is negative, opening the gate lowers the loss, by that much to first order (growing by the gradient of what
-    is absent: RigL, Evci et al. 2020; SNIP-like gates, Lee et al. 2019). ``windows`` are numbers of the teacher's.
+    is absent: RigL, Evci et al. 2020). ``windows`` are numbers of the teacher's.
     """
     gated = GatedModel(model.decoder, teacher)
     gates = [gate.requires_grad_() for gate in model.gates()]
@@ -35,7 +35,9 @@ def gate_gradients(model: MaskedModel, teacher: Teacher, windows: Sequence[int])
     return found
 
 
-def choose_regrowth(gradients: Sequence[Tensor], parked: Sequence[Head], counts: Sequence[int], budget: Budget) -> list[Head]:
+def choose_regrowth(
+    gradients: Sequence[Tensor], parked: Sequence[Head], counts: Sequence[int], budget: Budget
+) -> list[Head]:
     """The parked heads whose gates lower the loss most, until no other fits into ``budget`` beside ``counts``."""
     counts = list(counts)
     chosen: list[Head] = []
@@ -48,50 +50,43 @@ def choose_regrowth(gradients: Sequence[Tensor], parked: Sequence[Head], counts:
     return chosen
 
 
-def warm_up(step: int, steps: int) -> float:
-    """Gate of a regrown head after ``step`` updates: 0 at first, 1 after ``steps``, a straight line between."""
-    return 1.0 if step >= steps else step / steps
+def warm_up(done: int, updates: int) -> float:
+    """Gate of a regrown head after ``done`` updates: 0 at first, 1 after ``updates``, a straight line between."""
+    return 1.0 if done >= updates else done / updates
 
 
 class WarmUp:
-    """Brings regrown heads into a ``student`` in training: gates that open over ``steps`` updates, and a ``boost``.
+    """Brings regrown heads into a ``student`` in training: gates that open over ``updates``, and a ``boost``.
 
-    Called around every update of the optimiser: `before` sets the gates, `after` makes the update of the regrown heads'
-    own weights ``boost`` times as large, which is a higher learning rate with any optimiser.
+    Called after every update of the optimiser. It makes the update of the regrown heads' own weights ``boost`` times as
+    large, which is a higher learning rate with any optimiser. ``kept`` are the student's groups of each layer.
     """
 
     def __init__(
-        self, student: Decoder, kept: Sequence[Sequence[int]], regrown: Sequence[Head], steps: int, boost: float
+        self, student: Decoder, kept: Sequence[Sequence[int]], regrown: Sequence[Head], updates: int, boost: float
     ) -> None:
-        self.steps, self.boost = steps, boost
+        self._updates, self._boost = updates, boost
         self._gates: list[tuple[Tensor, Tensor]] = []  # a view of a head's gates, and their full value
         self._weights: list[Tensor] = []  # views of its rows and columns
         for head in regrown:
             attention, place = student.blocks[head.layer].attn, kept[head.layer].index(head.group)
-            groups = attention.layer.n_kv_head
+            qkv, out, groups = attention.qkv_proj, attention.out_proj, attention.layer.n_kv_head
             gate = attention.gate.data.view(groups, -1)[place]
             self._gates.append((gate, gate.clone()))
-            for parameter, dim in ((attention.qkv_proj.weight, 0), (attention.qkv_proj.bias, 0), (attention.out_proj.weight, 1)):
+            for parameter, dim in ((qkv.weight, 0), (qkv.bias, 0), (out.weight, 1)):
                 if parameter is not None:
                     self._weights.append(parameter.data.unflatten(dim, (groups, -1)).select(dim, place))
         self._before: list[Tensor] = []
-        self._updates = 0
+        self._prepare(0)
 
-    def before(self, step: int) -> None:
-        """Set the gates for update number ``step`` (0 is the first)."""
-        if step <= self.steps:  # later the gates are the optimiser's
+    def after_update(self, number: int) -> None:
+        """Enlarge update ``number`` (1 is the first), and set the gates for the next one."""
+        for weight, old in zip(self._weights, self._before, strict=True):
+            weight.copy_(old + self._boost * (weight - old))
+        self._prepare(number)
+
+    def _prepare(self, done: int) -> None:
+        if done <= self._updates:  # later the gates are the optimiser's
             for gate, full in self._gates:
-                gate.copy_(full * warm_up(step, self.steps))
-        self._updates = step + 1
-        self._before = [weight.clone() for weight in self._weights] if self.boost != 1.0 else []
-
-    def after(self) -> None:
-        """Enlarge the update that was just made."""
-        for weight, old in zip(self._weights, self._before, strict=False):
-            weight.copy_(old + self.boost * (weight - old))
-
-    def finish(self) -> None:
-        """Open the gates if there were too few updates for it."""
-        if self._updates <= self.steps:
-            for gate, full in self._gates:
-                gate.copy_(full)
+                gate.copy_(full * warm_up(done, self._updates))
+        self._before = [weight.clone() for weight in self._weights]
