@@ -22,6 +22,7 @@ COMMANDS = {
     "prune": "remove heads and neurons, re-solve what is left, write a smaller model",
     "recover": "win back quality after pruning, by distillation from the unpruned model",
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
+    "adapt": "prune, measure, regrow and learn in cycles, down to a budget",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: attention, decode, quality",
     "report": "measure everything and write HTML, Markdown and JSON",

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sentinel.adapt.budget import CostTable
 from sentinel.adapt.masked import Head
 from sentinel.errors import InputError
 from sentinel.files import write_folder
@@ -66,8 +67,8 @@ class Cycle:
 @dataclass
 class Adaptation:
     """A whole adaptation. ``groups`` are the head groups of each layer of the unpruned model, whose held-out negative
-    log-likelihood is ``dense_nll``, known after the first cycle. ``identity`` tells model and text apart, ``stopped`` says
-    why it ended; it is None while it goes on."""
+    log-likelihood is ``dense_nll``, known after the first cycle. ``identity`` tells model and text apart, ``latencies``
+    are the milliseconds of a decoded token that were measured, ``stopped`` says why it ended (None while it goes on)."""
 
     model: str
     budget: str
@@ -77,6 +78,7 @@ class Adaptation:
     settings: dict[str, Any]
     groups: list[int]
     dense_nll: float | None = None
+    latencies: CostTable | None = None
     cycles: list[Cycle] = field(default_factory=list)
     stopped: str | None = None
     schema_version: int = SCHEMA_VERSION
@@ -104,7 +106,8 @@ class Adaptation:
                     f"{source} has version {data['schema_version']!r}; this version of sentinel reads {SCHEMA_VERSION}"
                 )
             cycles = [_cycle(cycle) for cycle in data.pop("cycles")]
-            return cls(**data, cycles=cycles)
+            times = data.pop("latencies")
+            return cls(**data, cycles=cycles, latencies=None if times is None else _costs(times))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{source} is not the record of an adaptation ({error})") from error
 
@@ -112,6 +115,10 @@ class Adaptation:
 def _cycle(data: dict[str, Any]) -> Cycle:
     heads = {name: [Head(*head) for head in data.pop(name)] for name in ("pruned", "regrown")}
     return Cycle(**data, **heads)
+
+
+def _costs(data: dict[str, Any]) -> CostTable:
+    return CostTable(data["fixed"], tuple(tuple(layer) for layer in data["layers"]))
 
 
 def is_state(folder: Path) -> bool:

@@ -92,12 +92,13 @@ class Controller:
         name: str = "",
         identity: str = "",
     ) -> None:
-        self.dense, self.budget, self.settings, self.latencies = dense, budget, settings, latencies
+        self.dense, self.budget, self.settings = dense, budget, settings
         self.calibration, self.train, self.held_out = calibration, train, held_out
         self.model = MaskedModel(dense)
         self._signals = Teacher(dense, short_windows(calibration, SIGNAL_LENGTH)[:SIGNAL_WINDOWS])
         groups = [layer.n_kv_head for layer in dense.spec.layers]
-        self.record = Adaptation(name, budget.text, budget.unit, budget.limit, identity, settings.flat(), groups)
+        asked = (name, budget.text, budget.unit, budget.limit, identity, settings.flat(), groups)
+        self.record = Adaptation(*asked, latencies=latencies)
 
     def resume(self, record: Adaptation, weights: Mapping[str, Tensor]) -> None:
         """Go on after the cycles of ``record``, whose last one left ``weights``. Raises `InputError` for those of a run
@@ -152,7 +153,7 @@ class Controller:
                 held_out_kl=end.mean_kl,
                 cost=self.budget.costs.of(model.counts),
                 parameters=student.spec.parameter_count(),
-                latency_ms=None if self.latencies is None else self.latencies.of(model.counts),
+                latency_ms=None if self.record.latencies is None else self.record.latencies.of(model.counts),
                 updates=len(found.losses),
                 training_loss=sum(found.losses) / len(found.losses),
                 seconds=clock.seconds,
