@@ -113,7 +113,7 @@ class Adaptation:
 
 
 def _cycle(data: dict[str, Any]) -> Cycle:
-    heads = {name: [Head(*head) for head in data.pop(name)] for name in ("pruned", "regrown")}
+    heads: dict[str, Any] = {name: [Head(*head) for head in data.pop(name)] for name in ("pruned", "regrown")}
     return Cycle(**data, **heads)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sentinel.adapt.adaptation import Adaptation
-    from sentinel.adapt.budget import Budget, CostTable
+    from sentinel.adapt.budget import Budget, CostTable, Unit
     from sentinel.adapt.controller import Controller, ControllerSettings
     from sentinel.models.decoder import Decoder
     from sentinel.models.sources import LoadedModel
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
     dense = prepared(loaded, options)
     latencies = found[0].latencies if found and found[0].latencies else measured_latencies(dense)
     spec = MaskedModel(dense).decoder.spec  # with the biases that compensation adds
-    costs = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
+    costs: dict[Unit, CostTable] = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
     budget = make_budget(options.budget, costs, options.floor_heads)
     if options.compare_one_shot:
         write_comparison(compare(options, loaded, dense, budget, settings), output)
