@@ -14,7 +14,7 @@ from sentinel.adapt.budget import CostTable, make_budget, share_costs, size_cost
 from sentinel.adapt.controller import Controller, ControllerSettings
 from sentinel.adapt.masked import Head, MaskedModel
 from sentinel.adapt.overshoot import least_important
-from sentinel.adapt.recover import RecoverySettings
+from sentinel.adapt.recovery_settings import RecoverySettings
 from sentinel.adapt.regrow import WarmUp, choose_regrowth, gate_gradients, warm_up
 from sentinel.adapt.teacher import Teacher
 from sentinel.errors import InputError

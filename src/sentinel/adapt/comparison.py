@@ -13,7 +13,8 @@ from torch import Tensor
 from sentinel.adapt.budget import Budget
 from sentinel.adapt.compensate import compensate
 from sentinel.adapt.overshoot import overshooting_plan, removed_uniformly
-from sentinel.adapt.recover import Recovery, RecoverySettings, recover
+from sentinel.adapt.recover import Recovery, recover
+from sentinel.adapt.recovery_settings import RecoverySettings
 from sentinel.adapt.stepwise import stepwise_order
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder

@@ -24,7 +24,8 @@ from sentinel.adapt.gates import short_windows
 from sentinel.adapt.masked import Head, MaskedModel
 from sentinel.adapt.overshoot import least_important, overshooting_plan, removed_uniformly
 from sentinel.adapt.plan import PruningPlan, spec_digest
-from sentinel.adapt.recover import Recovery, RecoverySettings, recover
+from sentinel.adapt.recover import Recovery, recover
+from sentinel.adapt.recovery_settings import RecoverySettings
 from sentinel.adapt.regrow import WarmUp, choose_regrowth, gate_gradients
 from sentinel.adapt.stepwise import score, stepwise_order
 from sentinel.adapt.teacher import Teacher

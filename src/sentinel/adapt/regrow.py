@@ -58,7 +58,8 @@ def warm_up(done: int, updates: int) -> float:
 class WarmUp:
     """Brings regrown heads into a ``student`` in training: gates that open over ``updates``, and a ``boost``.
 
-    Called after every update of the optimiser. It makes the update of the regrown heads' own weights ``boost`` times as
+    A head whose gate was still closed at the parameters that did best stays closed, is worth nothing by then, and goes
+    first in the next cycle. Called after every update of the optimiser. It makes the update of the regrown heads' own weights ``boost`` times as
     large, which is a higher learning rate with any optimiser. ``kept`` are the student's groups of each layer.
     """
 
