@@ -48,7 +48,7 @@ class ControllerSettings:
     """
 
     recovery: RecoverySettings = field(default_factory=lambda: RecoverySettings(steps=200, evaluations=4))
-    cycles: int = 4
+    cycles: int = 3
     overshoot: float = 0.05
     warm_up: int = 30
     boost: float = 3.0

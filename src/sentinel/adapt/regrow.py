@@ -58,9 +58,9 @@ def warm_up(done: int, updates: int) -> float:
 class WarmUp:
     """Brings regrown heads into a ``student`` in training: gates that open over ``updates``, and a ``boost``.
 
-    A head whose gate was still closed at the parameters that did best stays closed, is worth nothing by then, and goes
-    first in the next cycle. Called after every update of the optimiser. It makes the update of the regrown heads' own weights ``boost`` times as
-    large, which is a higher learning rate with any optimiser. ``kept`` are the student's groups of each layer.
+    Called after every update of the optimiser. It makes the update of the regrown heads' own weights ``boost`` times as
+    large, which is a higher learning rate with any optimiser. ``kept`` are the student's groups of each layer. A head
+    whose gate was still closed in the parameters that did best stays closed, and goes first in the next cycle.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", metavar="TEXT", help="that decides when to stop (default: valid splits, or a part)"
     )
-    parser.add_argument("--cycles", metavar="N", type=whole_number(1), help="at most (default 4)")
+    parser.add_argument("--cycles", metavar="N", type=whole_number(1), help="at most (default 3)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", metavar="N", type=real_number, help=f"of learning in all (default {MINUTES:g})")
     length.add_argument("--steps", metavar="N", type=whole_number(1), help="instead: updates in every cycle")
