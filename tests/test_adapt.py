@@ -333,5 +333,5 @@ def test_built_in_texts_that_can_not_be_had_are_named(monkeypatch, tmp_path, cap
 def test_judging_by_the_calibration_text_is_refused():
     used, fresh = Document("a.txt", "one two"), Document("b.txt", "three")
     refuse_shared_documents([used.fingerprint], [Text("t", (fresh,))])
-    with pytest.raises(InputError, match=r"renamed\.txt is calibration text"):
+    with pytest.raises(InputError, match=r"renamed\.txt was calibrated or trained on"):
         refuse_shared_documents([used.fingerprint], [Text("t", (fresh, Document("renamed.txt", "one\n  two")))])
