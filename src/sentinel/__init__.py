@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sentinel.adapt.calibrate import calibrate
+    from sentinel.adapt.controller import Controller, ControllerSettings
     from sentinel.adapt.prune import Pruner
     from sentinel.adapt.prune import Settings as PruningSettings
     from sentinel.adapt.recover import recover
@@ -34,6 +35,8 @@ _PLACES = {
     "SentinelConfig": ("sentinel.models.hf", "SentinelConfig"),
     "SentinelForCausalLM": ("sentinel.models.hf", "SentinelForCausalLM"),
     "calibrate": ("sentinel.adapt.calibrate", "calibrate"),
+    "Controller": ("sentinel.adapt.controller", "Controller"),
+    "ControllerSettings": ("sentinel.adapt.controller", "ControllerSettings"),
     "Pruner": ("sentinel.adapt.prune", "Pruner"),
     "PruningSettings": ("sentinel.adapt.prune", "Settings"),
     "recover": ("sentinel.adapt.recover", "recover"),
@@ -47,6 +50,8 @@ _PLACES = {
 }
 
 __all__ = [
+    "Controller",
+    "ControllerSettings",
     "InputError",
     "Pruner",
     "PruningSettings",
