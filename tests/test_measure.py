@@ -177,5 +177,5 @@ def test_quality_suite_rows(model):
     assert {r.compensated for r in rows[1:]} == {True, False}
     with pytest.raises(InputError, match="random weights"):
         bench_quality(LoadedModel("tiny", wide, Bytes(), "random"), windows, texts, settings)
-    with pytest.raises(InputError, match="is calibration text"):
+    with pytest.raises(InputError, match="was calibrated or trained on"):
         bench_quality(loaded, Windows(tokens, (texts[0].documents[0].fingerprint,)), texts, settings)
