@@ -51,11 +51,11 @@ def one_shot_for(
 
 @dataclass(frozen=True)
 class Trial:
-    """One seed: negative log-likelihoods on the text that both are judged by, nats a token, and what each took."""
+    """One seed: perplexities over the unpruned model's on the texts that both are judged by, and what each took."""
 
     seed: int
-    controller_nll: float
-    one_shot_nll: float
+    controller_ratio: float
+    one_shot_ratio: float
     controller_seconds: float
     one_shot_seconds: float
     controller_updates: int
@@ -66,11 +66,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All trials at one budget; ``dense_nll`` is the unpruned model's."""
+    """All trials at one budget."""
 
     budget: str
     text: str
-    dense_nll: float
     trials: tuple[Trial, ...]
 
     def __post_init__(self) -> None:
@@ -80,7 +79,7 @@ class Comparison:
     @property
     def difference(self) -> tuple[float, float, float]:
         """Log perplexity of the controller less one-shot's: mean and 95 % interval over seeds; without end for one."""
-        values = [trial.controller_nll - trial.one_shot_nll for trial in self.trials]
+        values = [math.log(trial.controller_ratio / trial.one_shot_ratio) for trial in self.trials]
         mean, count = statistics.fmean(values), len(values)
         if count < 2:
             return mean, -math.inf, math.inf

@@ -26,6 +26,7 @@ from sentinel.adapt.overshoot import least_important, overshooting_plan, removed
 from sentinel.adapt.plan import PruningPlan, spec_digest
 from sentinel.adapt.recover import Recovery, recover
 from sentinel.adapt.recovery_settings import RecoverySettings
+from sentinel.adapt.recovery_state import HeldOut
 from sentinel.adapt.regrow import WarmUp, choose_regrowth, gate_gradients
 from sentinel.adapt.stepwise import score, stepwise_order
 from sentinel.adapt.teacher import Teacher
@@ -149,8 +150,8 @@ class Controller:
                 kept=[list(groups) for groups in model.kept],
                 pruned=pruned,
                 regrown=regrown,
-                pruned_nll=math.log(start.perplexity["held-out"]),
-                held_out_nll=math.log(end.perplexity["held-out"]),
+                pruned_nll=_nll(start),
+                held_out_nll=_nll(end),
                 held_out_kl=end.mean_kl,
                 cost=self.budget.costs.of(model.counts),
                 parameters=student.spec.parameter_count(),
@@ -236,6 +237,11 @@ class Controller:
         if cycles[-1].number - self.record.best.number >= patience:
             return "held-out quality no longer rises"
         return "all cycles done" if len(cycles) >= self.settings.cycles else None
+
+
+def _nll(found: HeldOut) -> float:
+    (perplexity,) = found.perplexity.values()  # a model without levels has one
+    return math.log(perplexity)
 
 
 def _line(record: Adaptation) -> str:

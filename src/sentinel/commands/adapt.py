@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.adaptation import is_state, read_state
     from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
     from sentinel.adapt.masked import MaskedModel
-    from sentinel.commands.adapt_comparison import compare, is_comparison, write_comparison
+    from sentinel.commands.adapt_comparison import compare, is_comparison
     from sentinel.files import check_output_folder, require_writable_parent
     from sentinel.models.folder import is_checkpoint
 
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     costs: dict[Unit, CostTable] = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
     budget = make_budget(options.budget, costs, options.floor_heads)
     if options.compare_one_shot:
-        write_comparison(compare(options, loaded, dense, budget, settings), output)
+        compare(options, loaded, dense, budget, settings, output)
         return
     windows, documents = windows_of(options, loaded)
     controller = make_controller(loaded, dense, windows, budget, settings, latencies)

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentinel.commands.adapt import TRAIN_LENGTH, make_controller, right_aligned_table, windows_of
+from sentinel.commands.adapt import make_controller, right_aligned_table, windows_of
 
 if TYPE_CHECKING:
     from sentinel.adapt.budget import Budget
@@ -27,21 +27,24 @@ def is_comparison(folder: Path) -> bool:
 
 
 def compare(
-    options: argparse.Namespace, loaded: LoadedModel, dense: Decoder, budget: Budget, settings: ControllerSettings
-) -> Comparison:
-    """The controller and one-shot pruning with recovery, at the same budget and time, for every seed."""
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    dense: Decoder,
+    budget: Budget,
+    settings: ControllerSettings,
+    output: Path,
+) -> None:
+    """The controller and one-shot pruning with recovery at the same budget and time; written after every seed, and
+    printed."""
     from sentinel.adapt.comparison import Comparison, Trial, one_shot_for
     from sentinel.adapt.corpora import load_texts, refuse_shared_documents
-    from sentinel.measure.perplexity import evaluate
+    from sentinel.measure.judge import Judge
     from sentinel.progress import say
 
     judges = load_texts(options.judge, "test")
-    context = min(2 * TRAIN_LENGTH, dense.spec.max_seq_len)
-
-    def judge(model: Decoder) -> float:
-        tokenizer = loaded.require_tokenizer()
-        return evaluate(model, tokenizer, judges, context=context, max_tokens=options.judge_tokens).nll
-
+    each = -(-options.judge_tokens // len(judges))
+    judge = Judge(dense, loaded.require_tokenizer(), judges, tokens_per_text=each)
+    label = ", ".join(text.label for text in judges)
     trials: list[Trial] = []
     for seed in options.compare_one_shot:
         say(f"seed {seed}")
@@ -64,8 +67,8 @@ def compare(
         trials.append(
             Trial(
                 seed=seed,
-                controller_nll=judge(best[0]),
-                one_shot_nll=judge(model),
+                controller_ratio=judge(best[0])["perplexity_ratio"],
+                one_shot_ratio=judge(model)["perplexity_ratio"],
                 controller_seconds=record.seconds,
                 one_shot_seconds=seconds,
                 controller_updates=sum(cycle.updates for cycle in record.cycles),
@@ -74,25 +77,31 @@ def compare(
                 cycles=len(record.cycles),
             )
         )
-    return Comparison(options.budget, ", ".join(text.label for text in judges), judge(dense), tuple(trials))
+        _write(Comparison(options.budget, label, tuple(trials)), output)
+    _print(Comparison(options.budget, label, tuple(trials)))
+    print(output / FILE)
 
 
-def write_comparison(comparison: Comparison, output: Path) -> None:
-    """Table and verdict on stdout, and all of it as JSON in the output folder."""
+def _write(comparison: Comparison, output: Path) -> None:
+    """All of it as JSON in the output folder; an interval without end has nulls."""
     from sentinel.files import write_text
 
-    body = {**dataclasses.asdict(comparison), "difference": comparison.difference, "verdict": comparison.verdict}
+    difference = [value if math.isfinite(value) else None for value in comparison.difference]
+    body = {**dataclasses.asdict(comparison), "difference": difference, "verdict": comparison.verdict}
     write_text(output / FILE, json.dumps(body, indent=1) + "\n")
+
+
+def _print(comparison: Comparison) -> None:
+    """Table and verdict on stdout."""
     table, console = right_aligned_table(
         "seed", "heads", "cycles", "controller", "one-shot", "seconds", "one-shot", "updates", "one-shot"
     )
     for trial in comparison.trials:
-        over = (math.exp(nll - comparison.dense_nll) for nll in (trial.controller_nll, trial.one_shot_nll))
         table.add_row(
             f"{trial.seed}",
             f"{trial.heads}",
             f"{trial.cycles}",
-            *(f"{ratio:.3f}x" for ratio in over),
+            *(f"{ratio:.3f}x" for ratio in (trial.controller_ratio, trial.one_shot_ratio)),
             f"{trial.controller_seconds:.0f}",
             f"{trial.one_shot_seconds:.0f}",
             f"{trial.controller_updates}",
@@ -103,4 +112,3 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
         f"Perplexity over the unpruned model's on {comparison.text}, budget {comparison.budget}.", style="dim"
     )
     console.print(comparison.verdict)
-    print(output / FILE)
