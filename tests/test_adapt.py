@@ -13,16 +13,13 @@ from helpers import filled_decoder, largest_difference, some_tokens
 from sentinel.adapt.compact import compact, expand_kv, in_nested_order, select
 from sentinel.adapt.compensate import Normal, best_solution, compensate, solve
 from sentinel.adapt.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
-from sentinel.adapt.criteria import CRITERIA
 from sentinel.adapt.plan import PruningPlan, Scores, removal_order
-from sentinel.adapt.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.prune import CRITERION_NAMES, Pruner, Settings, make_elastic, scores_neurons
 from sentinel.adapt.streams import HALVES, Stream
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.elastic import require_levels
-from sentinel.models.families import family_of
 from sentinel.models.reference import ReferenceDecoder
-from sentinel.models.sources import random_decoder
 
 SPECS = ["gpt2", "gpt2-relu-untied", "llama-grouped", "llama-multi-query-biases", "unequal-rope", "unequal-learned"]
 
@@ -205,12 +202,12 @@ def test_elastic_levels_equal_compacted_models_up_and_down(name, compensated, tm
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "unequal-rope"])
-@pytest.mark.parametrize("criterion", [*CRITERIA, "stepwise"])
+@pytest.mark.parametrize("criterion", CRITERION_NAMES)
 def test_every_criterion_prunes_every_family(name, criterion):
     dense = filled_decoder(make(name))
     windows = Windows(windows_of(dense.spec), ("a",))
     pruner = Pruner(dense, Settings(criterion), windows)
-    neurons = 0.3 if criterion != "entropy" else 0.0
+    neurons = 0.3 if scores_neurons(criterion) else 0.0
     order = pruner.order(0.5, neurons)
     assert sorted(np.concatenate(order.group_ranks)) == list(range(sum(la.n_kv_head for la in dense.spec.layers)))
     assert sorted(np.concatenate(order.neuron_ranks)) == list(
@@ -228,47 +225,13 @@ def test_reconstruction_removes_what_the_others_can_replace():
     dense = filled_decoder(spec_of("gpt2"))
     twins = select(dense, [[0, 1, 1, 2]] * 3, [range(192)] * 3)
     windows = Windows(windows_of(twins.spec), ("a",))
-    scores = Pruner(twins, Settings("reconstruction"), windows).scores()
+    scores = Pruner(twins, Settings("reconstruction"), windows).scores(0.5)
     for layer in scores.groups:
         assert int(np.argmin(layer)) in (1, 2)
         assert layer.min() < 1e-3 and layer.max() > 0.99
 
 
-@pytest.fixture(scope="module")
-def copier():
-    """A one-layer model, trained to copy: heads 0 and 2 do the work, 1 and 3 hardly reach the output.
-
-    The idle heads have large weights, so that their size says nothing of their use.
-    """
-    torch.manual_seed(0)
-    config = {"model_type": "gpt2", "vocab_size": 20, "n_positions": 16, "n_embd": 32, "n_layer": 1, "n_head": 4}
-    spec = family_of("gpt2").spec_from_config(config)
-    model = random_decoder(spec, 0).train()
-    attention = model.blocks[0].attn
-    idle = [1, 3]
-    rows, columns = (attention.qkv_proj.weight.view(4, 24, 32), attention.out_proj.weight.view(32, 4, 8))
-    with torch.no_grad():
-        rows[idle] *= 20
-    scale = torch.ones(4, 1)
-    scale[idle] = 0.0
-    generator = torch.Generator().manual_seed(1)
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(250):
-        with torch.no_grad():
-            columns.mul_(scale)
-        half = torch.randint(0, 20, (64, 8), generator=generator)
-        tokens = torch.cat((half, half), 1)
-        loss = torch.nn.functional.cross_entropy(model(tokens)[:, 7:-1].flatten(0, 1), half.flatten())
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    with torch.no_grad():
-        columns[:, idle] = 1e-3 * torch.randn(32, 2, 8, generator=generator)
-    half = torch.randint(0, 20, (24, 8), generator=generator)
-    return model.eval(), Windows(torch.cat((half, half), 1), ("a",)), loss.item()
-
-
-@pytest.mark.parametrize("criterion", ["gradient", "fisher", "reconstruction", "stepwise"])
+@pytest.mark.parametrize("criterion", ["gradient", "fisher", "reconstruction", "stepwise", "learned"])
 def test_criteria_find_the_heads_that_copy(copier, criterion):
     model, windows, loss = copier
     assert loss < 1.0  # chance is 3.0
@@ -370,5 +333,5 @@ def test_built_in_texts_that_can_not_be_had_are_named(monkeypatch, tmp_path, cap
 def test_judging_by_the_calibration_text_is_refused():
     used, fresh = Document("a.txt", "one two"), Document("b.txt", "three")
     refuse_shared_documents([used.fingerprint], [Text("t", (fresh,))])
-    with pytest.raises(InputError, match=r"renamed\.txt is calibration text"):
+    with pytest.raises(InputError, match=r"renamed\.txt was calibrated or trained on"):
         refuse_shared_documents([used.fingerprint], [Text("t", (fresh, Document("renamed.txt", "one\n  two")))])

@@ -113,7 +113,7 @@ def test_every_command_has_help(command, capsys):
         (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--criterion", "luck"], "luck"),
         (
             ["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", "TEXT"],
-            "is calibration text",
+            "was calibrated or trained on",
         ),
         (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", "SHORT"], "too short"),
         (
@@ -302,7 +302,7 @@ def test_prune_evaluate_and_generate(worded, letters, tmp_path, capsys):
         assert result[field] > 0, field
     assert "KL" in capsys.readouterr().out
     seen = refused(capsys, "evaluate", str(out), "--text", letters["calibration"], "--context", "16")
-    assert "is calibration text" in seen
+    assert "was calibrated or trained on" in seen
     assert main(["generate", str(out), "a b c", "--max-new-tokens", "4", "-q"]) == 0
 
 

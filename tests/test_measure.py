@@ -181,5 +181,5 @@ def test_quality_suite_rows(model):
     assert {r.compensated for r in rows[1:]} == {True, False}
     with pytest.raises(InputError, match="random weights"):
         judge_criteria(request_for(wide, "random", **settings), windows, texts)
-    with pytest.raises(InputError, match="is calibration text"):
+    with pytest.raises(InputError, match="was calibrated or trained on"):
         judge_criteria(request_for(wide, **settings), Windows(tokens, (texts[0].documents[0].fingerprint,)), texts)

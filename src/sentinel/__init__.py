@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sentinel.adapt.calibrate import calibrate
+    from sentinel.adapt.controller import Controller, ControllerSettings
     from sentinel.adapt.integration import integrate
     from sentinel.adapt.prune import Pruner
     from sentinel.adapt.prune import Settings as PruningSettings
@@ -35,6 +36,8 @@ _PLACES = {
     "SentinelConfig": ("sentinel.models.hf", "SentinelConfig"),
     "SentinelForCausalLM": ("sentinel.models.hf", "SentinelForCausalLM"),
     "calibrate": ("sentinel.adapt.calibrate", "calibrate"),
+    "Controller": ("sentinel.adapt.controller", "Controller"),
+    "ControllerSettings": ("sentinel.adapt.controller", "ControllerSettings"),
     "integrate": ("sentinel.adapt.integration", "integrate"),
     "Pruner": ("sentinel.adapt.prune", "Pruner"),
     "PruningSettings": ("sentinel.adapt.prune", "Settings"),
@@ -49,6 +52,8 @@ _PLACES = {
 }
 
 __all__ = [
+    "Controller",
+    "ControllerSettings",
     "InputError",
     "Pruner",
     "PruningSettings",

@@ -78,14 +78,15 @@ def calibrate(decoder: Decoder, windows: Windows, statistics_file: Path | None =
         found = _read(statistics_file, decoder.spec, windows, identity)
     length = windows.tokens.shape[1]
     left = windows.tokens[found.tokens // length :]
-    entropies = _EntropyMeter(decoder, length)
+    entropies = AttentionEntropy(decoder, length)
     saved = time.monotonic()
     batches = -(-len(left) // BATCH)
     pairs = zip(left.split(BATCH), probe(decoder, left, labels="text", batch=BATCH), strict=True)
     for tokens, layers in track(pairs, "Calibrating", batches):
         for (index, half), layer in layers.items():
             _add(found, index, half, layer, len(tokens))
-        entropies.add(found, tokens)
+        for index, entropy in entropies.of(tokens).items():
+            found.of_layer("entropy", index).add_(entropy * len(tokens))
         found.tokens += tokens.numel()
         if statistics_file is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
             _write(found, statistics_file, identity)
@@ -106,8 +107,9 @@ def _add(found: Calibration, index: int, half: str, layer: LayerProbe, windows: 
     found.of_layer(f"{kind}_fisher", index).add_(effect.square().sum(0))
 
 
-class _EntropyMeter:
-    """Entropy of each head's attention, over the logarithm of the positions that it may look at."""
+class AttentionEntropy:
+    """Entropy of each head's attention, over the logarithm of the positions that it may look at, in windows of
+    ``length`` tokens."""
 
     def __init__(self, decoder: Decoder, length: int) -> None:
         self._decoder = decoder
@@ -116,14 +118,16 @@ class _EntropyMeter:
         self._most = torch.arange(1, length + 1).float().log().clamp(min=1e-9)
 
     @torch.no_grad()
-    def add(self, found: Calibration, tokens: Tensor) -> None:
+    def of(self, tokens: Tensor) -> dict[int, Tensor]:
+        """Means [n_kv_head] over windows ``tokens`` [B, length], by layer, for the layers that have heads."""
+        found: dict[int, Tensor] = {}
         x = self._decoder.embedded(tokens, self._positions)
         for index, block in enumerate(self._decoder.blocks):
             if block.attn.active_groups:
                 entropy = self._entropy(block.attn, block.attn_norm(x), self._rotary)
-                per_group = entropy.unflatten(1, (block.attn.active_groups, -1)).mean((0, 2))
-                found.of_layer("entropy", index).add_(per_group * len(tokens))
+                found[index] = entropy.unflatten(1, (block.attn.active_groups, -1)).mean((0, 2))
             x = block(x, self._rotary, None, index, None)
+        return found
 
     def _entropy(self, attention: Attention, x: Tensor, rotary: Rotary) -> Tensor:
         """Mean relative entropy [B, H] over positions with more than one thing to look at."""

@@ -75,7 +75,8 @@ def compensated_fisher(inputs: Tensor, gradients: Tensor, unit: int, *, ridge: f
     """
     z = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), dim=1)
     gram = (z.T @ z).double()
-    gram += torch.eye(len(gram), dtype=torch.float64) * gram.diagonal()[:-1].mean() * ridge
+    scale = gram.diagonal()[:-1].mean().clamp(min=torch.finfo(torch.float32).tiny)  # inputs of a closed gate are all 0
+    gram += torch.eye(len(gram), dtype=torch.float64) * scale * ridge
     inverse = torch.linalg.inv(gram)
     if unit == 1:
         residuals = z @ (inverse[:, :-1] / inverse.diagonal()[:-1]).float()

@@ -11,6 +11,8 @@ from sentinel.adapt.compact import compact, in_nested_order
 from sentinel.adapt.compensate import compensate
 from sentinel.adapt.corpora import Text, Windows, sample_windows
 from sentinel.adapt.criteria import CRITERIA
+from sentinel.adapt.hard_concrete import CRITERION as LEARNED
+from sentinel.adapt.hard_concrete import learn_gates
 from sentinel.adapt.plan import PruningPlan, RemovalOrder, Scope, Scores, check_ratio, removal_order
 from sentinel.adapt.stepwise import CRITERION as STEPWISE
 from sentinel.adapt.stepwise import stepwise_order
@@ -19,8 +21,13 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import LEVEL_TENSORS, ElasticDecoder, PruningLevel
 from sentinel.models.tokenizer import TextTokenizer
 
-CRITERION_NAMES = (STEPWISE, *CRITERIA)
+CRITERION_NAMES = (STEPWISE, LEARNED, *CRITERIA)
 WINDOW = 512
+
+
+def scores_neurons(criterion: str) -> bool:
+    """True when that criterion ranks neurons as well as heads."""
+    return criterion == STEPWISE or (criterion in CRITERIA and CRITERIA[criterion].scores_neurons)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Settings:
 
     @property
     def needs_text(self) -> bool:
-        return self.compensate or self.criterion == STEPWISE or CRITERIA[self.criterion].needs_calibration
+        return self.compensate or self.criterion in (STEPWISE, LEARNED) or CRITERIA[self.criterion].needs_calibration
 
 
 class Pruner:
@@ -86,8 +93,12 @@ class Pruner:
         if other is not None and other.dense is self.dense and other.windows is self.windows:
             self._calibration = other._calibration
 
-    def scores(self) -> Scores:
-        """Importance by the criterion of the settings (not for "stepwise", which has no single score)."""
+    def scores(self, heads: float) -> Scores:
+        """Importance by the criterion of the settings (not for "stepwise", which has no single score). ``heads`` is the
+        ratio to be removed, which learned gates are trained for."""
+        if self.settings.criterion == LEARNED:
+            assert self.windows is not None
+            return learn_gates(self.dense, self.windows.tokens, closed=heads, seed=self.settings.seed)
         criterion = CRITERIA[self.settings.criterion]
         if criterion.needs_calibration and self._calibration is None:
             assert self.windows is not None
@@ -114,11 +125,11 @@ class Pruner:
                 floor_neurons=settings.floor_neurons,
                 seed=settings.seed,
             )
-        if neurons > 0 and not CRITERIA[settings.criterion].scores_neurons:
+        if neurons > 0 and not scores_neurons(settings.criterion):
             raise InputError(f"criterion {settings.criterion} scores heads only; leave out --neurons or take another")
         return removal_order(
             self.dense.spec,
-            self.scores(),
+            self.scores(heads),
             scope=settings.scope,
             floor_groups=settings.floor_groups,
             floor_neurons=settings.floor_neurons,

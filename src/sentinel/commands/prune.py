@@ -75,8 +75,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _plans(options: argparse.Namespace, pruner: Pruner, dense: Decoder) -> tuple[RemovalOrder, list[PruningPlan]]:
-    from sentinel.adapt.criteria import CRITERIA
     from sentinel.adapt.plan import fit_target
+    from sentinel.adapt.prune import scores_neurons
 
     if options.elastic:
         order = pruner.order(max(options.elastic), 0.0)
@@ -84,8 +84,7 @@ def _plans(options: argparse.Namespace, pruner: Pruner, dense: Decoder) -> tuple
     if options.speedup is None and options.max_memory is None:
         order = pruner.order(options.heads, options.neurons)
         return order, [order.plan(options.heads, options.neurons)]
-    criterion = CRITERIA.get(options.criterion)
-    most_neurons = MOST_NEURONS if criterion is None or criterion.scores_neurons else 0.0
+    most_neurons = MOST_NEURONS if scores_neurons(options.criterion) else 0.0
     if options.speedup is not None:
         if options.speedup <= 1:
             raise InputError(f"--speedup must be above 1, not {options.speedup:g}")

@@ -40,7 +40,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     """Criterion and calibration text."""
     parser.add_argument(
         "--criterion", default="stepwise", metavar="C",
-        help="stepwise (default), fisher, gradient, reconstruction, entropy, magnitude or random",
+        help="stepwise (default), learned, fisher, gradient, reconstruction, entropy, magnitude or random",
     )  # fmt: skip
     parser.add_argument(
         "--calibration", metavar="TEXT", default=DEFAULT_TEXT,

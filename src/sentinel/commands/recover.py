@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     loaded = load_model(options)
     loaded.require_real_weights("its recovery")
     teacher = load(options.teacher)
-    train, held_out = _windows(options, loaded)
+    train, held_out = training_windows(options, loaded)
     state = Path(options.state) if options.state else output.with_name(f"{output.name}.recovery")
     found = recover(loaded.decoder, teacher.decoder, train.tokens, held_out.tokens, settings, folder=state)
     if not main:
@@ -111,7 +111,7 @@ def _share_cores(options: argparse.Namespace) -> None:
     set_threads(options.threads)
 
 
-def _windows(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Windows, Windows]:
+def training_windows(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Windows, Windows]:
     """Training and held-out windows; a text without splits gives both, of different windows."""
     from sentinel.adapt.corpora import Windows, load_texts, refuse_shared_documents, sample_windows
 

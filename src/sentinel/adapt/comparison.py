@@ -1,0 +1,105 @@
+"""Does the controller pay? The same budget and the same time for one-shot pruning with recovery, over several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sentinel.adapt.budget import Budget
+from sentinel.adapt.compensate import compensate
+from sentinel.adapt.overshoot import overshooting_plan, removed_uniformly
+from sentinel.adapt.recover import Recovery, recover
+from sentinel.adapt.recovery_settings import RecoverySettings
+from sentinel.adapt.stepwise import stepwise_order
+from sentinel.errors import InputError
+from sentinel.models.decoder import Decoder
+
+# Two-sided 95 % points of Student's t distribution by degrees of freedom; beyond, close to the normal one.
+T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def one_shot(
+    dense: Decoder, calibration: Tensor, train: Tensor, held_out: Tensor, budget: Budget, recovery: RecoverySettings
+) -> tuple[Decoder, Recovery]:
+    """Prune ``dense`` to the budget at once, in the order that knows of compensation; re-solve, then learn."""
+    groups = [layer.n_kv_head for layer in dense.spec.layers]
+    share = removed_uniformly(budget, groups) / sum(groups)
+    order = stepwise_order(dense, calibration, heads=share, floor_groups=budget.floor, seed=recovery.seed)
+    (student,) = compensate(dense, [overshooting_plan(order, budget, 0)], calibration)
+    return student, recover(student, dense, train, held_out, recovery)
+
+
+def one_shot_for(
+    seconds: float,
+    dense: Decoder,
+    windows: tuple[Tensor, Tensor, Tensor],
+    budget: Budget,
+    recovery: RecoverySettings,
+) -> tuple[Decoder, float, int]:
+    """`one_shot` that learns for ``seconds`` on calibration, training and held-out ``windows``; with the seconds that it
+    took from pruning to end, and its updates."""
+    limited = dataclasses.replace(recovery, steps=None, minutes=max(seconds, 0.1) / 60)
+    start = time.monotonic()
+    model, found = one_shot(dense, *windows, budget, limited)
+    return model, time.monotonic() - start, len(found.losses)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One seed: perplexities over the unpruned model's on the texts that both are judged by, and what each took."""
+
+    seed: int
+    controller_ratio: float
+    one_shot_ratio: float
+    controller_seconds: float
+    one_shot_seconds: float
+    controller_updates: int
+    one_shot_updates: int
+    heads: int
+    cycles: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trials at one budget."""
+
+    budget: str
+    text: str
+    trials: tuple[Trial, ...]
+
+    def __post_init__(self) -> None:
+        if not self.trials:
+            raise InputError("a comparison needs at least one seed")
+
+    @property
+    def difference(self) -> tuple[float, float, float]:
+        """Log perplexity of the controller less one-shot's: mean and 95 % interval over seeds; without end for one."""
+        values = [math.log(trial.controller_ratio / trial.one_shot_ratio) for trial in self.trials]
+        mean, count = statistics.fmean(values), len(values)
+        if count < 2:
+            return mean, -math.inf, math.inf
+        half = T_95.get(count - 1, 2.0) * statistics.stdev(values) / math.sqrt(count)
+        return mean, mean - half, mean + half
+
+    @property
+    def verdict(self) -> str:
+        """One sentence that says whether the controller pays."""
+        mean, low, high = self.difference
+        seeds = f"{len(self.trials)} seed{'s' if len(self.trials) > 1 else ''}"
+        if not math.isfinite(low):
+            return f"Perplexity differs by {_percent(mean)}; one seed does not tell whether the controller pays."
+        span = f"{_percent(mean)} (95 % interval {_percent(low)} to {_percent(high)}, {seeds})"
+        if high < 0:
+            return f"The controller pays: perplexity differs by {span} from one-shot pruning with recovery."
+        if low > 0:
+            return f"The controller does not pay: perplexity is worse by {span} than one-shot pruning with recovery."
+        return f"The controller does not pay: no difference from one-shot pruning with recovery, {span}."
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{100 * math.expm1(log_ratio):+.1f} %"

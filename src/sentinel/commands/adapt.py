@@ -1,0 +1,247 @@
+"""``sentinel adapt``: prune, measure, regrow and learn in cycles, down to a budget of size, time or heads."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentinel.commands.arguments import add_model, listed, load_model, real_number, whole_number
+from sentinel.commands.pruning import DEFAULT_TEXT, prepared
+from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sentinel.adapt.adaptation import Adaptation
+    from sentinel.adapt.budget import Budget, CostTable, Unit
+    from sentinel.adapt.controller import Controller, ControllerSettings
+    from sentinel.models.decoder import Decoder
+    from sentinel.models.sources import LoadedModel
+
+MINUTES = 30.0
+TRAIN_LENGTH = 256  # tokens of a training window; pruning and held-out text take twice as many
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument(
+        "--budget", metavar="B", required=True,
+        help="fp32 weights (400MB), speed-up at level 1 as measured here (1.3x), or share of heads that stay (0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text", metavar="TEXT", default=DEFAULT_TEXT,
+        help=f"to learn from: files, folders or built-in texts, with commas between (default {DEFAULT_TEXT})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--held-out", metavar="TEXT", help="that decides when to stop (default: valid splits, or a part)"
+    )
+    parser.add_argument("--cycles", metavar="N", type=whole_number(1), help="at most (default 3)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", metavar="N", type=real_number, help=f"of learning in all (default {MINUTES:g})")
+    length.add_argument("--steps", metavar="N", type=whole_number(1), help="instead: updates in every cycle")
+    parser.add_argument("--overshoot", metavar="R", type=real_number, help="pruned below the budget (default 0.05)")
+    parser.add_argument("--warm-up", metavar="N", type=whole_number(0), help="updates until a regrown gate is open")
+    parser.add_argument(
+        "--boost", metavar="X", type=real_number, help="learning rate of regrown heads (default 3 times)"
+    )
+    parser.add_argument("--patience", metavar="N", type=whole_number(1), help="cycles without gain before it ends")
+    parser.add_argument("--train", metavar="WHAT", help="biases, gates, projections or all (default), as in recover")
+    parser.add_argument("--batch", metavar="N", type=whole_number(1), help="windows at once")
+    parser.add_argument("--learning-rate", metavar="X", type=real_number, help="highest one of a cycle")
+    parser.add_argument("--tokens", metavar="N", type=whole_number(1), default=524_288, help="of text (default 524288)")
+    parser.add_argument("--held-out-tokens", metavar="N", type=whole_number(1), default=8192, help="default 8192")
+    parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=24_576, help="default 24576")
+    parser.add_argument("--floor-heads", metavar="N", type=whole_number(0), default=0, help="that every layer keeps")
+    parser.add_argument("--expand-kv", action="store_true", help="repeat grouped K/V, so that every head stands alone")
+    parser.add_argument(
+        "--seed", metavar="N", type=whole_number(0), default=0, help="of sampling and order (default 0)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--chart", metavar="FILE", help="film of the layer x head maps, as .html or .svg")
+    parser.add_argument(
+        "--compare-one-shot", metavar="SEED,SEED", type=listed(whole_number(0)),
+        help="instead of one run: with these seeds, also prune at once and learn as long, and say whether cycles pay",
+    )  # fmt: skip
+    parser.add_argument(
+        "--judge", metavar="TEXT", default=DEFAULT_TEXT, help="of the comparison (default: test splits)"
+    )
+    parser.add_argument("--judge-tokens", metavar="N", type=whole_number(2), default=16_384, help="default 16384")
+    parser.add_argument("--threads", metavar="N", type=whole_number(1), help="threads (default: physical cores)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from sentinel.adapt.adaptation import is_state, read_state
+    from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
+    from sentinel.adapt.masked import MaskedModel
+    from sentinel.commands.adapt_comparison import compare, is_comparison
+    from sentinel.files import check_output_folder, require_writable_parent
+    from sentinel.models.folder import is_checkpoint
+
+    budget_unit(options.budget)
+    if options.chart:
+        if Path(options.chart).suffix not in (".html", ".svg"):
+            raise InputError(f"--chart {options.chart} must end in .html or .svg")
+        require_writable_parent(Path(options.chart))
+    settings = settings_of(options)
+    output = check_output_folder(options.output, is_comparison if options.compare_one_shot else is_checkpoint)
+    state = output.with_name(f"{output.name}.state")
+    if options.resume and not is_state(state):
+        raise InputError(f"there is no interrupted run in {state}; leave out --resume")
+    if not options.resume and is_state(state):
+        raise InputError(f"{state} holds an interrupted run; add --resume to go on with it, or remove it")
+    found = read_state(state) if options.resume else None
+    loaded = load_model(options)
+    loaded.require_real_weights("what its heads are worth")
+    dense = prepared(loaded, options)
+    latencies = found[0].latencies if found and found[0].latencies else measured_latencies(dense)
+    spec = MaskedModel(dense).decoder.spec  # with the biases that compensation adds
+    costs: dict[Unit, CostTable] = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
+    budget = make_budget(options.budget, costs, options.floor_heads)
+    if options.compare_one_shot:
+        compare(options, loaded, dense, budget, settings, output)
+        return
+    windows, documents = windows_of(options, loaded)
+    controller = make_controller(loaded, dense, windows, budget, settings, latencies)
+    if found:
+        controller.resume(*found)
+    _run(controller, options, loaded, output, state, documents)
+
+
+def settings_of(options: argparse.Namespace) -> ControllerSettings:
+    """Settings from the arguments; what was not given is as in `ControllerSettings`."""
+    from sentinel.adapt.controller import ControllerSettings
+
+    default = ControllerSettings()
+    names = {f.name for f in dataclasses.fields(default)} - {"recovery"}
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    chosen = dataclasses.replace(default, **given)
+    learning = {n: v for n in ("train", "batch", "learning_rate") if (v := getattr(options, n)) is not None}
+    if options.steps is None:
+        length = {"steps": None, "minutes": (options.minutes or MINUTES) / chosen.cycles}
+    else:
+        length = {"steps": options.steps}
+    return dataclasses.replace(chosen, recovery=dataclasses.replace(default.recovery, **learning, **length))
+
+
+def measured_latencies(dense: Decoder) -> CostTable:
+    """Milliseconds of a decoded token at level 1 by head groups, measured here; neurons all stay."""
+    from sentinel.adapt.budget import CostTable
+    from sentinel.measure.latency import measure_latencies
+
+    table = measure_latencies(dense)
+    neurons = [layer.intermediate_size for layer in dense.spec.layers]
+
+    def milliseconds(layer: int, groups: int) -> float:
+        return table.predict_counts([groups if i == layer else 0 for i in range(len(neurons))], neurons)
+
+    fixed = milliseconds(0, 0)
+    layers = [[milliseconds(i, g) - fixed for g in range(la.n_kv_head + 1)] for i, la in enumerate(dense.spec.layers)]
+    return CostTable(fixed, tuple(map(tuple, layers)))
+
+
+def windows_of(options: argparse.Namespace, loaded: LoadedModel) -> tuple[tuple[Tensor, Tensor, Tensor], list[str]]:
+    """Calibration, training and held-out windows, and the documents that they come from."""
+    from sentinel.adapt.gates import short_windows
+    from sentinel.commands.recover import training_windows
+
+    options.length = min(2 * TRAIN_LENGTH, loaded.spec.max_seq_len)
+    train, held_out = training_windows(options, loaded)
+    needed = max(2, options.calibration_tokens // options.length)
+    if len(train.tokens) < needed:
+        raise InputError(
+            f"--tokens {options.tokens} are fewer than the calibration needs, {needed * options.length}; ask for more"
+        )
+    documents = sorted({*train.fingerprints, *held_out.fingerprints})
+    return (train.tokens[:needed], short_windows(train.tokens, TRAIN_LENGTH), held_out.tokens), documents
+
+
+def make_controller(
+    loaded: LoadedModel,
+    dense: Decoder,
+    windows: tuple[Tensor, Tensor, Tensor],
+    budget: Budget,
+    settings: ControllerSettings,
+    latencies: CostTable | None,
+) -> Controller:
+    """A controller of ``dense``, which knows by what model and text it was made."""
+    from sentinel.adapt.controller import Controller
+    from sentinel.adapt.recovery_state import identity_of
+
+    identity = identity_of((dense,), windows, "")
+    return Controller(dense, *windows, budget, settings, latencies=latencies, name=loaded.name, identity=identity)
+
+
+def _run(
+    controller: Controller,
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    output: Path,
+    state: Path,
+    documents: list[str],
+) -> None:
+    from sentinel.adapt.adaptation import FILE, write_state
+    from sentinel.files import write_text
+    from sentinel.models.checkpoint import save_checkpoint
+    from sentinel.report.charts import chart_text
+    from sentinel.report.film import film
+
+    made = {
+        "weights": loaded.weights,
+        "pruning": {"source": loaded.name, "criterion": "adapt", "calibration_documents": documents},
+        "recovery": {"teacher": loaded.name, "text": options.text, "documents": documents},
+    }
+
+    def keep(student: Decoder, best: bool) -> None:
+        if best:
+            save_checkpoint(student, output, loaded.tokenizer, extra=made)
+        write_text(output / FILE, controller.record.to_json())
+        write_state(state, controller.record, controller.model.decoder.state_dict())
+
+    record = controller.run(keep)
+    shutil.rmtree(state)
+    if options.chart:
+        suffix = Path(options.chart).suffix
+        write_text(options.chart, chart_text(film(record, slider=suffix == ".html"), suffix))
+    _print_cycles(record)
+    print(output)
+
+
+def _print_cycles(record: Adaptation) -> None:
+    import math
+
+    table, console = right_aligned_table(
+        "cycle", "heads", "pruned", "regrown", "parameters", "ms per token", "over dense", "seconds"
+    )
+    for cycle in record.cycles:
+        times = "–" if cycle.latency_ms is None else f"{cycle.latency_ms:.1f}"
+        table.add_row(
+            f"{cycle.number + 1}{' (kept)' if cycle is record.best else ''}",
+            f"{cycle.heads}",
+            f"{len(cycle.pruned)}",
+            f"{len(cycle.regrown)}",
+            f"{cycle.parameters:,}",
+            times,
+            f"{math.exp(cycle.held_out_nll - (record.dense_nll or 0.0)):.3f}x",
+            f"{sum(cycle.seconds.values()):.0f}",
+        )
+    console.print(table)
+    console.print(f"Held-out perplexity over the unpruned model's; it ended since {record.stopped}.", style="dim")
+
+
+def right_aligned_table(*names: str) -> tuple[Any, Any]:
+    """A table of numbers with a first column of names, and the console to print it on."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    return table, console

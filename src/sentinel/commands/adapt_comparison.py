@@ -1,0 +1,114 @@
+"""The comparison of ``sentinel adapt`` with one-shot pruning and recovery."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentinel.commands.adapt import make_controller, right_aligned_table, windows_of
+
+if TYPE_CHECKING:
+    from sentinel.adapt.budget import Budget
+    from sentinel.adapt.comparison import Comparison, Trial
+    from sentinel.adapt.controller import ControllerSettings
+    from sentinel.models.decoder import Decoder
+    from sentinel.models.sources import LoadedModel
+
+FILE = "comparison.json"
+
+
+def is_comparison(folder: Path) -> bool:
+    """True for a folder that holds a comparison, which may be replaced."""
+    return (folder / FILE).exists()
+
+
+def compare(
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    dense: Decoder,
+    budget: Budget,
+    settings: ControllerSettings,
+    output: Path,
+) -> None:
+    """The controller and one-shot pruning with recovery at the same budget and time; written after every seed, and
+    printed."""
+    from sentinel.adapt.comparison import Comparison, Trial, one_shot_for
+    from sentinel.adapt.corpora import load_texts, refuse_shared_documents
+    from sentinel.measure.judge import Judge
+    from sentinel.progress import say
+
+    judges = load_texts(options.judge, "test")
+    each = -(-options.judge_tokens // len(judges))
+    judge = Judge(dense, loaded.require_tokenizer(), judges, tokens_per_text=each)
+    label = ", ".join(text.label for text in judges)
+    trials: list[Trial] = []
+    for seed in options.compare_one_shot:
+        say(f"seed {seed}")
+        options.seed = seed
+        windows, documents = windows_of(options, loaded)
+        refuse_shared_documents(documents, judges)
+        chosen = dataclasses.replace(settings, seed=seed)
+        controller = make_controller(loaded, dense, windows, budget, chosen, None)
+        best: list[Decoder] = []
+
+        def keep(student: Decoder, is_best: bool, best: list[Decoder] = best) -> None:
+            if is_best:
+                best[:] = [student]
+
+        record = controller.run(keep)
+        # One-shot plans once, as the first cycle does; all other time of the controller is its time to learn.
+        left = record.seconds - record.cycles[0].seconds["prune"]
+        recovery = dataclasses.replace(settings.recovery, seed=seed * 1000, evaluations=10)
+        model, seconds, updates = one_shot_for(left, dense, windows, budget, recovery)
+        trials.append(
+            Trial(
+                seed=seed,
+                controller_ratio=judge(best[0])["perplexity_ratio"],
+                one_shot_ratio=judge(model)["perplexity_ratio"],
+                controller_seconds=record.seconds,
+                one_shot_seconds=seconds,
+                controller_updates=sum(cycle.updates for cycle in record.cycles),
+                one_shot_updates=updates,
+                heads=record.best.heads,
+                cycles=len(record.cycles),
+            )
+        )
+        _write(Comparison(options.budget, label, tuple(trials)), output)
+    _print(Comparison(options.budget, label, tuple(trials)))
+    print(output / FILE)
+
+
+def _write(comparison: Comparison, output: Path) -> None:
+    """All of it as JSON in the output folder; an interval without end has nulls."""
+    from sentinel.files import write_text
+
+    difference = [value if math.isfinite(value) else None for value in comparison.difference]
+    body = {**dataclasses.asdict(comparison), "difference": difference, "verdict": comparison.verdict}
+    write_text(output / FILE, json.dumps(body, indent=1) + "\n")
+
+
+def _print(comparison: Comparison) -> None:
+    """Table and verdict on stdout."""
+    table, console = right_aligned_table(
+        "seed", "heads", "cycles", "controller", "one-shot", "seconds", "one-shot", "updates", "one-shot"
+    )
+    for trial in comparison.trials:
+        table.add_row(
+            f"{trial.seed}",
+            f"{trial.heads}",
+            f"{trial.cycles}",
+            *(f"{ratio:.3f}x" for ratio in (trial.controller_ratio, trial.one_shot_ratio)),
+            f"{trial.controller_seconds:.0f}",
+            f"{trial.one_shot_seconds:.0f}",
+            f"{trial.controller_updates}",
+            f"{trial.one_shot_updates}",
+        )
+    console.print(table)
+    console.print(
+        f"Perplexity over the unpruned model's on {comparison.text}, budget {comparison.budget}.", style="dim"
+    )
+    console.print(comparison.verdict)
