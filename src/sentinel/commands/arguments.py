@@ -81,15 +81,22 @@ def add_workload(parser: argparse.ArgumentParser, *, prompt_tokens: int = 64, ne
     parser.add_argument("--rounds", metavar="N", type=count, default=5, help="rounds, all engines in turn (default 5)")
 
 
+def warn_of_threads(threads: int | None) -> None:
+    """More threads than cores are allowed, and warned of."""
+    import psutil
+
+    cores = psutil.cpu_count() or 1
+    if threads is not None and threads > cores:
+        say(f"warning: {threads} threads on {cores} cores will be slower than {cores}")
+
+
 def set_threads(threads: int | None) -> None:
-    """Apply ``--threads``; more threads than cores are allowed, and warned of."""
+    """Apply ``--threads``."""
     import psutil
     import torch
 
-    cores = psutil.cpu_count(logical=False) or torch.get_num_threads()
-    if threads is not None and threads > (psutil.cpu_count() or cores):
-        say(f"warning: {threads} threads on {cores} cores will be slower than {cores}")
-    torch.set_num_threads(threads or cores)
+    warn_of_threads(threads)
+    torch.set_num_threads(threads or psutil.cpu_count(logical=False) or torch.get_num_threads())
 
 
 def load_model(options: argparse.Namespace) -> LoadedModel:

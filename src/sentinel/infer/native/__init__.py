@@ -3,7 +3,9 @@
 Imported lazily: Numba takes half a second to import.
 """
 
-from .engine import MAX_BATCH, Level, NativeEngine
+from .engine import MAX_BATCH, NativeEngine
+from .kernels.tiles import HAS_FAST_VECTORS
+from .levels import Level
 from .weights import NativeWeights, Precision
 
-__all__ = ["MAX_BATCH", "Level", "NativeEngine", "NativeWeights", "Precision"]
+__all__ = ["HAS_FAST_VECTORS", "MAX_BATCH", "Level", "NativeEngine", "NativeWeights", "Precision"]

@@ -12,7 +12,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from .step import participate
+from .kernels.participate import participate
 
 _SPINS = 20_000  # looks for a new pass before sleeping; about a millisecond
 

@@ -25,6 +25,7 @@ ROWS = 32  # rows of one block
 GROUP = 32  # columns of one int4 group; every packed matrix has a multiple of this many columns
 
 HAS_AVX512 = {"avx512f", "avx512bw"} <= CPU_FEATURES
+HAS_FAST_VECTORS = bool({"avx2", "neon"} & CPU_FEATURES)
 # Tokens per tile, largest first. A token needs two sums of 16 lanes: 16 of the 32 registers of AVX-512 at 8 tokens, 12
 # of the 16 of AVX2 at 3. That is enough to keep the multipliers busy; more tokens only cause spills.
 TILE_TOKENS = (8, 4, 2, 1) if HAS_AVX512 else (3, 2, 1, 1)

@@ -1,7 +1,7 @@
 """Where everything is: the integer tables through which Python tells the compiled step about a model.
 
 A compiled step takes one address: that of the state, a row of int64 fields. Sizes are counts, everything else is an
-address or a stride in bytes. `engine` writes the tables, `step` reads them.
+address or a stride in bytes. `tables` writes them, `forward` reads them.
 """
 
 from __future__ import annotations
