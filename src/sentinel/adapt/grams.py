@@ -5,7 +5,7 @@ Shape letters as in the decoder: T tokens, C width, H * D outputs of the heads, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 from sentinel.adapt.streams import HALVES, Half, Stream
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.progress import track
 
 
 class InputGrams:
@@ -23,13 +22,14 @@ class InputGrams:
 
     Called with a projection's name (``layers.3.mlp.up_proj``), layers in ascending order: only one layer's matrices
     are kept, 4 bytes x (2 C^2 + (H D)^2 + F^2), and the residual stream of all windows, 4 C bytes a token. Inputs are
-    those of the unquantised model; an output projection's are the heads' outputs before their gates.
+    those of the unquantised model; an output projection's are the heads' outputs before their gates. ``advance`` is
+    called once per layer.
     """
 
-    def __init__(self, decoder: Decoder, windows: Tensor) -> None:
+    def __init__(self, decoder: Decoder, windows: Tensor, advance: Callable[[], None] | None = None) -> None:
         self._decoder = decoder
         self._stream = Stream(decoder, windows)
-        self._layers = iter(track(range(decoder.spec.n_layer), "Quantising", decoder.spec.n_layer))
+        self._advance = advance
         self._index = -1
         self._found: dict[str, Tensor] = {}
 
@@ -41,10 +41,10 @@ class InputGrams:
         if index < self._index:
             raise InputError(f"Gram matrices of layer {index} are asked for after those of layer {self._index}")
         while self._index < index:
-            self._index = next(self._layers)
+            self._index += 1
             self._found = self._layer(self._index)
-        if index == self._decoder.spec.n_layer - 1:
-            next(self._layers, None)  # ends the progress bar
+            if self._advance is not None:
+                self._advance()
         return self._found[name.split(".", 2)[2]].numpy()
 
     @torch.no_grad()

@@ -91,7 +91,6 @@ def calibration_windows(loaded: LoadedModel, options: argparse.Namespace) -> Win
 
 def quantised(decoder: Decoder, precision: str, windows: Windows | None) -> tuple[NativeWeights, list[StoredLevel]]:
     """Packed weights of ``decoder`` and, if it is elastic, its stored pruning levels but the dense one."""
-    from contextlib import nullcontext
     from typing import cast
 
     from sentinel.adapt.grams import InputGrams
@@ -99,19 +98,20 @@ def quantised(decoder: Decoder, precision: str, windows: Windows | None) -> tupl
     from sentinel.infer.native import Precision
     from sentinel.infer.quantised import StoredLevel
     from sentinel.models.elastic import ElasticDecoder
-    from sentinel.progress import working
+    from sentinel.progress import counting
 
     kind = cast(Precision, precision)
-
-    def grams() -> InputGrams | None:
-        return None if windows is None else InputGrams(decoder, windows.tokens)
-
     elastic = decoder if isinstance(decoder, ElasticDecoder) else None
-    with working(f"Quantising to {precision}") if windows is None else nullcontext():
+    pruned = [level for level in elastic.levels if level.heads or level.neurons] if elastic is not None else []
+    with counting(f"Quantising to {precision}", decoder.spec.n_layer * (1 + len(pruned))) as advance:
+
+        def grams() -> InputGrams | None:
+            return None if windows is None else InputGrams(decoder, windows.tokens, advance)
+
         weights = pack(decoder, kind, grams())
         stored = []
-        for level in elastic.levels if elastic is not None else ():
-            if level.heads or level.neurons:
-                elastic.set_level(level.heads, level.neurons)
-                stored.append(StoredLevel(level.heads, level.neurons, pack_level(decoder, kind, grams())))
+        for level in pruned:
+            assert elastic is not None
+            elastic.set_level(level.heads, level.neurons)
+            stored.append(StoredLevel(level.heads, level.neurons, pack_level(elastic, kind, grams())))
     return weights, stored

@@ -1,10 +1,10 @@
 """Levels 2 and 3 on the CPU: kernels compiled by Numba, quantisation, and the whole decode step in one call.
 
-Imported lazily: Numba takes half a second to import.
+Imported lazily. Only what quantises, and the first compilation, import Numba.
 """
 
 from .engine import MAX_BATCH, NativeEngine
-from .kernels.tiles import HAS_FAST_VECTORS
+from .kernels.cpu import HAS_FAST_VECTORS
 from .levels import Level
 from .weights import NativeWeights, Precision
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from sentinel.errors import InputError
@@ -13,7 +12,6 @@ from sentinel.models.spec import ModelSpec
 
 from .kernels import layout
 from .kernels.layout import S
-from .kernels.participate import participate
 from .levels import Level, check_counts
 from .tables import Tables
 from .threads import Team, physical_cores
@@ -62,7 +60,6 @@ class NativeEngine:
         self._tables = Tables(weights, threads=threads, max_batch=max_batch, max_tokens=max_tokens, half_kv=half_kv)
         self._team: Team | None = None
         self.set_level(Level.full(spec))
-        participate.compile((types.int64, types.int64, types.int64))
         self._team = Team(self._tables.state.ctypes.data, threads, self._tables)
 
     def close(self) -> None:

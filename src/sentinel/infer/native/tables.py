@@ -12,8 +12,8 @@ from sentinel.models.spec import RopeSpec
 
 from . import memory, packing
 from .kernels import layout
+from .kernels.cpu import TILE_TOKENS
 from .kernels.layout import S
-from .kernels.tiles import TILE_TOKENS
 from .levels import Level
 from .packed_file import PackedTensors
 from .weights import NativeWeights

@@ -1,4 +1,5 @@
 """What Numba compiles: everything from vector instructions to a whole pass.
 
-A change of any file in this folder makes the compiled code on disk stale; see `participate`.
+Only `cpu` and `layout` are imported to run a model; the rest is read when it is compiled. A change of any file in this
+folder makes compiled code on disk stale.
 """

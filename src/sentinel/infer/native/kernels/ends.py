@@ -6,9 +6,21 @@ import numpy as np
 from numba import njit
 
 from .intrinsics import f32_view, half_at, i8_view, i64_view
-from .layout import BLOCK_BYTES, FP32, INT8, KIND, MATRIX_FIELDS, N_ROW, P_BEST, P_BLOCK, SCALE, WEIGHT, S
+from .layout import (
+    BLOCK_BYTES,
+    FP32,
+    INT4_GROUP_BYTES,
+    INT8,
+    KIND,
+    MATRIX_FIELDS,
+    N_ROW,
+    P_BEST,
+    P_BLOCK,
+    SCALE,
+    WEIGHT,
+    S,
+)
 from .matrix import add_bias, block_product, block_range
-from .tiles import INT4_GROUP_BYTES
 from .vector import FAST
 
 _THREADS, _N_EMBD = int(S.THREADS), int(S.N_EMBD)

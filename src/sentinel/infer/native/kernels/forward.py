@@ -11,7 +11,7 @@ from numba import njit
 
 from .attention import attend, cache_row
 from .ends import embed, gather_best, head_logits
-from .intrinsics import cycles, float_bits, i64_view
+from .intrinsics import cycles, float_bits, i64_table, i64_view
 from .layout import (
     L_DOWN,
     L_GATE,
@@ -180,9 +180,9 @@ def forward(state, thread):
     private = st[_PRIVATE] + thread * st[_PRIVATE_STRIDE]
     plan = i64_view(st[_PLAN], PLAN_INTS)
     n, n_layer = st[_ROWS], st[_N_LAYER]
-    rows = i64_view(st[_ROW_TABLE], n * ROW_FIELDS).reshape(n, ROW_FIELDS)
+    rows = i64_table(st[_ROW_TABLE], n, ROW_FIELDS)
     n_tile, tiles = plan[N_TILE], plan[TILES : TILES + 2 * MAX_ROWS]
-    layers = i64_view(st[_LAYERS], n_layer * LAYER_FIELDS).reshape(n_layer, LAYER_FIELDS)
+    layers = i64_table(st[_LAYERS], n_layer, LAYER_FIELDS)
     head = i64_view(st[_HEAD], MATRIX_FIELDS)
     clock = cycles()
     _embed_rows(st, rows, n, private, thread, n_thread)
@@ -198,7 +198,7 @@ def forward(state, thread):
             n = plan[N_WANTED]
             if n == 0:
                 break
-            rows = plan[LAST_ROWS : LAST_ROWS + ROW_FIELDS * MAX_ROWS].reshape(MAX_ROWS, ROW_FIELDS)
+            rows = i64_table(st[_PLAN] + 8 * LAST_ROWS, MAX_ROWS, ROW_FIELDS)
             n_tile, tiles = plan[N_LAST_TILE], plan[LAST_TILES : LAST_TILES + 2 * MAX_ROWS]
             barrier(st[_SYNC], private, n_thread)
         if layer[L_HEAD] > 0:

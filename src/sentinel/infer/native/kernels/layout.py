@@ -11,6 +11,11 @@ from enum import IntEnum
 # Kinds of matrix, and what a row of activations must be for it: float32, or int16 with one scale.
 FP32, INT8, INT4 = 0, 1, 2
 
+ROWS = 32  # rows of one block
+GROUP = 32  # columns of one int4 group; every packed matrix has a multiple of this many columns
+INT4_NIBBLE_BYTES = ROWS * GROUP // 2
+INT4_GROUP_BYTES = INT4_NIBBLE_BYTES + 2 * ROWS * 2  # 32 rows x 32 columns: nibbles, then two halves per row
+
 # Fields of one matrix.
 KIND, WEIGHT, SCALE, BIAS, BLOCK_BYTES, N_ROW, N_COLUMN = range(7)
 MATRIX_FIELDS = 7

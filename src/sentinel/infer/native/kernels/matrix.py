@@ -10,6 +10,7 @@ from .layout import (
     BIAS,
     BLOCK_BYTES,
     FP32,
+    INT4_GROUP_BYTES,
     INT8,
     KIND,
     MAX_ROWS,
@@ -20,7 +21,7 @@ from .layout import (
     WEIGHT,
     S,
 )
-from .tiles import INT4_GROUP_BYTES, float_block, int4_block, int8_block
+from .tiles import float_block, int4_block, int8_block
 from .vector import FAST, activate, copy_row, normalise, quantise_row
 
 _X, _X_STRIDE = int(S.INPUT), int(S.INPUT_STRIDE)

@@ -1,9 +1,7 @@
-"""The one function that Python calls: thread 0 starts a pass with it, the others wait in it for passes."""
+"""The one function that `program` calls: thread 0 starts a pass with it, the others wait in it for passes."""
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -15,10 +13,14 @@ from .plan import make_plan
 
 _N_FIELD, _THREADS, _SYNC = int(S.N_FIELD), int(S.THREADS), int(S.SYNC)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
+_BARE: dict[str, Any] = {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}  # `program` calls the machine code itself
 
 
-@njit(nogil=True)
-def _participate(state, thread, spins):
+@njit(**_BARE)
+def participate(state, thread, spins):
     """Take part in passes; releases the interpreter lock.
 
     Thread 0 starts a pass and returns 0 when it is done; if workers sleep it returns a bit per sleeping worker instead,
@@ -56,29 +58,3 @@ def _participate(state, thread, spins):
         if atomic_load(sync + Y_JOB) == done[0] or atomic_exchange(sync + Y_PARKED + 64 * thread, 0) == 0:
             return 0
         idle = 0
-
-
-def _cached(fingerprint: int) -> Any:
-    """`_participate`, kept on disk for exactly these sources.
-
-    Numba's cache looks at the time of this file only. A variable of an enclosing function is part of its key, so the
-    fingerprint of all files goes in as one; otherwise a change in `tiles` would go on running the old code.
-    """
-
-    @njit(nogil=True, cache=True)
-    def participate(state, thread, spins):
-        if fingerprint < 0:
-            return -1
-        return _participate(state, thread, spins)
-
-    return participate
-
-
-def _fingerprint() -> int:
-    total = 0
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        total = zlib.crc32(file.read_bytes(), total)
-    return total
-
-
-participate = _cached(_fingerprint())

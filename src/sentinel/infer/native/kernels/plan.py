@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from .intrinsics import f32_view, i64_view
+from .intrinsics import f32_view, i64_table, i64_view
 from .layout import (
     LAST_ROWS,
     LAST_TILES,
@@ -49,7 +49,7 @@ def _tiles(rows, n, tiles):
 def make_plan(st):
     """What attention and the head work on in this pass."""
     n = st[_ROWS]
-    rows = i64_view(st[_ROW_TABLE], n * ROW_FIELDS).reshape(n, ROW_FIELDS)
+    rows = i64_table(st[_ROW_TABLE], n, ROW_FIELDS)
     plan = i64_view(st[_PLAN], PLAN_INTS)
     wanted = 0
     for r in range(n):
@@ -60,7 +60,7 @@ def make_plan(st):
             wanted += 1
     plan[N_WANTED] = wanted
     plan[N_TILE] = _tiles(rows, n, plan[TILES : TILES + 2 * MAX_ROWS])
-    last = plan[LAST_ROWS : LAST_ROWS + ROW_FIELDS * MAX_ROWS].reshape(MAX_ROWS, ROW_FIELDS)
+    last = i64_table(st[_PLAN] + 8 * LAST_ROWS, MAX_ROWS, ROW_FIELDS)
     plan[N_LAST_TILE] = _tiles(last, wanted, plan[LAST_TILES : LAST_TILES + 2 * MAX_ROWS]) if wanted else 0
 
 
