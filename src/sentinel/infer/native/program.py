@@ -6,7 +6,9 @@ exactly these sources, versions and CPU, and llvmlite alone links it into the pr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import ctypes.util
 import functools
 import hashlib
 import json
@@ -122,9 +124,9 @@ def _compile() -> _Object:
 
 def _provide(externals: tuple[str, ...]) -> None:
     """Make sure that every symbol has an address: linking without one would end the process."""
-    if binding.address_of_symbol(_NEVER_CALLED) is None:
-        address = ctypes.cast(ctypes.pythonapi.Py_FatalError, ctypes.c_void_p).value
-        binding.add_symbol(_NEVER_CALLED, address)
+    for name in externals:
+        if binding.address_of_symbol(name) is None and (address := _address(name)):
+            binding.add_symbol(name, address)
     if any(binding.address_of_symbol(name) is None for name in externals):
         from numba.core.registry import cpu_target  # adds the symbols of its run-time library and of the C library
 
@@ -133,3 +135,13 @@ def _provide(externals: tuple[str, ...]) -> None:
     missing = [name for name in externals if binding.address_of_symbol(name) is None]
     if missing:
         raise RuntimeError(f"the compiled kernels need {', '.join(missing)}, which this system does not have")
+
+
+def _address(name: str) -> int | None:
+    """Where the process or the C mathematical library has a function; None if neither has it."""
+    if name == _NEVER_CALLED:
+        return ctypes.cast(ctypes.pythonapi.Py_FatalError, ctypes.c_void_p).value
+    for library in (None, ctypes.util.find_library("m")):
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # no such library or function
+            return ctypes.cast(getattr(ctypes.CDLL(library), name), ctypes.c_void_p).value
+    return None
