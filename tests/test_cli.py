@@ -347,7 +347,7 @@ def test_quantised_checkpoint_runs_without_torch(worded, tmp_path, capsys):
     code = (
         f"import sys; from sentinel.cli import main; main(['generate', {str(out)!r}, 'a b c', '--max-new-tokens', '4'])"
     )
-    code += "; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code += "; print([m for m in ('torch', 'transformers', 'numba') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "level 3 int8" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sentinel.errors import InputError
-from sentinel.infer.native import NativeEngine, NativeWeights
+from sentinel.infer.native import Level, NativeEngine, NativeWeights
 from sentinel.models.spec import LayerSpec
 
 TOKENS = np.random.default_rng(0).integers(0, 131, 40).tolist()
@@ -130,7 +130,7 @@ def test_level_equals_physically_smaller_model(precision):
     heads, neurons = [2, 0, 1, 0, 0], [37, 0, 0, 0, 7]
     engine = engine_of(spec, arrays, precision)
     before = engine.score(TOKENS)
-    engine.set_level(heads, neurons)
+    engine.set_level(Level(tuple(heads), tuple(neurons)))
     assert engine.level.n_kv_head == tuple(heads) and engine.level.n_neuron == tuple(neurons)
     small = oracle.sliced(spec, arrays, heads, neurons)
     found = engine.score(TOKENS)
@@ -141,11 +141,11 @@ def test_level_equals_physically_smaller_model(precision):
         exact = oracle.plain_logits(*small, TOKENS)
         assert np.abs(found - exact).max() < {"int8": 0.05, "int4": 0.5}[precision] * np.abs(exact).max()
     np.testing.assert_allclose(stepwise(engine, TOKENS, 6), found[5:], atol=2e-3 * np.abs(found).max())
-    engine.set_level()
+    engine.set_level(Level.full(spec))
     np.testing.assert_array_equal(engine.score(TOKENS), before)
 
 
-def test_level_with_its_own_projections():
+def test_level_with_its_own_projections(tmp_path):
     spec, arrays = oracle.canonical(oracle.gpt2())
     rng = np.random.default_rng(1)
     heads, neurons = [2, 1], [100, 33]
@@ -156,12 +156,15 @@ def test_level_with_its_own_projections():
         own[f"layers.{i}.mlp.down_proj.bias"] = rng.standard_normal(48).astype(np.float32)
     small, a = oracle.sliced(spec, arrays, heads, neurons)
     engine = engine_of(spec, arrays)
-    engine.set_level(heads, neurons, own)
+    level = Level.from_arrays(spec, heads, neurons, own, "fp32")
+    level.save(tmp_path / "level.safetensors", "fp32")
+    engine.set_level(Level.load(tmp_path / "level.safetensors", spec, "fp32"))
     np.testing.assert_allclose(engine.score(TOKENS), engine_of(small, a | own).score(TOKENS), atol=1e-5)
-    engine.set_level()
+    engine.set_level(Level.full(spec))
     np.testing.assert_array_equal(engine.score(TOKENS), engine_of(spec, arrays).score(TOKENS))
     with pytest.raises(InputError, match=r"layers.0.attn.qkv_proj.weight"):
-        engine.set_level(heads, neurons, {"layers.0.attn.qkv_proj.weight": np.zeros((1, 1), np.float32)})
+        wrong = {"layers.0.attn.qkv_proj.weight": np.zeros((1, 1), np.float32)}
+        Level.from_arrays(spec, heads, neurons, wrong, "fp32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -307,7 +310,7 @@ def test_wrong_calls_are_refused():
         with pytest.raises(InputError, match="sequence"):
             engine.decode([1] * len(sequences), sequences)
     with pytest.raises(InputError, match="layer 0"):
-        engine.set_level([4, 3], [1, 1])
+        engine.set_level(Level((4, 3), (1, 1)))
     with pytest.raises(InputError, match="max_batch"):
         engine_of(spec, arrays, max_batch=33)
     with pytest.raises(InputError, match="max_tokens"):

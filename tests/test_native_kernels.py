@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from sentinel.infer.native import kernels_vector, memory, packing, quantise
-from sentinel.infer.native.kernels_matrix import input_top
-from sentinel.infer.native.layout import ACTIVATIONS, INT4, INT8
-from sentinel.infer.native.tiles import float_block, half_block, int4_block, int8_block
+from sentinel.infer.native import memory, packing, quantise
+from sentinel.infer.native.kernels import vector
+from sentinel.infer.native.kernels.layout import ACTIVATIONS, INT4, INT8
+from sentinel.infer.native.kernels.matrix import input_top
+from sentinel.infer.native.kernels.tiles import float_block, half_block, int4_block, int8_block
 
 RNG = np.random.default_rng(0)
 
@@ -163,7 +164,7 @@ def test_activations(activation):
     hard = [0, -0.0, 1e-30, -1e-30, 100, -100, 1e30, -1e30]
     x = np.concatenate([RNG.standard_normal(61) * 3, hard]).astype(np.float32)
     y = x.copy()
-    kernels_vector.activate(y.ctypes.data, y.size, ACTIVATIONS.index(activation))
+    vector.activate(y.ctypes.data, y.size, ACTIVATIONS.index(activation))
     v = x.astype(float)
     with np.errstate(over="ignore"):
         exact = {
@@ -180,7 +181,7 @@ def test_activations(activation):
 def test_norms(layernorm, n):
     x, w, b = (RNG.standard_normal(n).astype(np.float32) for _ in range(3))
     y = np.empty(n, np.float32)
-    kernels_vector.normalise(x.ctypes.data, y.ctypes.data, n, w.ctypes.data, b.ctypes.data, layernorm, np.float32(1e-5))
+    vector.normalise(x.ctypes.data, y.ctypes.data, n, w.ctypes.data, b.ctypes.data, layernorm, np.float32(1e-5))
     d = x.astype(float) - (x.astype(float).mean() if layernorm else 0)
     exact = d / np.sqrt((d**2).mean() + 1e-5) * w + (b if layernorm else 0)
     np.testing.assert_allclose(y, exact, rtol=1e-4, atol=3e-6)
@@ -189,7 +190,7 @@ def test_norms(layernorm, n):
 @pytest.mark.parametrize("scores", [np.zeros(9), np.linspace(-500, 500, 45), np.array([3.0]), np.full(33, -1e30)])
 def test_softmax(scores):
     s = np.concatenate([scores, np.full(4, 7.0)]).astype(np.float32)
-    factor = kernels_vector.softmax_weights(s.ctypes.data, scores.size, 4, np.float32(0.5))
+    factor = vector.softmax_weights(s.ctypes.data, scores.size, 4, np.float32(0.5))
     scores = scores.astype(np.float32).astype(float)
     e = np.exp((scores - scores.max()) * 0.5)
     np.testing.assert_allclose(s[: scores.size] * factor, e / e.sum(), rtol=2e-6, atol=1e-30)
@@ -202,9 +203,7 @@ def test_rounding_activations(x):
     n, padded = x.size, packing.padded(x.size)
     q, scale = np.full(padded, 9, np.int16), np.zeros(1, np.float32)
     sums = np.zeros(padded // 32, np.float32)
-    kernels_vector.quantise_row(
-        x.ctypes.data, q.ctypes.data, scale.ctypes.data, sums.ctypes.data, n, padded, np.float32(2047)
-    )
+    vector.quantise_row(x.ctypes.data, q.ctypes.data, scale.ctypes.data, sums.ctypes.data, n, padded, np.float32(2047))
     assert np.all(np.abs(q[:n] * scale[0].astype(float) - x) <= 0.501 * scale[0] + 1e-38)
     assert np.all(q[n:] == 0) and np.abs(q).max() <= 2047
     np.testing.assert_array_equal(sums, q.astype(int).reshape(-1, 32).sum(1))

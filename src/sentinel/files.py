@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import platformdirs
+
 from sentinel.errors import InputError
+
+
+def cache_folder() -> Path:
+    """Where converted models and compiled kernels are kept: ``$SENTINEL_CACHE``, else the platform's cache folder."""
+    return Path(os.environ.get("SENTINEL_CACHE") or platformdirs.user_cache_dir("sentinel-ai"))
 
 
 def require_writable_parent(path: Path) -> None:

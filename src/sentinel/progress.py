@@ -35,6 +35,14 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 @contextmanager
+def counting(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar around work that calls the yielded function ``total`` times."""
+    with _bar(transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
 def working(description: str) -> Iterator[None]:
     """A spinner around work whose length is not known."""
     if console.is_terminal:

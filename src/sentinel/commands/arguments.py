@@ -69,15 +69,22 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=whole_number(1), help="threads (default: physical cores)")
 
 
+def warn_of_threads(threads: int | None) -> None:
+    """More threads than cores are allowed, and warned of."""
+    import psutil
+
+    cores = psutil.cpu_count() or 1
+    if threads is not None and threads > cores:
+        say(f"warning: {threads} threads on {cores} cores will be slower than {cores}")
+
+
 def set_threads(threads: int | None) -> None:
-    """Apply ``--threads``; more threads than cores are allowed, and warned of."""
+    """Apply ``--threads``."""
     import psutil
     import torch
 
-    cores = psutil.cpu_count(logical=False) or torch.get_num_threads()
-    if threads is not None and threads > (psutil.cpu_count() or cores):
-        say(f"warning: {threads} threads on {cores} cores will be slower than {cores}")
-    torch.set_num_threads(threads or cores)
+    warn_of_threads(threads)
+    torch.set_num_threads(threads or psutil.cpu_count(logical=False) or torch.get_num_threads())
 
 
 def load_model(options: argparse.Namespace) -> LoadedModel:

@@ -12,12 +12,15 @@ from sentinel.commands.arguments import (
     load_model,
     real_number,
     set_pruning_level,
+    warn_of_threads,
     whole_number,
 )
 from sentinel.commands.pruning import ratio
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sentinel.infer.engines import Engine
     from sentinel.models.tokenizer import TextTokenizer
 
@@ -42,11 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of sampling (default 0)")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before TEXT; may be repeated")
+    parser.add_argument(
+        "--lookup",
+        action="store_true",
+        help="propose tokens that followed the same words before, and verify several at once; the text stays the same",
+    )
     add_machine(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.infer.generate import Timings, stream_text
+    from sentinel.infer.lookup import PromptLookup
     from sentinel.infer.sampling import SamplingSettings
     from sentinel.measure.memory import peak_rss_mb
     from sentinel.progress import say
@@ -55,8 +64,10 @@ def run(options: argparse.Namespace) -> None:
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
     engine, tokenizer = open_engine(options)
-    timings = Timings()
-    pieces = stream_text(engine, tokenizer, options.prompt, options.max_new_tokens, settings, options.stop, timings)
+    timings, lookup = Timings(), PromptLookup() if options.lookup else None
+    pieces = stream_text(
+        engine, tokenizer, options.prompt, options.max_new_tokens, settings, options.stop, timings, lookup
+    )
     try:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -65,6 +76,8 @@ def run(options: argparse.Namespace) -> None:
         if timings.stamps:
             sys.stdout.write("\n")
             sys.stdout.flush()
+    if lookup is not None:
+        say(f"lookup: {lookup.accepted} of {lookup.proposed} proposed tokens were right, in {lookup.passes} passes")
     tpot = f"TPOT {timings.tpot_ms:.1f} ms, " if timings.tpot_ms is not None else ""
     say(
         f"{engine.name}: {len(timings.stamps)} tokens, TTFT {timings.ttft_ms:.1f} ms, {tpot}"
@@ -83,19 +96,10 @@ def open_engine(options: argparse.Namespace) -> tuple[Engine, TextTokenizer]:
         check_level(options.level)
     folder = Path(options.model).expanduser()
     if folder.is_dir() and options.random_weights is None:
-        from sentinel.infer.cpu_engine import CpuEngine, is_quantised, load_quantised
+        from sentinel.infer.quantised import is_quantised
 
         if is_quantised(folder):
-            weights, tokenizer = load_quantised(folder)
-            if options.level not in (None, 3) or options.precision not in (None, weights.precision):
-                raise InputError(
-                    f"{options.model} is quantised to {weights.precision}, so that only level 3 runs it so"
-                )
-            if options.heads or options.neurons:
-                raise InputError(f"{options.model} is quantised at one pruning level; leave out --heads and --neurons")
-            if tokenizer is None:
-                raise InputError(f"{options.model} has no tokenizer, so it can't read or write text")
-            return CpuEngine(weights, threads=options.threads), tokenizer
+            return _open_quantised(folder, options)
     level = 1 if options.level is None else options.level
     precision = check_precision(level, options.precision)
     loaded = load_model(options)
@@ -104,3 +108,21 @@ def open_engine(options: argparse.Namespace) -> tuple[Engine, TextTokenizer]:
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
     tokenizer = loaded.require_tokenizer()
     return make_engine(loaded.decoder, level, precision=precision, threads=options.threads), tokenizer
+
+
+def _open_quantised(folder: Path, options: argparse.Namespace) -> tuple[Engine, TextTokenizer]:
+    from sentinel.infer.cpu_engine import CpuEngine
+    from sentinel.infer.quantised import load_level, load_quantised
+
+    if options.device != "cpu":
+        raise InputError(f"{options.model} is quantised, which runs on the CPU only; leave out --device")
+    warn_of_threads(options.threads)
+    weights, tokenizer = load_quantised(folder)
+    if options.level not in (None, 3) or options.precision not in (None, weights.precision):
+        raise InputError(f"{options.model} is quantised to {weights.precision}, so that only level 3 runs it so")
+    if tokenizer is None:
+        raise InputError(f"{options.model} has no tokenizer, so it can't read or write text")
+    engine = CpuEngine(weights, threads=options.threads)
+    if options.heads or options.neurons:
+        engine.set_level(load_level(folder, weights, options.heads, options.neurons))
+    return engine, tokenizer

@@ -1,32 +1,24 @@
-"""Levels 2 and 3 on the CPU: the native engine behind the interface of all engines, and its checkpoints.
-
-A quantised checkpoint is a folder of ``config.json``, ``model.native.safetensors`` and the tokenizer's files. It runs
-without importing torch.
-"""
+"""Levels 2 and 3 on the CPU: the native engine behind the interface of all engines."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.errors import InputError
-from sentinel.files import write_folder
 from sentinel.infer.engines import Logits, check_prompts
-from sentinel.infer.native import MAX_BATCH, NativeEngine, NativeWeights, Precision
-from sentinel.models.folder import MODEL_TYPE, is_checkpoint
+from sentinel.infer.native import HAS_FAST_VECTORS, MAX_BATCH, Level, NativeEngine, NativeWeights, Precision
+from sentinel.infer.native.weights import Grams
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tokenizer import TextTokenizer
+from sentinel.progress import say
 
 if TYPE_CHECKING:
     from sentinel.models.decoder import Decoder
-    from sentinel.models.elastic import PruningLevel
-
-WEIGHTS_FILE = "model.native.safetensors"
+    from sentinel.models.elastic import ElasticDecoder
 
 
 class CpuEngine:
@@ -42,26 +34,22 @@ class CpuEngine:
         self._threads = threads
         self._engine: NativeEngine | None = None
         self._batch = self._room = 0
-        self._pruned: tuple[Sequence[int], Sequence[int], Mapping[str, NDArray[np.float32]]] | None = None
+        self._level: Level | None = None
+        _warn_of_slow_path()
 
     def weight_bytes_per_token(self) -> int:
         """Bytes of packed weights read to decode one token at batch 1, at the level that is set."""
         stored = self.weights.n_byte - 4 * self.spec.max_seq_len * self.spec.n_embd * (self.spec.positions == "learned")
-        if self._pruned is None:
+        if self._level is None:
             return stored
-        smaller = self.spec.with_counts(self._pruned[0], self._pruned[1])
+        smaller = self.spec.with_counts(self._level.n_kv_head, self._level.n_neuron)
         return round(stored * smaller.streamed_weights_per_token() / self.spec.streamed_weights_per_token())
 
-    def set_level(
-        self,
-        groups: Sequence[int],
-        neurons: Sequence[int],
-        projections: Mapping[str, NDArray[np.float32]] | None = None,
-    ) -> None:
-        """Use the first head groups and neurons of each layer only; ``projections`` are the level's re-solved ones."""
-        self._pruned = (groups, neurons, projections or {})
+    def set_level(self, level: Level) -> None:
+        """Use the first head groups and neurons of each layer only, as ``level`` says. A batch under way ends."""
+        self._level = level
         if self._engine is not None:
-            self._engine.set_level(groups, neurons, projections)
+            self._engine.set_level(level)
 
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits:
         """Logits [B, V] after each prompt; lengths may differ."""
@@ -73,9 +61,15 @@ class CpuEngine:
 
     def decode_one_token(self, tokens: Sequence[int]) -> Logits:
         """Logits [B, V] after one more token per sequence."""
-        if self._engine is None:
-            raise InputError("decode_one_token needs a prefill first")
-        return self._engine.decode(tokens)
+        return self._running("decode_one_token").decode(tokens)
+
+    def verify(self, tokens: Sequence[int]) -> Logits:
+        """Logits [T, V] after each of several more tokens of a single sequence, in one pass."""
+        return self._running("verify").verify(tokens)
+
+    def rollback(self, n_token: int) -> None:
+        """Take the last tokens of a single sequence away again."""
+        self._running("rollback").rollback(n_token)
 
     def score(self, tokens: Sequence[int]) -> Logits:
         """Logits [T, V] at every position of one text."""
@@ -93,6 +87,11 @@ class CpuEngine:
             self._engine.close()
             self._engine = None
 
+    def _running(self, what: str) -> NativeEngine:
+        if self._engine is None:
+            raise InputError(f"{what} needs a prefill first")
+        return self._engine
+
     def _sized(self, batch: int, room: int) -> NativeEngine:
         """An engine with room for that many sequences and positions; the last one where it is large enough."""
         if self._engine is None or batch > self._batch or room > self._room:
@@ -102,68 +101,58 @@ class CpuEngine:
             self._engine = NativeEngine(
                 self.weights, threads=self._threads, max_batch=self._batch, max_tokens=self._room
             )
-            if self._pruned is not None:
-                self._engine.set_level(*self._pruned)
+            if self._level is not None:
+                self._engine.set_level(self._level)
         return self._engine
 
 
-def pack(decoder: Decoder, precision: Precision) -> NativeWeights:
-    """The native engine's weights of a decoder; an elastic one gives those of its dense level, in nested order."""
+@functools.cache
+def _warn_of_slow_path() -> None:
+    if not HAS_FAST_VECTORS:
+        say("this CPU has neither AVX2 nor NEON: levels 2 and 3 are right here, but slow")
+
+
+def pack(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> NativeWeights:
+    """The native engine's weights of a decoder; an elastic one gives those of its dense level, in nested order.
+
+    ``grams``: Gram matrices of the inputs of every projection, by its name, for int4 (`adapt.grams.InputGrams`).
+    """
     from sentinel.models.elastic import ElasticDecoder, dense_state
 
     if decoder.spec.integration is not None:
         raise InputError("levels 2 and 3 can't run skips or a baseline on the CPU yet; take level 0 or 1")
     state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
     arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
-    return NativeWeights.from_arrays(decoder.spec, arrays, precision)
+    return NativeWeights.from_arrays(decoder.spec, arrays, precision, grams=grams)
+
+
+def pack_level(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> Level:
+    """The pruning level that is set, with the projections that an elastic model has re-solved for it."""
+    from sentinel.models.elastic import ElasticDecoder
+
+    groups = [block.attn.active_groups for block in decoder.blocks]
+    neurons = [block.mlp.active_neurons for block in decoder.blocks]
+    own = _projections(decoder) if isinstance(decoder, ElasticDecoder) else {}
+    return Level.from_arrays(decoder.spec, groups, neurons, own, precision, grams)
+
+
+def _projections(decoder: ElasticDecoder) -> dict[str, NDArray[np.float32]]:
+    """The re-solved projections of the stored level that is set, gates folded in."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in (decoder.current.projections if decoder.current else {}).items():
+        value = tensor.detach().float()
+        if name.endswith("attn.out_proj.weight"):
+            attention = decoder.blocks[int(name.split(".")[1])].attn
+            dim = attention.layer.head_dim
+            value = value * attention.gate.detach()[: value.shape[1] // dim].repeat_interleave(dim)
+        found[name] = value.numpy()
+    return found
 
 
 def engine_of(decoder: Decoder, precision: Precision, *, threads: int | None = None) -> CpuEngine:
     """A native engine that runs what ``decoder`` computes, at the pruning level that is set."""
-    from sentinel.models.elastic import ElasticDecoder
-
     engine = CpuEngine(pack(decoder, precision), threads=threads)
-    groups = [block.attn.active_groups for block in decoder.blocks]
-    neurons = [block.mlp.active_neurons for block in decoder.blocks]
-    full = [layer.n_kv_head for layer in decoder.spec.layers], [la.intermediate_size for la in decoder.spec.layers]
-    if (groups, neurons) != full:
-        level = decoder.current if isinstance(decoder, ElasticDecoder) else None
-        engine.set_level(groups, neurons, level_projections(level))
+    level = pack_level(decoder, precision)
+    if level != Level.full(decoder.spec):
+        engine.set_level(level)
     return engine
-
-
-def level_projections(level: PruningLevel | None) -> dict[str, NDArray[np.float32]]:
-    """The re-solved projections of a stored pruning level, as arrays."""
-    return {} if level is None else {name: t.detach().numpy() for name, t in level.projections.items()}
-
-
-def save_quantised(weights: NativeWeights, folder: str | Path, tokenizer: TextTokenizer | None, source: str) -> None:
-    """Write a quantised checkpoint, whole or not at all."""
-    config: dict[str, Any] = {
-        "model_type": MODEL_TYPE,
-        "precision": weights.precision,
-        "spec": weights.spec.to_dict(),
-        "source": source,
-    }
-    if tokenizer is not None and tokenizer.eos_ids:
-        config["eos_token_id"] = list(tokenizer.eos_ids)
-    with write_folder(folder, is_checkpoint) as temporary:
-        weights.save(temporary / WEIGHTS_FILE)
-        if tokenizer is not None:
-            tokenizer.copy_files(temporary)
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def is_quantised(folder: Path) -> bool:
-    """True for a folder that `save_quantised` wrote."""
-    return (folder / WEIGHTS_FILE).exists()
-
-
-def load_quantised(folder: Path) -> tuple[NativeWeights, TextTokenizer | None]:
-    """The weights and the tokenizer of a quantised checkpoint; `InputError` when they do not belong together."""
-    from sentinel.models.folder import read_config
-
-    weights = NativeWeights.load(folder / WEIGHTS_FILE)
-    if ModelSpec.from_dict(read_config(folder).get("spec", {})) != weights.spec:
-        raise InputError(f"{folder}: config.json and {WEIGHTS_FILE} are of different models; quantise again")
-    return weights, TextTokenizer.from_folder(folder)

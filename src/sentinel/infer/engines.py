@@ -79,7 +79,11 @@ def make_engine(decoder: Decoder, level: int, *, precision: str | None = None, t
 
         return TorchEngine(decoder, level)
     if decoder.device.type != "cpu":
-        raise InputError(f"level {level} runs on the CPU; on {decoder.device} there are levels 0 and 1")
+        if level > 2:
+            raise InputError(f"level {level} runs on the CPU; on {decoder.device} there are levels 0 to 2")
+        from sentinel.infer.static_torch_engine import StaticTorchEngine
+
+        return StaticTorchEngine(decoder)
     from sentinel.infer.cpu_engine import engine_of
 
     return engine_of(decoder, cast(Any, precision), threads=threads)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sentinel.errors import InputError
 from sentinel.infer.engines import Engine
+from sentinel.infer.lookup import PromptLookup, Verifier, lookup_steps
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -45,28 +47,50 @@ def generate_tokens(
     settings: SamplingSettings | None = None,
     eos_ids: Sequence[int] = (),
     timings: Timings | None = None,
+    lookup: PromptLookup | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield one step at a time: the next token of each sequence, None for one that has ended.
 
-    A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. Raises
-    `InputError` for prompts that the engine can't take.
+    A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. ``lookup`` proposes
+    tokens of a single prompt. Raises `InputError` for prompts that the engine can't take.
     """
     sampler = Sampler(settings or SamplingSettings(), len(prompts))
-    history = [list(prompt) for prompt in prompts]
-    ended = [False] * len(prompts)
     start = time.perf_counter()
-    logits = engine.prefill(prompts, max_new_tokens)
-    for step in range(max_new_tokens):
-        tokens = sampler(logits, history)
+    steps = _plain_steps if lookup is None else functools.partial(_with_lookup, lookup)
+    ended = [False] * len(prompts)
+    for tokens in steps(engine, sampler, [list(prompt) for prompt in prompts], max_new_tokens):
         if timings is not None:
             timings.stamps.append(time.perf_counter() - start)
         yield [None if done else token for token, done in zip(tokens, ended, strict=True)]
-        for row, token in enumerate(tokens):
-            history[row].append(token)
-            ended[row] = ended[row] or token in eos_ids
-        if all(ended) or step + 1 == max_new_tokens:
+        ended = [done or token in eos_ids for token, done in zip(tokens, ended, strict=True)]
+        if all(ended):
             return
-        logits = engine.decode_one_token(tokens)
+
+
+def _plain_steps(engine: Engine, sampler: Sampler, history: list[list[int]], count: int) -> Iterator[list[int]]:
+    """The tokens of ``count`` steps, whether or not a sequence has ended."""
+    logits = engine.prefill(history, count)
+    for step in range(count):
+        tokens = sampler(logits, history)
+        yield tokens
+        for row, token in zip(history, tokens, strict=True):
+            row.append(token)
+        if step + 1 < count:
+            logits = engine.decode_one_token(tokens)
+
+
+def _with_lookup(
+    lookup: PromptLookup, engine: Engine, sampler: Sampler, history: list[list[int]], count: int
+) -> Iterator[list[int]]:
+    """`_plain_steps` of one sequence, with proposals from its own text."""
+    if len(history) != 1:
+        raise InputError(f"lookup takes one prompt at a time, not {len(history)}")
+    if not isinstance(engine, Verifier):
+        raise InputError(f"{engine.name} can't verify several tokens at once; leave out lookup")
+    first = sampler(engine.prefill(history, count), history)
+    yield first
+    for token in lookup_steps(engine, sampler, history[0], first[0], count - 1, lookup):
+        yield [token]
 
 
 def stream_text(
@@ -77,6 +101,7 @@ def stream_text(
     settings: SamplingSettings | None = None,
     stop: Sequence[str] = (),
     timings: Timings | None = None,
+    lookup: PromptLookup | None = None,
 ) -> Iterator[str]:
     """Yield pieces of the continuation of ``prompt`` as soon as they are certain.
 
@@ -89,7 +114,7 @@ def stream_text(
         raise InputError("the prompt is empty; give some text")
     told = ""
     new: list[int] = []
-    for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings):
+    for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, lookup):
         assert token is not None
         if token in tokenizer.eos_ids:
             break

@@ -57,6 +57,20 @@ class TorchEngine:
             self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
         return self._logits(torch.tensor(tokens, device=self.decoder.device)[:, None])
 
+    @torch.inference_mode()
+    def verify(self, tokens: Sequence[int]) -> Logits:
+        """Logits [T, V] after each of several more tokens of a single sequence, in one pass."""
+        if self._cache is None or self._cache.batch != 1:
+            raise InputError("verify needs a prefill of one prompt first")
+        logits = self.decoder(torch.tensor(tokens, device=self.decoder.device)[None], self._cache)
+        return np.asarray(logits[0].float().cpu().numpy())
+
+    def rollback(self, n_token: int) -> None:
+        """Take the last tokens of all sequences away again."""
+        if self._cache is None or n_token > self._cache.get_seq_length():
+            raise InputError(f"{n_token} tokens can't be taken away, there are not as many")
+        self._cache.lengths = [length - n_token for length in self._cache.lengths]
+
     def _logits(self, tokens: torch.Tensor) -> Logits:
         logits = self.decoder(tokens, self._cache, self._mask, last_only=True)
         return np.asarray(logits[:, -1].float().cpu().numpy())

@@ -55,10 +55,10 @@ def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) ->
     """
     with tempfile.TemporaryDirectory() as scratch:
         if engine is not None and engine.level >= 2:
-            from sentinel.infer.cpu_engine import WEIGHTS_FILE, CpuEngine
+            from sentinel.infer.cpu_engine import CpuEngine
 
             assert isinstance(engine, CpuEngine)
-            file = Path(scratch) / WEIGHTS_FILE
+            file = Path(scratch) / "model.safetensors"
             engine.weights.save(file)
             request = replace(request, model=str(file), random_weights=None)
         command = [sys.executable, "-m", "sentinel.measure.memory", json.dumps(asdict(request))]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-import platformdirs
 from safetensors.torch import save_file
 
 from sentinel.errors import InputError
-from sentinel.files import write_folder
+from sentinel.files import cache_folder, write_folder
 from sentinel.progress import say, working
 
 SMOLLM2_ALIAS = "smollm2-135m"
@@ -28,11 +26,6 @@ GPT2_TOKENIZER_SHA256 = {  # the digests that OpenAI's tiktoken pins for "gpt2"
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$SENTINEL_CACHE``, else the platform's cache folder."""
-    return Path(os.environ.get("SENTINEL_CACHE") or platformdirs.user_cache_dir("sentinel-ai"))
 
 
 def pip_download(requirement: str, folder: Path) -> Path:

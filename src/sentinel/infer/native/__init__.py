@@ -1,9 +1,11 @@
 """Levels 2 and 3 on the CPU: kernels compiled by Numba, quantisation, and the whole decode step in one call.
 
-Imported lazily: Numba takes half a second to import.
+Imported lazily. Only what quantises, and the first compilation, import Numba.
 """
 
-from .engine import MAX_BATCH, Level, NativeEngine
+from .engine import MAX_BATCH, NativeEngine
+from .kernels.cpu import HAS_FAST_VECTORS
+from .levels import Level
 from .weights import NativeWeights, Precision
 
-__all__ = ["MAX_BATCH", "Level", "NativeEngine", "NativeWeights", "Precision"]
+__all__ = ["HAS_FAST_VECTORS", "MAX_BATCH", "Level", "NativeEngine", "NativeWeights", "Precision"]

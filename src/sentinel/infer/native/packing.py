@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .tiles import GROUP, INT4_GROUP_BYTES, ROWS
+from .kernels.layout import GROUP, INT4_GROUP_BYTES, ROWS
 
 KINDS = ("fp32", "int8", "int4")
 

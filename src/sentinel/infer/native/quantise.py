@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .tiles import GROUP
+from .kernels.layout import GROUP
 
 _F = np.float32
 

@@ -12,7 +12,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from .step import participate
+from .program import Program, program
 
 _SPINS = 20_000  # looks for a new pass before sleeping; about a millisecond
 
@@ -40,12 +40,15 @@ class Team:
 
     def __init__(self, state: int, n_thread: int, memory: Any) -> None:
         self._state = state
+        self._program = program()
         self._memory = memory
         self._lock = threading.Lock()
         self._wake = [threading.Semaphore(0) for _ in range(n_thread)]
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=_work, args=(state, t, self._wake[t], self._stop, memory), daemon=True)
+            threading.Thread(
+                target=_work, args=(self._program, state, t, self._wake[t], self._stop, memory), daemon=True
+            )
             for t in range(1, n_thread)
         ]
         for thread in self._threads:
@@ -55,12 +58,12 @@ class Team:
     def run(self) -> None:
         """One pass."""
         with self._lock:
-            sleeping = participate(self._state, 0, 0)
+            sleeping = self._program(self._state, 0, 0)
             if sleeping:
                 for t, semaphore in enumerate(self._wake):
                     if sleeping >> t & 1:
                         semaphore.release()
-                participate(self._state, 0, -1)
+                self._program(self._state, 0, -1)
 
     def close(self) -> None:
         """End the workers."""
@@ -69,9 +72,9 @@ class Team:
             thread.join()
 
 
-def _work(state: int, thread: int, wake: threading.Semaphore, stop: threading.Event, memory: Any) -> None:
+def _work(run: Program, state: int, thread: int, wake: threading.Semaphore, stop: threading.Event, memory: Any) -> None:
     while not stop.is_set():
-        participate(state, thread, _SPINS)
+        run(state, thread, _SPINS)
         wake.acquire()
 
 

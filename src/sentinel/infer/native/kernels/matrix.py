@@ -6,11 +6,11 @@ import numpy as np
 from numba import njit
 
 from .intrinsics import f32_view, prefetch_line
-from .kernels_vector import FAST, activate, copy_row, normalise, quantise_row
 from .layout import (
     BIAS,
     BLOCK_BYTES,
     FP32,
+    INT4_GROUP_BYTES,
     INT8,
     KIND,
     MAX_ROWS,
@@ -21,7 +21,8 @@ from .layout import (
     WEIGHT,
     S,
 )
-from .tiles import INT4_GROUP_BYTES, float_block, int4_block, int8_block
+from .tiles import float_block, int4_block, int8_block
+from .vector import FAST, activate, copy_row, normalise, quantise_row
 
 _X, _X_STRIDE = int(S.INPUT), int(S.INPUT_STRIDE)
 _SCALE, _SUM, _SUM_STRIDE = int(S.INPUT_SCALE), int(S.INPUT_SUM), int(S.INPUT_SUM_STRIDE)

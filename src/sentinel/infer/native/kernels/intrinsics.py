@@ -11,10 +11,12 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
+
+from .cpu import HAS_HALF, IS_X86
 
 intrinsic: Any = _intrinsic  # its type says nothing of what it returns: a function without the typing context
 
@@ -23,15 +25,6 @@ _I64 = ir.IntType(64)
 _PTR = ir.PointerType()
 
 
-def _features() -> frozenset[str]:
-    flat = getattr(config, "CPU_FEATURES", None)
-    if flat is None:
-        flat = binding.get_host_cpu_features().flatten()
-    return frozenset(f[1:] for f in flat.split(",") if f.startswith("+"))
-
-
-CPU_FEATURES = _features()
-IS_X86 = any(f.startswith(("sse", "avx")) for f in CPU_FEATURES)
 _YIELD_SYMBOL = None if sys.platform == "win32" else "sched_yield"
 
 
@@ -72,9 +65,54 @@ def i64_view(address, n):
 
 
 @njit(inline="always")
+def i64_table(address, n, m):
+    """The ``n`` x ``m`` int64 values at ``address`` as an array (no copy)."""
+    return carray(_void_pointer(address), (n, m), np.int64)
+
+
+@njit(inline="always")
 def i8_view(address, n):
     """The ``n`` int8 values at ``address`` as an array (no copy)."""
     return carray(_void_pointer(address), n, np.int8)
+
+
+def floats_of_halves(builder: Any, bits: Any) -> Any:
+    """A vector of IEEE half-precision values, given as int16, as float32."""
+    n = bits.type.count
+    floats, ints = ir.VectorType(ir.FloatType(), n), ir.VectorType(ir.IntType(32), n)
+    if HAS_HALF:
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), n)), floats)
+    wide = builder.zext(bits, ints)
+    size = builder.shl(builder.and_(wide, ir.Constant(ints, [0x7FFF] * n)), ir.Constant(ints, [13] * n))
+    # the exponents' biases differ by 112; a product by 2^112 also makes subnormal values normal
+    value = builder.fmul(builder.bitcast(size, floats), ir.Constant(floats, [2.0**112] * n))
+    special = builder.icmp_unsigned(">=", size, ir.Constant(ints, [0x0F800000] * n))  # infinity and NaN
+    infinite = builder.or_(size, ir.Constant(ints, [0x7F800000] * n))
+    size = builder.select(special, infinite, builder.bitcast(value, ints))
+    sign = builder.shl(builder.and_(wide, ir.Constant(ints, [0x8000] * n)), ir.Constant(ints, [16] * n))
+    return builder.bitcast(builder.or_(size, sign), floats)
+
+
+def _halves_of_floats(builder: Any, floats: Any) -> Any:
+    """A vector of float32 rounded to half precision (ties to even), as int16."""
+    n = floats.type.count
+    ints, shorts = ir.VectorType(ir.IntType(32), n), ir.VectorType(ir.IntType(16), n)
+    if HAS_HALF:
+        return builder.bitcast(builder.fptrunc(floats, ir.VectorType(ir.HalfType(), n)), shorts)
+
+    def constant(value: int) -> Any:
+        return ir.Constant(ints, [value] * n)
+
+    bits = builder.bitcast(floats, ints)
+    size = builder.and_(bits, constant(0x7FFFFFFF))
+    small = builder.fmul(builder.bitcast(size, floats.type), ir.Constant(floats.type, [2.0**-112] * n))
+    scaled = builder.bitcast(small, ints)
+    odd = builder.and_(builder.lshr(scaled, constant(13)), constant(1))
+    rounded = builder.lshr(builder.add(scaled, builder.add(odd, constant(0xFFF))), constant(13))
+    half = builder.select(builder.icmp_unsigned(">", rounded, constant(0x7C00)), constant(0x7C00), rounded)
+    half = builder.select(builder.icmp_unsigned(">", size, constant(0x7F800000)), constant(0x7E00), half)  # NaN
+    sign = builder.and_(builder.lshr(bits, constant(16)), constant(0x8000))
+    return builder.trunc(builder.or_(half, sign), shorts)
 
 
 @intrinsic
@@ -86,10 +124,7 @@ def half_at(typingctx: Any, address: Any) -> Any:
         bits = builder.load(_pointer(builder, args[0]), align=2, typ=ir.IntType(16))
         zeros = ir.Constant(ir.VectorType(ir.IntType(16), 8), None)
         vector = builder.insert_element(zeros, bits, ir.IntType(32)(0))
-        floats = builder.fpext(
-            builder.bitcast(vector, ir.VectorType(ir.HalfType(), 8)), ir.VectorType(ir.FloatType(), 8)
-        )
-        return builder.extract_element(floats, ir.IntType(32)(0))
+        return builder.extract_element(floats_of_halves(builder, vector), ir.IntType(32)(0))
 
     return types.float32(types.int64), codegen
 
@@ -205,8 +240,7 @@ def _eight_halves(typingctx: Any, source: Any, target: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         floats = builder.load(_pointer(builder, args[0]), align=4, typ=ir.VectorType(ir.FloatType(), 8))
-        rounded = builder.fptrunc(floats, ir.VectorType(ir.HalfType(), 8))
-        builder.store(rounded, _pointer(builder, args[1]), align=2)
+        builder.store(_halves_of_floats(builder, floats), _pointer(builder, args[1]), align=2)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen

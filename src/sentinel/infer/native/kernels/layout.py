@@ -1,7 +1,7 @@
 """Where everything is: the integer tables through which Python tells the compiled step about a model.
 
 A compiled step takes one address: that of the state, a row of int64 fields. Sizes are counts, everything else is an
-address or a stride in bytes. `engine` writes the tables, `step` reads them.
+address or a stride in bytes. `tables` writes them, `forward` reads them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from enum import IntEnum
 
 # Kinds of matrix, and what a row of activations must be for it: float32, or int16 with one scale.
 FP32, INT8, INT4 = 0, 1, 2
+
+ROWS = 32  # rows of one block
+GROUP = 32  # columns of one int4 group; every packed matrix has a multiple of this many columns
+INT4_NIBBLE_BYTES = ROWS * GROUP // 2
+INT4_GROUP_BYTES = INT4_NIBBLE_BYTES + 2 * ROWS * 2  # 32 rows x 32 columns: nibbles, then two halves per row
 
 # Fields of one matrix.
 KIND, WEIGHT, SCALE, BIAS, BLOCK_BYTES, N_ROW, N_COLUMN = range(7)

@@ -19,15 +19,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .intrinsics import CPU_FEATURES
-
-ROWS = 32  # rows of one block
-GROUP = 32  # columns of one int4 group; every packed matrix has a multiple of this many columns
-
-HAS_AVX512 = {"avx512f", "avx512bw"} <= CPU_FEATURES
-# Tokens per tile, largest first. A token needs two sums of 16 lanes: 16 of the 32 registers of AVX-512 at 8 tokens, 12
-# of the 16 of AVX2 at 3. That is enough to keep the multipliers busy; more tokens only cause spills.
-TILE_TOKENS = (8, 4, 2, 1) if HAS_AVX512 else (3, 2, 1, 1)
+from .cpu import CPU_FEATURES, HAS_AVX512, TILE_TOKENS
+from .intrinsics import floats_of_halves
+from .layout import GROUP, INT4_GROUP_BYTES, INT4_NIBBLE_BYTES
 
 _PREFETCH_BYTES = 2048  # how far ahead of a one-token tile its weights are asked for
 
@@ -35,7 +29,6 @@ _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _PTR = ir.PointerType()
 _F32 = ir.FloatType()
 _V16F = ir.VectorType(_F32, 16)
-_V16H = ir.VectorType(ir.HalfType(), 16)
 _V16I = ir.VectorType(_I32, 16)
 _V32S = ir.VectorType(_I16, 32)
 _V32B = ir.VectorType(_I8, 32)
@@ -131,7 +124,7 @@ def _emit_float_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
         weights = []
         for v in range(2):
             if half:
-                weights.append(builder.fpext(e.load(e.at(row, v * 32), _V16H, 2), _V16F))
+                weights.append(floats_of_halves(builder, e.load(e.at(row, v * 32), _V16S, 2)))
             else:
                 weights.append(e.load(e.at(row, v * 64), _V16F))
         if tokens == 1:
@@ -196,10 +189,6 @@ def _emit_int8_tile(builder: Any, args: Any, tokens: int) -> None:
             builder.store(out, e.at(e.at(y, builder.mul(y_stride, _I64(t))), v * 64), align=4)
 
 
-INT4_NIBBLE_BYTES = ROWS * GROUP // 2
-INT4_GROUP_BYTES = INT4_NIBBLE_BYTES + 2 * ROWS * 2  # 32 rows x 32 columns: nibbles, then two halves per row
-
-
 def _emit_int4_tile(builder: Any, args: Any, tokens: int) -> None:
     x, x_stride, x_scale, x_sum, sum_stride, w, w_scale, n_group, skip, y, y_stride = args
     e = _Emit(builder)
@@ -235,7 +224,7 @@ def _emit_int4_tile(builder: Any, args: Any, tokens: int) -> None:
             x_sums.append(e.splat(e.load(pointer, _F32)))
         for v in range(2):
             scale, low = (
-                builder.fpext(e.load(e.at(base, INT4_NIBBLE_BYTES + part * 64 + v * 32), _V16H, 2), _V16F)
+                floats_of_halves(builder, e.load(e.at(base, INT4_NIBBLE_BYTES + part * 64 + v * 32), _V16S, 2))
                 for part in range(2)
             )
             for t in range(tokens):

@@ -12,7 +12,6 @@ import numpy as np
 from numba import njit
 
 from .intrinsics import f32_view, halves, i16_view
-from .kernels_vector import FAST, softmax_weights
 from .layout import (
     L_COS,
     L_HEAD,
@@ -29,6 +28,7 @@ from .layout import (
     S,
 )
 from .tiles import float_block, half_block
+from .vector import FAST, softmax_weights
 
 _CONTEXT, _HALF_KV = int(S.CONTEXT), int(S.HALF_KV)
 _QKV, _QKV_STRIDE = int(S.QKV), int(S.QKV_STRIDE)

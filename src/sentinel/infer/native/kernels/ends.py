@@ -1,0 +1,97 @@
+"""The two ends of a pass: token embeddings in, logits and the likeliest token out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .intrinsics import f32_view, half_at, i8_view, i64_view
+from .layout import (
+    BLOCK_BYTES,
+    FP32,
+    INT4_GROUP_BYTES,
+    INT8,
+    KIND,
+    MATRIX_FIELDS,
+    N_ROW,
+    P_BEST,
+    P_BLOCK,
+    SCALE,
+    WEIGHT,
+    S,
+)
+from .matrix import add_bias, block_product, block_range
+from .vector import FAST
+
+_THREADS, _N_EMBD = int(S.THREADS), int(S.N_EMBD)
+_EMBED, _POSITIONS = int(S.EMBED), int(S.POSITIONS)
+_LOGITS, _LOGITS_STRIDE, _BEST = int(S.LOGITS), int(S.LOGITS_STRIDE), int(S.BEST)
+_PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
+_NO_LOGIT = np.float32(-np.inf)
+
+
+@njit(**FAST)
+def embed(st, token, position, first, end, x):
+    """Columns first..end of a token's embedding (and its position's, if learned)."""
+    m = i64_view(st[_EMBED], MATRIX_FIELDS)
+    block, row = token // 32, token % 32
+    w = m[WEIGHT] + block * m[BLOCK_BYTES]
+    out = f32_view(x, st[_N_EMBD])
+    if m[KIND] == FP32:
+        for k in range(first, end):
+            out[k] = f32_view(w + k * 128 + row * 4, 1)[0]
+    else:
+        scale = f32_view(m[SCALE] + token * 4, 1)[0]
+        for k in range(first, end):
+            if m[KIND] == INT8:
+                out[k] = np.float32(i8_view(w + k // 2 * 64 + row * 2 + k % 2, 1)[0]) * scale
+            else:
+                group = w + k // 32 * INT4_GROUP_BYTES
+                c = k % 32
+                byte = group + (c // 8 * 2 + row // 16) * 64 + (row % 16 * 2 + c % 2) * 2 + c % 8 // 4
+                nibble = (np.int64(i8_view(byte, 1)[0]) >> (c % 4 // 2 * 4)) & 15
+                out[k] = (np.float32(nibble) * half_at(group + 512 + row * 2) + half_at(group + 576 + row * 2)) * scale
+    if st[_POSITIONS] != 0:
+        added = f32_view(st[_POSITIONS] + position * st[_N_EMBD] * 4, st[_N_EMBD])
+        for k in range(first, end):
+            out[k] += added[k]
+
+
+@njit(**FAST)
+def head_logits(st, matrix, row0, n, private, thread, n_thread):
+    """Logits of ``n`` rows and, per thread, the largest of its share."""
+    first, end = block_range(matrix, thread, n_thread)
+    for t in range(n):
+        i64_view(private + P_BEST + t * 16, 1)[0] = first * 32
+        f32_view(private + P_BEST + t * 16 + 8, 1)[0] = _NO_LOGIT
+    scratch = private + P_BLOCK
+    for block in range(first, end):
+        block_product(st, matrix, block, row0, n, scratch)
+        add_bias(matrix, block, n, scratch)
+        size = min(32, matrix[N_ROW] - block * 32)
+        for t in range(n):
+            part = f32_view(scratch + t * 128, size)
+            out = f32_view(st[_LOGITS] + t * st[_LOGITS_STRIDE] + block * 128, size)
+            top = part[0]
+            for i in range(size):
+                out[i] = part[i]
+                top = max(top, part[i])
+            best = f32_view(private + P_BEST + t * 16 + 8, 1)
+            if top > best[0]:
+                best[0] = top
+                i = 0
+                while part[i] != top:
+                    i += 1
+                i64_view(private + P_BEST + t * 16, 1)[0] = block * 32 + i
+
+
+@njit(**FAST)
+def gather_best(st, n):
+    for t in range(n):
+        top, token = _NO_LOGIT, np.int64(0)
+        for thread in range(st[_THREADS]):
+            area = st[_PRIVATE] + thread * st[_PRIVATE_STRIDE] + P_BEST + t * 16
+            value = f32_view(area + 8, 1)[0]
+            if value > top:
+                top, token = value, i64_view(area, 1)[0]
+        i64_view(st[_BEST], n)[t] = token

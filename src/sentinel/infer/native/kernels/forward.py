@@ -1,0 +1,216 @@
+"""A whole pass of tokens through the model: from token numbers to logits and the likeliest token.
+
+Every thread runs `forward` with its own number and takes its share of each part; between parts they meet at a
+barrier. With one token, every thread makes the (small) inputs of a matrix for itself instead of waiting for another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .attention import attend, cache_row
+from .ends import embed, gather_best, head_logits
+from .intrinsics import cycles, float_bits, i64_table, i64_view
+from .layout import (
+    L_DOWN,
+    L_GATE,
+    L_GATED,
+    L_HEAD,
+    L_KV_HEAD,
+    L_NEURON,
+    L_NORM1,
+    L_NORM1_BIAS,
+    L_NORM2,
+    L_NORM2_BIAS,
+    L_OUT,
+    L_QKV,
+    L_UP,
+    LAST_ROWS,
+    LAST_TILES,
+    LAYER_FIELDS,
+    MATRIX_FIELDS,
+    MAX_ROWS,
+    N_LAST_TILE,
+    N_ROW,
+    N_TILE,
+    N_WANTED,
+    P_BLOCK,
+    P_SCORES,
+    PARTS,
+    PLAN_INTS,
+    R_POSITION,
+    R_SEQUENCE,
+    R_TOKEN,
+    ROW_FIELDS,
+    TILES,
+    S,
+)
+from .matrix import neurons, project, put_input, put_norm, warm
+from .plan import keep_wanted
+from .sync import barrier
+from .vector import FAST
+
+_N_FIELD, _N_PART = int(S.N_FIELD), len(PARTS)
+_THREADS, _N_LAYER, _N_EMBD = int(S.THREADS), int(S.N_LAYER), int(S.N_EMBD)
+_EPS, _ACTIVATION, _ROWS = int(S.EPS_BITS), int(S.ACTIVATION), int(S.N_ROW)
+_LAYERS, _ROW_TABLE, _HEAD = int(S.LAYERS), int(S.ROWS), int(S.HEAD)
+_FINAL_NORM, _FINAL_BIAS = int(S.FINAL_NORM), int(S.FINAL_NORM_BIAS)
+_X, _X_STRIDE, _QKV, _QKV_STRIDE = int(S.X), int(S.X_STRIDE), int(S.QKV), int(S.QKV_STRIDE)
+_ATTENTION, _ATTENTION_STRIDE = int(S.ATTENTION), int(S.ATTENTION_STRIDE)
+_HIDDEN, _HIDDEN_STRIDE = int(S.HIDDEN), int(S.HIDDEN_STRIDE)
+_PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
+_SYNC, _PLAN, _PROFILE = int(S.SYNC), int(S.PLAN), int(S.PROFILE)
+
+
+@njit(**FAST)
+def _norm_inputs(st, matrix, n, weight, bias, private, thread, n_thread):
+    eps = float_bits(np.int32(st[_EPS]))
+    if n == 1:
+        put_norm(st, matrix, st[_X], thread, weight, bias, eps, private + P_SCORES)
+        return
+    for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
+        put_norm(st, matrix, st[_X] + r * st[_X_STRIDE], r, weight, bias, eps, private + P_SCORES)
+    barrier(st[_SYNC], private, n_thread)
+
+
+@njit(**FAST)
+def _inputs(st, matrix, n, x, x_stride, private, thread, n_thread):
+    if n == 1:
+        put_input(st, matrix, x, thread)
+        return
+    for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
+        put_input(st, matrix, x + r * x_stride, r)
+    barrier(st[_SYNC], private, n_thread)
+
+
+@njit(**FAST)
+def _clock(st, thread, part, since):
+    """Count the cycles since ``since`` as those of ``part`` (first thread only); returns the time now."""
+    now = cycles()
+    if thread == 0:
+        i64_view(st[_PROFILE], _N_PART)[part] += now - since
+    return now
+
+
+@njit(**FAST)
+def _embed_rows(st, rows, n, private, thread, n_thread):
+    width = st[_N_EMBD]
+    if n == 1:
+        first, end = width * thread // n_thread, width * (thread + 1) // n_thread
+        embed(st, rows[0, R_TOKEN], rows[0, R_POSITION], first, end, st[_X])
+    else:
+        for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
+            embed(st, rows[r, R_TOKEN], rows[r, R_POSITION], 0, width, st[_X] + r * st[_X_STRIDE])
+    barrier(st[_SYNC], private, n_thread)
+
+
+@njit(**FAST)
+def _fill_cache(st, layer, rows, n, private, thread, n_thread, clock):
+    """Queries, keys and values of ``n`` rows; keys and values go into the cache."""
+    qkv = layer[L_QKV : L_QKV + MATRIX_FIELDS]
+    _norm_inputs(st, qkv, n, layer[L_NORM1], layer[L_NORM1_BIAS], private, thread, n_thread)
+    clock = _clock(st, thread, 1, clock)
+    row0 = thread if n == 1 else 0
+    project(st, qkv, row0, n, st[_QKV], st[_QKV_STRIDE], False, private, thread, n_thread)
+    barrier(st[_SYNC], private, n_thread)
+    clock = _clock(st, thread, 2, clock)
+    n_item = n * layer[L_KV_HEAD]
+    for item in range(n_item * thread // n_thread, n_item * (thread + 1) // n_thread):
+        r, g = item // layer[L_KV_HEAD], item % layer[L_KV_HEAD]
+        cache_row(st, layer, r, rows[r, R_SEQUENCE], rows[r, R_POSITION], g, private + P_BLOCK)
+    barrier(st[_SYNC], private, n_thread)
+    return _clock(st, thread, 3, clock)
+
+
+@njit(**FAST)
+def _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock):
+    """Outputs of all heads, in runs of consecutive tokens."""
+    n_item = n_tile * layer[L_HEAD]
+    for item in range(n_item * thread // n_thread, n_item * (thread + 1) // n_thread):
+        h, tile = item // n_tile, item % n_tile
+        attend(st, layer, rows, tiles[2 * tile], tiles[2 * tile + 1], h, private)
+    warm(layer[L_OUT : L_OUT + MATRIX_FIELDS], thread, n_thread)
+    barrier(st[_SYNC], private, n_thread)
+    return _clock(st, thread, 4, clock)
+
+
+@njit(**FAST)
+def _out_projection(st, layer, n, private, thread, n_thread, clock):
+    out = layer[L_OUT : L_OUT + MATRIX_FIELDS]
+    _inputs(st, out, n, st[_ATTENTION], st[_ATTENTION_STRIDE], private, thread, n_thread)
+    row0 = thread if n == 1 else 0
+    project(st, out, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
+    warm(layer[L_UP : L_UP + MATRIX_FIELDS], thread, n_thread)
+    barrier(st[_SYNC], private, n_thread)
+    return _clock(st, thread, 5, clock)
+
+
+@njit(**FAST)
+def _mlp(st, layer, following, n, private, thread, n_thread, clock):
+    """The second half of a layer; ``following`` is the matrix that is read next."""
+    gate, up = layer[L_GATE : L_GATE + MATRIX_FIELDS], layer[L_UP : L_UP + MATRIX_FIELDS]
+    down = layer[L_DOWN : L_DOWN + MATRIX_FIELDS]
+    row0 = thread if n == 1 else 0
+    if layer[L_NEURON] > 0:
+        _norm_inputs(st, up, n, layer[L_NORM2], layer[L_NORM2_BIAS], private, thread, n_thread)
+        clock = _clock(st, thread, 6, clock)
+        neurons(
+            st, gate, up, layer[L_GATED], st[_ACTIVATION], row0, n, st[_HIDDEN], st[_HIDDEN_STRIDE],
+            private, thread, n_thread,
+        )  # fmt: skip
+        warm(down, thread, n_thread)
+        barrier(st[_SYNC], private, n_thread)
+        clock = _clock(st, thread, 7, clock)
+    if down[N_ROW] > 0:
+        _inputs(st, down, n, st[_HIDDEN], st[_HIDDEN_STRIDE], private, thread, n_thread)
+        clock = _clock(st, thread, 8, clock)
+        project(st, down, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
+        warm(following, thread, n_thread)
+        barrier(st[_SYNC], private, n_thread)
+        clock = _clock(st, thread, 9, clock)
+    return clock
+
+
+@njit(**FAST)
+def forward(state, thread):
+    """One thread's part of a pass; ``state`` is the address of the state."""
+    st = i64_view(state, _N_FIELD)
+    n_thread = st[_THREADS]
+    private = st[_PRIVATE] + thread * st[_PRIVATE_STRIDE]
+    plan = i64_view(st[_PLAN], PLAN_INTS)
+    n, n_layer = st[_ROWS], st[_N_LAYER]
+    rows = i64_table(st[_ROW_TABLE], n, ROW_FIELDS)
+    n_tile, tiles = plan[N_TILE], plan[TILES : TILES + 2 * MAX_ROWS]
+    layers = i64_table(st[_LAYERS], n_layer, LAYER_FIELDS)
+    head = i64_view(st[_HEAD], MATRIX_FIELDS)
+    clock = cycles()
+    _embed_rows(st, rows, n, private, thread, n_thread)
+    clock = _clock(st, thread, 0, clock)
+    for i in range(n_layer):
+        layer = layers[i]
+        if layer[L_HEAD] > 0:
+            clock = _fill_cache(st, layer, rows, n, private, thread, n_thread, clock)
+        if i == n_layer - 1 and plan[N_WANTED] < n:
+            # the keys and values of the other tokens are stored; nothing else of them is needed any more
+            if thread == 0:
+                keep_wanted(st, plan)
+            n = plan[N_WANTED]
+            if n == 0:
+                break
+            rows = i64_table(st[_PLAN] + 8 * LAST_ROWS, MAX_ROWS, ROW_FIELDS)
+            n_tile, tiles = plan[N_LAST_TILE], plan[LAST_TILES : LAST_TILES + 2 * MAX_ROWS]
+            barrier(st[_SYNC], private, n_thread)
+        if layer[L_HEAD] > 0:
+            clock = _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock)
+        if layer[L_OUT + N_ROW] > 0:
+            clock = _out_projection(st, layer, n, private, thread, n_thread, clock)
+        following = layers[i + 1][L_QKV : L_QKV + MATRIX_FIELDS] if i + 1 < n_layer else head
+        clock = _mlp(st, layer, following, n, private, thread, n_thread, clock)
+    if n > 0:
+        _norm_inputs(st, head, n, st[_FINAL_NORM], st[_FINAL_BIAS], private, thread, n_thread)
+        head_logits(st, head, thread if n == 1 else 0, n, private, thread, n_thread)
+    barrier(st[_SYNC], private, n_thread)
+    _clock(st, thread, 10, clock)
+    if thread == 0:
+        gather_best(st, n)

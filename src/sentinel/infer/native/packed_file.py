@@ -1,0 +1,175 @@
+"""Packed tensors in one buffer, in the order of use, and the file that holds them.
+
+A file is a valid safetensors file whose data are that buffer, so loading is one read into huge pages. Its metadata hold
+what the tensors are for, and a checksum of each.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sentinel.errors import InputError
+
+from . import memory, packing
+
+FORMAT = "sentinel-native-1"
+_ALIGN = 64
+_DTYPES = {"U8": np.uint8, "F32": np.float32}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor in the buffer: its bytes, and what they are (a vector, or a packed matrix with its sizes)."""
+
+    start: int
+    n_byte: int
+    dtype: Literal["U8", "F32"]
+    kind: str = ""
+    n_row: int = 0
+    n_column: int = 0
+
+
+class PackedTensors:
+    """Tensors by name: ``<matrix>.packed``, ``<matrix>.scale``, ``<matrix>.bias``, and vectors by their own names."""
+
+    def __init__(self, parts: dict[str, Part], data: NDArray[np.uint8]) -> None:
+        self.parts = parts
+        self.data = data
+
+    @property
+    def n_byte(self) -> int:
+        """Bytes of all tensors together."""
+        return self.data.nbytes
+
+    def address(self, name: str) -> int:
+        """Where a tensor starts in memory; 0 if there is no such tensor."""
+        part = self.parts.get(name)
+        return 0 if part is None else self.data.ctypes.data + part.start
+
+    def array(self, name: str) -> NDArray:
+        """One tensor as it is stored (no copy)."""
+        part = self.parts[name]
+        return self.data[part.start : part.start + part.n_byte].view(_DTYPES[part.dtype])
+
+    def require(self, source: Path, name: str, n_byte: int) -> None:
+        """Raise `InputError` that names ``source`` unless there is such a tensor of that size: kernels trust sizes."""
+        part = self.parts.get(name)
+        if part is None or part.n_byte != n_byte or part.start % _ALIGN:
+            raise InputError(f"{source}: tensor {name} is missing or has the wrong size")
+
+    def require_matrix(self, source: Path, name: str, n_row: int, n_column: int) -> None:
+        """`require` for the packed values and the scales of a matrix."""
+        part = self.parts.get(f"{name}.packed")
+        if part is None or part.kind not in packing.KINDS or (part.n_row, part.n_column) != (n_row, n_column):
+            raise InputError(f"{source}: matrix {name} is missing or has the wrong size")
+        self.require(source, f"{name}.packed", packing.packed_bytes(part.kind, n_row, n_column))
+        if part.kind != "fp32":
+            self.require(source, f"{name}.scale", 4 * packing.padded(n_row))
+
+
+class Collector:
+    """Tensors that are being collected for one buffer."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[Part, NDArray[np.uint8]]] = {}
+        self._end = 0
+
+    def add_matrix(
+        self, name: str, kind: str, packed: NDArray[np.uint8], scale: NDArray[np.float32] | None, shape: tuple[int, int]
+    ) -> None:
+        """A packed matrix [N, K] and, if it is quantised, the scales of its rows."""
+        self._add(f"{name}.packed", packed, "U8", kind, *shape)
+        if scale is not None:
+            self.add_vector(f"{name}.scale", scale)
+
+    def add_vector(self, name: str, vector: NDArray[np.float32]) -> None:
+        """A vector; zeros follow up to a multiple of 32, since kernels read whole blocks of rows."""
+        full = np.zeros(packing.padded(vector.size), np.float32)
+        full[: vector.size] = vector
+        self._add(name, full.view(np.uint8), "F32")
+
+    def _add(self, name: str, data: NDArray[np.uint8], dtype: Literal["U8", "F32"], *matrix: str | int) -> None:
+        assert self._end % _ALIGN == 0
+        self._found[name] = (Part(self._end, data.nbytes, dtype, *matrix), data)  # type: ignore[arg-type]
+        self._end += data.nbytes
+
+    def joined(self) -> tuple[dict[str, Part], NDArray[np.uint8]]:
+        """The parts and one buffer with all of them."""
+        data = memory.buffer(self._end)[: self._end]
+        for part, tensor in self._found.values():
+            data[part.start : part.start + part.n_byte] = tensor
+        return {name: part for name, (part, _) in self._found.items()}, data
+
+
+def write_packed(path: str | Path, tensors: PackedTensors, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that `read_packed` reads."""
+    described = {
+        name: {"dtype": p.dtype, "shape": [p.n_byte // (4 if p.dtype == "F32" else 1)],
+               "data_offsets": [p.start, p.start + p.n_byte]}
+        for name, p in tensors.parts.items()
+    }  # fmt: skip
+    matrices = {n: [p.kind, p.n_row, p.n_column] for n, p in tensors.parts.items() if p.kind}
+    sums = {n: zlib.crc32(tensors.array(n).data) for n in tensors.parts}
+    own = {"format": FORMAT, "matrices": json.dumps(matrices), "crc32": json.dumps(sums)}
+    header = json.dumps({"__metadata__": {**metadata, **own}, **described}).encode()
+    header += b" " * (-(len(header) + 8) % _ALIGN)
+    with Path(path).open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(tensors.data.data)
+
+
+def read_packed(path: Path, *, verify: bool = True) -> tuple[PackedTensors, dict[str, str]]:
+    """Tensors and metadata of a file that `write_packed` wrote; ``verify`` compares every tensor's checksum.
+
+    Raises `InputError` that names the file when it is missing, cut short, altered or of another format.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            n_header = int.from_bytes(file.read(8), "little")
+            if n_header > size - 8:
+                raise InputError(f"{path} is not a safetensors file, or was cut short")
+            parts, sums, metadata = _read_header(file.read(n_header), path)
+            n_byte = max((p.start + p.n_byte for p in parts.values()), default=0)
+            if size != 8 + n_header + n_byte:
+                raise InputError(f"{path} was cut short or has bytes too many: {size}, not {8 + n_header + n_byte}")
+            data = memory.buffer(n_byte)[:n_byte]
+            file.readinto(data.data)
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror or error})") from error
+    tensors = PackedTensors(parts, data)
+    for name in parts if verify else ():
+        if zlib.crc32(tensors.array(name).data) != sums.get(name):
+            raise InputError(f"{path}: tensor {name} is damaged (its checksum differs); write the checkpoint again")
+    return tensors, metadata
+
+
+def _read_header(header: bytes, path: Path) -> tuple[dict[str, Part], dict[str, int], dict[str, str]]:
+    try:
+        described = json.loads(header)
+        metadata = described.pop("__metadata__")
+        found = metadata["format"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a packed Sentinel model") from error
+    if found != FORMAT:
+        raise InputError(f"{path} has format {found!r}; this version of sentinel reads {FORMAT!r}")
+    try:
+        matrices, sums = json.loads(metadata["matrices"]), json.loads(metadata["crc32"])
+        parts = {}
+        for name, entry in described.items():
+            start, end = (int(offset) for offset in entry["data_offsets"])
+            kind, n_row, n_column = matrices.get(name, ("", 0, 0))
+            if not 0 <= start <= end or entry["dtype"] not in _DTYPES:
+                raise ValueError(f"tensor {name}")
+            parts[name] = Part(start, end - start, entry["dtype"], kind, int(n_row), int(n_column))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: its header is damaged ({error}); write the checkpoint again") from error
+    return parts, sums, metadata

@@ -1,0 +1,216 @@
+"""The buffers of one engine, and the integer tables through which the compiled step finds everything."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sentinel.models.spec import RopeSpec
+
+from . import memory, packing
+from .kernels import layout
+from .kernels.cpu import TILE_TOKENS
+from .kernels.layout import S
+from .levels import Level
+from .packed_file import PackedTensors
+from .weights import NativeWeights
+
+
+class Tables:
+    """State, layer table and buffers for ``max_batch`` sequences of ``max_tokens`` positions.
+
+    ``rows`` [MAX_ROWS][fields] takes the tokens of a pass; ``logits`` [MAX_WANTED][V], ``best`` and ``profile`` hold
+    what it found. The tables point into ``weights``, which they keep alive.
+    """
+
+    def __init__(self, weights: NativeWeights, *, threads: int, max_batch: int, max_tokens: int, half_kv: bool) -> None:
+        self.spec = weights.spec
+        self.weights = weights
+        self.state = np.zeros(S.N_FIELD, np.int64)
+        self.layers = np.zeros((self.spec.n_layer, layout.LAYER_FIELDS), np.int64)
+        self._threads, self._max_batch, self._half_kv = threads, max_batch, half_kv
+        self._context = packing.padded(max_tokens)
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self._level: Level | None = None  # kept alive: the tables point into its projections
+        self._allocate()
+        self._allocate_cache()
+        self._describe_model()
+
+    def set_level(self, level: Level) -> None:
+        """Make the layer table say what ``level`` uses."""
+        for i in range(self.spec.n_layer):
+            self._describe_layer(i, level)
+        self._level = level
+
+    # --- buffers ----------------------------------------------------------------------------------------------------
+
+    def _allocate(self) -> None:
+        strides = self._strides()
+        for field, stride in strides.items():
+            self.state[field] = stride
+        for field, size in self._sizes(strides).items():
+            self._buffers[field.name] = memory.buffer(size, huge=False)
+            self.state[field] = self._buffers[field.name].ctypes.data
+        self.rows = self._buffers["ROWS"].view(np.int64).reshape(-1, layout.ROW_FIELDS)
+        self.best = self._buffers["BEST"].view(np.int64)
+        self.profile = self._buffers["PROFILE"].view(np.int64)
+        self.logits = self._buffers["LOGITS"].view(np.float32).reshape(-1, strides[S.LOGITS_STRIDE] // 4)
+
+    def _strides(self) -> dict[S, int]:
+        """Bytes per row of every buffer: odd numbers of cache lines, so that a tile's rows lie in different sets."""
+        spec = self.spec
+        heads = max(y.n_head * y.head_dim for y in spec.layers)
+        neurons = max(y.intermediate_size for y in spec.layers)
+        widest = packing.padded(max(spec.n_embd, heads, neurons))
+        has_fp32 = any(p.kind == "fp32" for p in self.weights.parts.values())
+        scores = max(TILE_TOKENS) * (self._context + 32) * 4
+        return {
+            S.X_STRIDE: _odd_lines(4 * packing.padded(spec.n_embd)),
+            S.QKV_STRIDE: _odd_lines(4 * packing.padded(max(y.qkv_rows for y in spec.layers))),
+            S.ATTENTION_STRIDE: _odd_lines(4 * packing.padded(heads)),
+            S.HIDDEN_STRIDE: _odd_lines(4 * packing.padded(neurons)),
+            S.INPUT_STRIDE: _odd_lines((4 if has_fp32 else 2) * widest),
+            S.INPUT_SUM_STRIDE: _odd_lines(4 * widest // 32),
+            S.LOGITS_STRIDE: _odd_lines(4 * packing.padded(spec.vocab_size)),
+            S.PRIVATE_STRIDE: _odd_lines(layout.P_SCORES + max(scores, 4 * packing.padded(spec.n_embd))),
+        }
+
+    def _sizes(self, strides: dict[S, int]) -> dict[S, int]:
+        n_row = layout.MAX_ROWS
+        n_input_row = max(n_row, self._threads)
+        return {
+            S.X: strides[S.X_STRIDE] * n_row,
+            S.QKV: strides[S.QKV_STRIDE] * n_row + 256,
+            S.ATTENTION: strides[S.ATTENTION_STRIDE] * n_row,
+            S.HIDDEN: strides[S.HIDDEN_STRIDE] * n_row,
+            S.INPUT: strides[S.INPUT_STRIDE] * n_input_row,
+            S.INPUT_SCALE: 4 * n_input_row + 64,
+            S.INPUT_SUM: strides[S.INPUT_SUM_STRIDE] * n_input_row,
+            S.LOGITS: strides[S.LOGITS_STRIDE] * layout.MAX_WANTED,
+            S.BEST: 8 * layout.MAX_WANTED,
+            S.PRIVATE: strides[S.PRIVATE_STRIDE] * self._threads,
+            S.SYNC: layout.Y_PARKED + 64 * self._threads,
+            S.PLAN: 8 * layout.PLAN_INTS,
+            S.PROFILE: 8 * len(layout.PARTS),
+            S.ROWS: 8 * layout.ROW_FIELDS * n_row,
+        }
+
+    def _allocate_cache(self) -> None:
+        size = 2 if self._half_kv else 4
+        sizes = []
+        for y in self.spec.layers:
+            heads = self._max_batch * y.n_kv_head * self._context * size
+            sizes += [packing.padded(heads * y.head_dim, 64), packing.padded(heads * packing.padded(y.head_dim), 64)]
+        area = memory.buffer(sum(sizes), huge=False)  # filled bit by bit as sequences grow
+        self._buffers["cache"] = area
+        start = area.ctypes.data
+        for i, y in enumerate(self.spec.layers):
+            self.layers[i, layout.L_KEYS] = start
+            self.layers[i, layout.L_VALUES] = start + sizes[2 * i]
+            self.layers[i, layout.L_KV_STRIDE] = y.n_kv_head
+            start += sizes[2 * i] + sizes[2 * i + 1]
+
+    # --- what the tables say ----------------------------------------------------------------------------------------
+
+    def _describe_model(self) -> None:
+        spec, st = self.spec, self.state
+        st[S.THREADS], st[S.N_LAYER], st[S.N_EMBD] = self._threads, spec.n_layer, spec.n_embd
+        st[S.VOCAB], st[S.CONTEXT] = spec.vocab_size, self._context
+        st[S.LAYERNORM], st[S.HALF_KV] = spec.norm == "layernorm", self._half_kv
+        st[S.EPS_BITS] = np.float32(spec.norm_eps).view(np.int32)
+        st[S.ACTIVATION] = layout.ACTIVATIONS.index(spec.activation)
+        st[S.LAYERS] = self.layers.ctypes.data
+        matrices = np.zeros((2, layout.MATRIX_FIELDS), np.int64)
+        self._buffers["matrices"] = matrices
+        matrices[0] = _matrix(self.weights, "lm_head", spec.vocab_size, spec.n_embd)
+        matrices[1] = matrices[0] if spec.tied_head else _matrix(self.weights, "embed", spec.vocab_size, spec.n_embd)
+        st[S.HEAD], st[S.EMBED] = matrices[0].ctypes.data, matrices[1].ctypes.data
+        address = self.weights.address
+        st[S.POSITIONS] = address("positions.weight")
+        st[S.FINAL_NORM], st[S.FINAL_NORM_BIAS] = address("final_norm.weight"), address("final_norm.bias")
+        for head_dim in {y.head_dim for y in spec.layers} if spec.rope is not None else ():
+            assert spec.rope is not None
+            self._buffers[f"cos{head_dim}"], self._buffers[f"sin{head_dim}"] = rope_tables(
+                spec.rope, head_dim, self._context
+            )
+
+    def _describe_layer(self, i: int, level: Level) -> None:
+        spec, y, fields = self.spec, self.spec.layers[i], self.layers[i]
+        n_kv_head, n_neuron = level.n_kv_head[i], level.n_neuron[i]
+        n_head = y.group_size * n_kv_head
+        fields[layout.L_HEAD], fields[layout.L_KV_HEAD] = n_head, n_kv_head
+        fields[layout.L_HEAD_DIM], fields[layout.L_NEURON] = y.head_dim, n_neuron
+        fields[layout.L_GATED] = spec.gated_mlp
+        address, prefix = self.weights.address, f"layers.{i}"
+        fields[layout.L_NORM1], fields[layout.L_NORM2] = (
+            address(f"{prefix}.{norm}.weight") for norm in ("attn_norm", "mlp_norm")
+        )
+        fields[layout.L_NORM1_BIAS], fields[layout.L_NORM2_BIAS] = (
+            address(f"{prefix}.{norm}.bias") for norm in ("attn_norm", "mlp_norm")
+        )
+        if spec.rope is not None:
+            fields[layout.L_COS] = self._buffers[f"cos{y.head_dim}"].ctypes.data
+            fields[layout.L_SIN] = self._buffers[f"sin{y.head_dim}"].ctypes.data
+        qkv_rows = (n_head + 2 * n_kv_head) * y.head_dim
+        c, n_value = spec.n_embd, n_head * y.head_dim
+        # a projection without inputs still adds its bias; without either it is left out
+        out_rows = c if n_value or spec.out_bias else 0
+        down_rows = c if n_neuron or spec.down_bias else 0
+        for start, name, n_row, n_column in (
+            (layout.L_QKV, "attn.qkv_proj", qkv_rows, c),
+            (layout.L_OUT, "attn.out_proj", out_rows, n_value),
+            (layout.L_GATE, "mlp.gate_proj", n_neuron, c),
+            (layout.L_UP, "mlp.up_proj", n_neuron, c),
+            (layout.L_DOWN, "mlp.down_proj", down_rows, n_neuron),
+        ):
+            full = f"{prefix}.{name}"
+            matrix = _matrix(self.weights, full, n_row, n_column)
+            if level.projections is not None:
+                matrix = _own(level.projections, full, matrix, c)
+            fields[start : start + layout.MATRIX_FIELDS] = matrix
+
+
+def _matrix(tensors: PackedTensors, name: str, n_row: int, n_column: int) -> list[int]:
+    """Fields of a matrix of which the first ``n_row`` rows and ``n_column`` columns are used."""
+    part = tensors.parts.get(f"{name}.packed")
+    bias = tensors.address(f"{name}.bias")
+    if part is None:
+        return [layout.FP32, 0, 0, bias, 0, n_row, 0]
+    stride = packing.block_bytes(part.kind, part.n_column)
+    kind = packing.KINDS.index(part.kind)
+    return [kind, tensors.address(f"{name}.packed"), tensors.address(f"{name}.scale"), bias, stride, n_row, n_column]
+
+
+def _own(projections: PackedTensors, name: str, matrix: list[int], n_row: int) -> list[int]:
+    """``matrix`` with what a level has of its own for ``name``: weights, bias, or both."""
+    changed = list(matrix)
+    if f"{name}.packed" in projections.parts:
+        changed = _matrix(projections, name, matrix[layout.N_ROW], matrix[layout.N_COLUMN])
+        changed[layout.BIAS] = matrix[layout.BIAS]
+    if f"{name}.bias" in projections.parts:
+        changed[layout.BIAS] = projections.address(f"{name}.bias")
+        changed[layout.N_ROW] = n_row
+    return changed
+
+
+def rope_tables(rope: RopeSpec, head_dim: int, n_position: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin [positions, D / 2] of the rotary angles (Su et al. 2021; ``llama3`` scaling as in Llama 3.1)."""
+    frequency = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if rope.type == "linear":
+        frequency = frequency / rope.factor
+    elif rope.type == "llama3":
+        wavelength = 2 * math.pi / frequency
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        smooth = (rope.original_max_seq_len / wavelength - low) / (high - low)
+        smooth = np.clip(smooth, 0.0, 1.0)
+        frequency = (1 - smooth) * frequency / rope.factor + smooth * frequency
+    angle = np.arange(n_position)[:, None] * frequency.astype(np.float32)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def _odd_lines(n_byte: int) -> int:
+    lines = -(-n_byte // 64)
+    return 64 * (lines + 1 - lines % 2)
