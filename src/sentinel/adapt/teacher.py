@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Teacher:
         if states:
             fields.append(("states", "<f2", self._shape(decoder.spec.n_embd)))
         self._record = np.dtype(fields)
-        self._known: dict[int, np.ndarray] = {}
+        self._known: dict[int, Any] = {}  # records, numpy.void
         if path is not None and path.exists():
             self._read(path)
 

@@ -14,7 +14,7 @@ from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import CpuEngine, pack
 from sentinel.infer.engines import Engine, check_precision, make_engine
 from sentinel.infer.generate import generate_tokens
-from sentinel.infer.native import NativeWeights, Precision
+from sentinel.infer.native import Level, NativeWeights, Precision
 from sentinel.infer.torch_engine import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.models.decoder import Decoder
@@ -132,7 +132,7 @@ class Engines:
         if (expand, precision) not in self._packed:
             self._packed[expand, precision] = pack(nested, cast(Precision, precision))
         engine = CpuEngine(self._packed[expand, precision], threads=self.threads)
-        engine.set_level(plan.group_counts, plan.neuron_counts)
+        engine.set_level(Level(plan.group_counts, plan.neuron_counts))
         return engine
 
     def _in_order(self, expand: bool) -> tuple[Decoder, RemovalOrder]:
