@@ -254,7 +254,8 @@ def test_bench_writes_the_promised_fields(tiny, tmp_path, capsys):
             assert result[field] > 0, field
     assert data["environment"]["bandwidth_gb_s"] > 0
     assert "level 1" in capsys.readouterr().out
-    assert main(["bench", "attention", tiny, "--lengths", "8,16", "--rounds", "2", "--json", str(out)]) == 0
+    sizes = ["--lengths", "8,16", "--heads", "0", "--rounds", "2"]
+    assert main(["bench", "attention", tiny, *sizes, "--json", str(out)]) == 0
     assert len(json.loads(out.read_text())["results"]) == 8
     assert main(["report", "--from", str(out), "-o", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "report.html").stat().st_size > 100_000
