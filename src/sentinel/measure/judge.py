@@ -27,7 +27,7 @@ class Judge:
         self.texts = texts
         self.context = min(context, dense.spec.max_seq_len)
         self._tokenizer, self._tokens = tokenizer, tokens_per_text
-        self._dense = self._evaluate(dense)
+        self._model, self._dense = dense, self._evaluate(dense)
 
     def _evaluate(self, model: Decoder | Scorer) -> list[Quality]:
         return [
@@ -44,7 +44,7 @@ class Judge:
 
     def __call__(self, model: Decoder | Scorer) -> dict[str, float | int]:
         """Fields of a `sentinel.measure.results.Result`: means over the texts, weighted by tokens but for the ratio."""
-        found = self._evaluate(model)
+        found = self._dense if model is self._model else self._evaluate(model)
         tokens = sum(q.tokens for q in found)
         perplexity = float(np.exp(sum(q.nll * q.tokens for q in found) / tokens))
         relative = np.sqrt(sum((q.perplexity_stderr / q.perplexity * q.tokens) ** 2 for q in found)) / tokens
