@@ -76,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.adaptation import is_state, read_state
     from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
-    from sentinel.adapt.masked import MaskedModel
     from sentinel.commands.adapt_comparison import compare, is_comparison
     from sentinel.files import check_output_folder, require_writable_parent
     from sentinel.models.folder import is_checkpoint
@@ -98,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     loaded.require_real_weights("what its heads are worth")
     dense = prepared(loaded, options)
     latencies = found[0].latencies if found and found[0].latencies else measured_latencies(dense)
-    spec = MaskedModel(dense).decoder.spec  # with the biases that compensation adds
+    spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True)  # compensation adds the biases
     costs: dict[Unit, CostTable] = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
     budget = make_budget(options.budget, costs, options.floor_heads)
     if options.compare_one_shot:
