@@ -21,7 +21,7 @@ def film(record: Adaptation, *, slider: bool = True) -> Any:
     rows = [row for cycle in record.cycles for row in _cells(cycle, record.groups)]
     cells = alt.Chart(alt.Data(values=rows)).mark_rect(stroke="white", strokeWidth=0.5)
     cells = cells.encode(
-        x=alt.X("layer:O", axis=alt.Axis(labelAngle=0)),
+        x=alt.X("layer:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("head:O"),
         color=alt.Color(
             "state:N", scale=alt.Scale(domain=list(STATES), range=list(STATES.values())), title="in this cycle"
@@ -32,9 +32,11 @@ def film(record: Adaptation, *, slider: bool = True) -> Any:
         last = len(record.cycles)
         chosen = alt.param(name="shown", value=last, bind=alt.binding_range(min=1, max=last, step=1, name="cycle "))
         maps = cells.add_params(chosen).transform_filter("datum.cycle == shown").properties(width={"step": 18})
-        return alt.vconcat(maps.properties(height={"step": 18}, title=_title(record)), _quality(record))
-    maps = cells.properties(width=200, height={"step": 9}).facet("cycle:O", columns=COLUMNS, title=_title(record))
-    return alt.vconcat(maps, _quality(record))
+        shown = maps.properties(height={"step": 18}, title=_title(record))
+    else:
+        small = cells.properties(width=200, height={"step": 9})
+        shown = small.facet("cycle:O", columns=COLUMNS, title=_title(record))
+    return alt.vconcat(shown, _quality(record)).resolve_scale(color="independent")
 
 
 def _cells(cycle: Cycle, groups: list[int]) -> list[dict[str, Any]]:
@@ -73,7 +75,9 @@ def _quality(record: Adaptation) -> Any:
     return chart.encode(
         x=alt.X("cycle:O", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("perplexity over dense:Q", scale=alt.Scale(zero=False), title="held-out perplexity over dense"),
-        color=alt.Color("when:N", scale=alt.Scale(domain=["pruned", "learned"], range=[GREY, BLUE]), title="after it"),
+        color=alt.Color(
+            "when:N", scale=alt.Scale(domain=["pruned", "learned"], range=[GREY, BLUE]), title="after it has"
+        ),
         tooltip=["cycle:O", "when:N", "perplexity over dense:Q", "heads:Q"],
     ).properties(width=420, height=180)
 
