@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from sentinel.errors import InputError
 from sentinel.measure.results import Result
 
 WIDTH = 560
@@ -113,6 +114,12 @@ def heads_chart(results: Sequence[Result]) -> Any:
     removed = round(middle * sum(len(layer) for layer in ranks))
     title = f"Heads kept at {middle:.0%} by {best.criterion} (dot), and the order of removal"
     return head_map(ranks, removed).properties(title=title)
+
+
+def check_chart_path(path: str | None) -> None:
+    """Refuse a chart's file name that does not say how to draw it."""
+    if path and not path.endswith((".html", ".svg")):
+        raise InputError(f"--chart {path} must end in .html or .svg")
 
 
 def chart_text(chart: Any, suffix: str) -> str:

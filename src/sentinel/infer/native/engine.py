@@ -139,6 +139,16 @@ class NativeEngine:
         self._buffers["profile"][:] = 0
         return counts
 
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes set aside for keys and values; memory is taken as sequences grow."""
+        return self._buffers["cache"].nbytes
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of the areas that a pass works in: residual stream, projections' inputs, logits, private areas."""
+        return sum(self._buffers[field.name].nbytes for field in S if field.name in self._buffers)
+
     # --- pruning levels ---------------------------------------------------------------------------------------------
 
     @property
