@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "what changed between two results files by more than noise",
     "profile": "time and memory per component, as table, chart and Chrome trace",
     "report": "measure everything and write HTML, Markdown and JSON",
+    "recommend": "what to run here, chosen from measurements by a stated rule",
 }
 
 

@@ -38,9 +38,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--level", type=int, metavar="0-3", help="optimisation level (default 1; of a quantised model 3)"
     )
     parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of level 3: int8 (default) or int4")
-    parser.add_argument(
-        "--heads", metavar="R", type=ratio, help="stored pruning level of an elastic model (default 0)"
-    )
+    parser.add_argument("--heads", metavar="R", type=ratio, help="stored pruning level of an elastic model (default 0)")
     parser.add_argument("--neurons", metavar="R", type=ratio, help="likewise")
 
 

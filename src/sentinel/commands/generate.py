@@ -7,12 +7,14 @@ import sys
 
 from sentinel.commands.arguments import add_machine, add_model, real_number, whole_number
 from sentinel.commands.engine import add_engine, open_engine
+from sentinel.commands.presets import apply_preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="text to continue")
     add_engine(parser)
+    parser.add_argument("--preset", metavar="NAME", help="level and pruning that 'recommend --save' kept")
     parser.add_argument("--max-new-tokens", metavar="N", type=whole_number(1), default=100, help="default 100")
     parser.add_argument("--temperature", metavar="T", type=real_number, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-k", metavar="K", type=int, default=0, help="keep the K likeliest tokens; 0 keeps all")
@@ -34,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
     settings = SamplingSettings(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
+    apply_preset(options)
     opened = open_engine(options)
     engine, tokenizer = opened.engine, opened.require_tokenizer()
     if opened.weights == "random":
@@ -53,4 +56,3 @@ def run(options: argparse.Namespace) -> None:
         f"{engine.name}: {len(timings.stamps)} tokens, TTFT {timings.ttft_ms:.1f} ms, {tpot}"
         f"{timings.tokens_per_s:.1f} tokens/s, peak memory {peak_rss_mb():,.0f} MB"
     )
-

@@ -38,7 +38,8 @@ class CounterMeter:
         if self._per_ms == 0:
             raise InputError(f"{engine.name} has no counters on this processor; profile level 0 or 1")
         self.method = (
-            "time-stamp counters in the compiled step, of its first thread, waiting for the others included; sums over layers"
+            "time-stamp counters in the compiled step, summed over layers; "
+            "those of the first thread, its waiting for the others included"
         )
         rounding = "" if engine.precision == "fp32" else ", and the rounding of their result to whole numbers"
         self.fused = {

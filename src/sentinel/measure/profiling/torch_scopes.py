@@ -159,10 +159,9 @@ def places_of(decoder: Decoder) -> Iterator[tuple[object, str, str, str]]:
         yield block.mlp_norm, "forward", "norms", f"{where}MLP norm"
         yield block.mlp, "forward", "MLP", f"{where}MLP"
         yield block.attn, "forward", "attention", f"{where}attention"
-        attention: object = block.attn
+        attention: Any = block.attn
         if isinstance(attention, ReferenceAttention):
-            for head in attention.heads:
-                assert isinstance(head, ReferenceHead)
+            for head in (head for head in attention.heads.children() if isinstance(head, ReferenceHead)):
                 for projection in (head.query, head.key, head.value):
                     yield projection, "forward", "q/k/v", f"{where}q/k/v"
                 yield head.out, "forward", "output projection", f"{where}output projection"
