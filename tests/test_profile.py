@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -25,7 +26,9 @@ from sentinel.report.profile_view import profile_chart
 PROMPT = list(range(1, 9))
 
 
-@pytest.mark.parametrize("spec", [spec_of("gpt2"), spec_of("llama-grouped"), unequal_spec()], ids=str.__class__)
+@pytest.mark.parametrize(
+    "spec", [spec_of("gpt2"), spec_of("llama-grouped"), unequal_spec()], ids=["gpt2", "llama", "unequal"]
+)
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_components_are_whole_and_nothing_stays_behind(spec, level):
     engine = make_engine(filled_decoder(spec), level, threads=2)
@@ -82,7 +85,7 @@ def test_trace_and_chart_hold_the_profile():
     events = json.loads(chrome_trace(found))["traceEvents"]
     steps = [e for e in events if e.get("cat") == "step"]
     assert [e["name"] for e in steps] == ["prefill", "token 2", "token 3", "token 4"]
-    for first, second in zip(steps, steps[1:], strict=False):
+    for first, second in itertools.pairwise(steps):
         assert second["ts"] >= first["ts"] + first["dur"] - 0.01
     inside = [e for e in events if e["ph"] == "X" and e["cat"] != "step"]
     assert {e["cat"] for e in inside} >= set(COMPONENTS) - {"other"}

@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from sentinel.files import require_writable_parent, write_text
-    from sentinel.report.charts import chart_text, check_chart_path, head_map
+    from sentinel.report.charts import chart_text, check_chart_path
+    from sentinel.report.head_map import head_map
 
     for path in (options.chart, options.json):
         if path:

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
     from sentinel.files import require_writable_parent, write_text
     from sentinel.measure import environment
-    from sentinel.measure.bench import random_prompts
+    from sentinel.measure.method import random_prompts
     from sentinel.measure.profiling.profile import profile_engine
     from sentinel.measure.profiling.trace import chrome_trace
     from sentinel.report.charts import chart_text, check_chart_path

@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
     results = ResultSet.read(options.source or MEASURED)
     _tell_of_another_machine(results.environment)
     demand = Demand(options.need, options.max_perplexity_increase, options.max_memory, options.min_tokens_per_s)
-    found = recommend(results.results, options.model, demand)
-    print_recommendation(found, results.results, options.model)
+    found = recommend(results, options.model, demand)
+    print_recommendation(found, results, options.model)
     if options.json:
         write_text(options.json, recommendation_json(found, options.model))
     if options.save:

@@ -48,6 +48,7 @@ class Candidate:
     speed: Result
     quality: Result | None
     perplexity_ratio: float | None
+    peak_memory_mb: float | None
 
     @property
     def shape(self) -> Shape:
@@ -70,17 +71,19 @@ class Candidate:
         return self.speed.tpot_ms or float("inf")
 
     @property
-    def memory_mb(self) -> float | None:
-        return self.speed.peak_memory_mb
+    def weights_mb(self) -> float | None:
+        """MB of weights that one token reads: what the model itself takes up, known for every configuration."""
+        streamed = self.speed.weight_bytes_per_token
+        return None if streamed is None else streamed / 1e6
 
     def dominates(self, other: Candidate) -> bool:
-        """True when this is nowhere worse and somewhere better in speed, perplexity and memory; unknown memory is worst."""
+        """True when this is nowhere worse and somewhere better in speed, perplexity and bytes of weights."""
         mine, theirs = self._costs(), other._costs()
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
     def _costs(self) -> tuple[float, float, float]:
         ratio = float("inf") if self.perplexity_ratio is None else self.perplexity_ratio
-        return (-self.tokens_per_s, ratio, float("inf") if self.memory_mb is None else self.memory_mb)
+        return (-self.tokens_per_s, ratio, float("inf") if self.weights_mb is None else self.weights_mb)
 
 
 def rows_of_model(results: Sequence[Result], model: str) -> list[Result]:
@@ -102,12 +105,12 @@ def candidates(rows: Sequence[Result]) -> list[Candidate]:
         shape = Shape.of(row)
         ratio, quality = _quality_of(row, shape, known)
         if row.level is not None:
-            found.setdefault((row.level, shape), Candidate(row, quality, ratio))
+            found.setdefault((row.level, shape), Candidate(row, quality, ratio, _peak_memory(row, rows)))
     return sorted(found.values(), key=lambda c: c.tokens_per_s)
 
 
 def frontier(found: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates of known quality that no other beats in speed, perplexity and memory together, slowest first."""
+    """Candidates of known quality that no other beats in speed, perplexity and bytes of weights together, slowest first."""
     judged = [c for c in found if c.perplexity_ratio is not None]
     return [c for c in judged if not any(other.dominates(c) for other in judged)]
 
@@ -136,9 +139,9 @@ def missing(found: Sequence[Candidate], rows: Sequence[Result], model: str) -> l
     no_speed = [str(s) for s in dict.fromkeys(Shape.of(row) for row, _ in perplexity_ratios(rows)) if s not in fast]
     if no_speed:
         said.append(f"No speed was measured for {'; '.join(no_speed)}: 'sentinel bench pruning {model}' does.")
-    no_memory = [c.name for c in found if c.memory_mb is None]
+    no_memory = [c.name for c in found if c.peak_memory_mb is None]
     if no_memory:
-        said.append(f"No peak memory was measured for {'; '.join(no_memory)}: 'sentinel bench levels {model}' does.")
+        said.append(f"No peak memory was measured for {'; '.join(no_memory)}.")
     return said
 
 
@@ -159,6 +162,13 @@ def _quality_of(row: Result, shape: Shape, known: Sequence[tuple[Result, float]]
         return None, None
     best, ratio = min(same, key=lambda pair: (pair[0].compensated is False, pair[1]))
     return ratio, best
+
+
+def _peak_memory(row: Result, rows: Sequence[Result]) -> float | None:
+    """The peak memory of the same configuration in the same use, in whichever suite it was measured."""
+    use = (row.level, Shape.of(row), row.batch, row.prompt_tokens)
+    same = (r for r in rows if (r.level, Shape.of(r), r.batch, r.prompt_tokens) == use and _same_size(r, row))
+    return next((r.peak_memory_mb for r in same if r.peak_memory_mb is not None and r.suite != "load"), None)
 
 
 def _same_size(a: Result, b: Result) -> bool:

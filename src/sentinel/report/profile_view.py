@@ -42,9 +42,10 @@ def _table(title: str, first: str) -> Table:
 
 def _times_note(profile: Profile, weights: str) -> str:
     random = " Weights are random; the speed does not depend on them." if weights == "random" else ""
+    tokens = profile.rounds * (profile.new_tokens - 1)
     return (
         f"Sum {profile.sum_ms:.3f} ms; a step takes {profile.step_ms:.3f} ms profiled and "
-        f"{profile.unprofiled_step_ms:.3f} ms not profiled, in turn: {profile.overhead:+.1%}. Medians over {profile.rounds * (profile.new_tokens - 1)} tokens "
+        f"{profile.unprofiled_step_ms:.3f} ms not profiled, in turn: {profile.overhead:+.1%}. Medians over {tokens} tokens "
         f"after {profile.prompt_tokens} prompt tokens, batch 1. Measured by {profile.method}.{random}"
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sentinel.errors import InputError
-from sentinel.measure.results import Result
+from sentinel.measure.results import ResultSet
 from sentinel.report.candidates import (
     EQUAL_QUALITY,
     Candidate,
@@ -18,6 +18,7 @@ from sentinel.report.candidates import (
     rows_of_model,
 )
 
+EQUAL_BYTES = 0.01
 EQUAL_SPEED = 0.03  # speeds that differ by less are not told apart: two runs of one suite differ as much
 
 
@@ -36,7 +37,7 @@ RULES = {
         Rule("default", 0.05, "is the fastest"),
         Rule("latency", 0.25, "has the shortest time per token"),
         Rule("quality", None, "has the lowest perplexity, and is the fastest that has"),
-        Rule("memory", 0.25, "has the lowest peak memory"),
+        Rule("memory", 0.25, "has the fewest bytes of weights"),
     )
 }
 
@@ -73,55 +74,52 @@ class Recommendation:
     commands: list[str]
 
 
-def recommend(results: Sequence[Result], model: str, demand: Demand) -> Recommendation:
-    """The configuration of ``model`` that meets ``demand``, on the frontier of speed, perplexity and memory.
+def recommend(results: ResultSet, model: str, demand: Demand) -> Recommendation:
+    """The configuration of ``model`` that meets ``demand``, on the frontier of speed, perplexity and bytes of weights.
 
     Raises `InputError` when the results do not hold what the question needs.
     """
     rule = demand.rule
-    rows = rows_of_model(results, model)
+    rows = rows_of_model(results.results, model)
     found = candidates(rows)
     if not found:
         raise InputError(f"the results hold no speed of {model}; measure it with 'sentinel bench levels {model}'")
     if demand.need == "quality" and not perplexity_ratios(rows):
         raise InputError(f"the results hold no perplexity of {model}; measure it with 'sentinel bench quality {model}'")
-    if (demand.need == "memory" or demand.max_memory_mb is not None) and all(c.memory_mb is None for c in found):
-        raise InputError(f"the results hold no peak memory of {model}; measure it with 'sentinel bench levels {model}'")
-    best = frontier(found)
-    said = missing(found, rows, model)
+    if demand.max_memory_mb is not None and all(c.peak_memory_mb is None for c in found):
+        raise InputError(f"the results hold no peak memory of {model}; measure it with 'sentinel bench decode {model}'")
+    best, said = frontier(found), missing(found, rows, model)
     fitting = [c for c in best if meets(c, demand)]
     if not fitting:
         return Recommendation(demand, None, _why_not(best, demand), best, said, [])
     chosen = choose(fitting, rule)
-    return Recommendation(demand, chosen, _reason(chosen, demand), best, said, commands(chosen, rows, model))
+    return Recommendation(demand, chosen, _reason(chosen, demand), best, said, commands(chosen, results, model))
 
 
 def meets(candidate: Candidate, demand: Demand) -> bool:
     """True when nothing that was measured of a candidate breaks a limit, and nothing that is limited is unknown."""
-    ratio, memory = candidate.perplexity_ratio, candidate.memory_mb
-    needs_memory = demand.max_memory_mb is not None or demand.need == "memory"
+    ratio, memory = candidate.perplexity_ratio, candidate.peak_memory_mb
     return (
         ratio is not None
         and (demand.limit is None or ratio <= 1 + demand.limit)
-        and not (needs_memory and memory is None)
-        and (demand.max_memory_mb is None or (memory or 0.0) <= demand.max_memory_mb)
+        and (demand.max_memory_mb is None or (memory is not None and memory <= demand.max_memory_mb))
         and (demand.min_tokens_per_s is None or candidate.tokens_per_s >= demand.min_tokens_per_s)
     )
 
 
 def choose(fitting: Sequence[Candidate], rule: Rule) -> Candidate:
-    """The candidate that the rule names. What can't be told apart in it is decided by the other side."""
+    """The candidate that the rule names. What can't be told apart in it is decided by quality, then by speed."""
     if rule.need == "quality":
         lowest = min(_ratio(c) for c in fitting)
         return max((c for c in fitting if _ratio(c) <= lowest * (1 + EQUAL_QUALITY)), key=lambda c: c.tokens_per_s)
-    if rule.need == "memory":
-        least = min(c.memory_mb or 0.0 for c in fitting)
-        equal = [c for c in fitting if (c.memory_mb or 0.0) <= least * (1 + EQUAL_SPEED)]
-        return min(equal, key=lambda c: (_ratio(c), -c.tokens_per_s))
-    cost = {"default": lambda c: 1 / c.tokens_per_s, "latency": lambda c: c.tpot_ms}[rule.need]
+    costs = {
+        "default": lambda c: 1 / c.tokens_per_s,
+        "latency": lambda c: c.tpot_ms,
+        "memory": lambda c: float("inf") if c.weights_mb is None else c.weights_mb,
+    }
+    cost, same = costs[rule.need], EQUAL_BYTES if rule.need == "memory" else EQUAL_SPEED
     least = min(cost(c) for c in fitting)
-    equal = [c for c in fitting if cost(c) <= least * (1 + EQUAL_SPEED)]
-    return min(equal, key=lambda c: (_ratio(c), cost(c)))
+    return min((c for c in fitting if cost(c) <= least * (1 + same)), key=lambda c: (_ratio(c), -c.tokens_per_s))
 
 
 def _ratio(candidate: Candidate) -> float:
@@ -134,7 +132,7 @@ def limits_in_words(demand: Demand) -> str:
     if demand.limit is not None:
         parts.append(f"a perplexity at most {100 * demand.limit:g} % above the dense model's")
     if demand.max_memory_mb is not None:
-        parts.append(f"at most {demand.max_memory_mb:,.0f} MB")
+        parts.append(f"a peak memory of at most {demand.max_memory_mb:,.0f} MB")
     if demand.min_tokens_per_s is not None:
         parts.append(f"at least {demand.min_tokens_per_s:,.4g} tokens/s")
     return " and ".join(parts)
@@ -143,7 +141,8 @@ def limits_in_words(demand: Demand) -> str:
 def _reason(chosen: Candidate, demand: Demand) -> str:
     limits = limits_in_words(demand)
     among = f"Of the configurations with {limits}, " if limits else "Of the configurations measured, "
-    memory = "" if chosen.memory_mb is None else f", {chosen.memory_mb:,.0f} MB at its peak"
+    memory = "" if chosen.weights_mb is None else f", {chosen.weights_mb:,.0f} MB of weights"
+    memory += "" if chosen.peak_memory_mb is None else f" ({chosen.peak_memory_mb:,.0f} MB at the peak of its process)"
     return (
         f"{among}{chosen.name} {demand.rule.wins}: {chosen.tokens_per_s:,.1f} tokens/s{_over_reference(chosen)}, "
         f"perplexity {change(chosen.perplexity_ratio)}{memory}."
@@ -168,7 +167,7 @@ def _why_not(best: Sequence[Candidate], demand: Demand) -> str:
     reached = []
     if best and demand.limit is not None:
         reached.append(f"the lowest perplexity is {change(min(_ratio(c) for c in best))}")
-    known = [c.memory_mb for c in best if c.memory_mb is not None]
+    known = [c.peak_memory_mb for c in best if c.peak_memory_mb is not None]
     if demand.max_memory_mb is not None and known:
         reached.append(f"the least memory {min(known):,.0f} MB")
     if best and demand.min_tokens_per_s is not None:
@@ -177,7 +176,7 @@ def _why_not(best: Sequence[Candidate], demand: Demand) -> str:
     return f"Nothing that was measured has {limits_in_words(demand)}{side}."
 
 
-def commands(chosen: Candidate, rows: Sequence[Result], model: str) -> list[str]:
+def commands(chosen: Candidate, results: ResultSet, model: str) -> list[str]:
     """The commands that make and run a candidate."""
     shape = chosen.shape
     run = f"--level {chosen.level}" + (f" --precision {shape.precision}" if chosen.level == 3 else "")
@@ -186,7 +185,7 @@ def commands(chosen: Candidate, rows: Sequence[Result], model: str) -> list[str]
     criterion = chosen.quality.criterion if chosen.quality is not None else None
     extra = f" --criterion {criterion}" if criterion else ""
     extra += " --no-compensate" if chosen.quality is not None and chosen.quality.compensated is False else ""
-    extra += " --expand-kv" if _expanded(rows) else ""
+    extra += " --expand-kv" if results.runs.get(chosen.speed.suite, {}).get("expand_kv") else ""
     folder = model.rsplit("/", 1)[-1]
     if shape.neurons:
         made = (
@@ -195,14 +194,6 @@ def commands(chosen: Candidate, rows: Sequence[Result], model: str) -> list[str]
         return [made + extra, f'sentinel generate {folder}-pruned "PROMPT" {run}']
     made = f"sentinel prune {model} -o {folder}-elastic --elastic {shape.heads / 100:g}{extra}"
     return [made, f'sentinel generate {folder}-elastic "PROMPT" {run} --heads {shape.heads / 100:g}']
-
-
-def _expanded(rows: Sequence[Result]) -> bool:
-    """True when pruning was measured on the model with its grouped keys and values repeated, which has more weights."""
-    dense = [row for row in rows if Shape.of(row).is_dense and row.parameters]
-    plain = [row.parameters or 0 for row in dense if row.suite in ("levels", "decode") or row.level is None]
-    pruned = [row.parameters or 0 for row in dense if row.suite in ("pruning", "quality") and row.level is not None]
-    return bool(plain and pruned) and max(pruned) > min(plain)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from sentinel.errors import InputError
-from sentinel.measure.results import Result
+from sentinel.measure.results import ResultSet
 from sentinel.report.candidates import Candidate, candidates, rows_of_model
+from sentinel.report.cells import number
 from sentinel.report.recommend import (
     ORIGINAL_PRESETS,
     RULES,
@@ -23,9 +24,9 @@ from sentinel.report.recommend import (
     measured_original,
     recommend,
 )
-from sentinel.report.tables import Table, number
+from sentinel.report.tables import Table
 
-COLUMNS = ["configuration", "tokens/s", "ms per token", "peak memory MB", "perplexity over dense"]
+COLUMNS = ["configuration", "tokens/s", "ms per token", "weights MB", "peak MB", "perplexity over dense"]
 
 
 def cells(candidate: Candidate) -> list[str]:
@@ -34,32 +35,34 @@ def cells(candidate: Candidate) -> list[str]:
         candidate.name,
         number(candidate.tokens_per_s),
         number(candidate.speed.tpot_ms),
-        number(candidate.memory_mb, 0),
+        number(candidate.weights_mb, 0),
+        number(candidate.peak_memory_mb, 0),
         change(candidate.perplexity_ratio),
     ]
 
 
-def presets_table(results: Sequence[Result], model: str) -> Table:
+def presets_table(results: ResultSet, model: str) -> Table:
     """Our choice for every need and, below each, what the original report gave, as measured here."""
-    found = candidates(rows_of_model(results, model))
+    found = candidates(rows_of_model(results.results, model))
     rows = []
     for need in RULES:
         try:
             chosen = recommend(results, model, Demand(need)).chosen
         except InputError:  # the results lack what this need asks for; the sentences on what is missing say it
             chosen = None
-        ours = ["nothing measured meets it", "–", "–", "–", "–"] if chosen is None else cells(chosen)
+        ours = ["nothing measured meets it", *["–"] * 5] if chosen is None else cells(chosen)
         rows.append([f"{need}: chosen here", *ours])
         for preset in ORIGINAL_PRESETS:
             if preset.need == need:
                 there = measured_original(preset, found)
-                rest = ["–", "–", "–", "not measured"] if there is None else cells(there)[1:]
+                rest = [*["–"] * 4, "not measured"] if there is None else cells(there)[1:]
                 rows.append([f"{need}: original report", preset.says, *rest])
     note = (
         "Rules: "
         + "; ".join(_rule_in_words(need) for need in RULES)
         + ". Only configurations on the frontier of speed, "
-        "perplexity and memory take part. The original report's presets stand beside with the cost that was measured here."
+        "perplexity and bytes of weights take part. The original report's presets stand beside ours, with what "
+        "they cost here."
     )
     return Table("recommendations", "Recommendations", note, ["need", *COLUMNS], rows)
 
@@ -75,7 +78,8 @@ def recommendation_json(found: Recommendation, model: str) -> str:
 
     def described(candidate: Candidate) -> dict[str, Any]:
         shape = dataclasses.asdict(candidate.shape)
-        speed = {name: getattr(candidate.speed, name) for name in ("tokens_per_s", "tpot_ms", "peak_memory_mb")}
+        speed = {name: getattr(candidate.speed, name) for name in ("tokens_per_s", "tpot_ms")}
+        speed |= {"weights_mb": candidate.weights_mb, "peak_memory_mb": candidate.peak_memory_mb}
         return {"level": candidate.level, **shape, **speed, "perplexity_ratio": candidate.perplexity_ratio}
 
     body = {
@@ -91,7 +95,7 @@ def recommendation_json(found: Recommendation, model: str) -> str:
     return json.dumps(body, indent=1) + "\n"
 
 
-def print_recommendation(found: Recommendation, results: Sequence[Result], model: str) -> None:
+def print_recommendation(found: Recommendation, results: ResultSet, model: str) -> None:
     """Print the choice, its commands, the frontier, the original report's presets, and what is missing."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -100,7 +104,7 @@ def print_recommendation(found: Recommendation, results: Sequence[Result], model
     for command in found.commands:
         console.print(f"  {command}", markup=False, soft_wrap=True)
     frontier = [["*" if c is found.chosen else "", *cells(c)] for c in found.frontier]
-    _print(console, "Frontier of speed, perplexity and memory", ["", *COLUMNS], frontier)
+    _print(console, "Frontier of speed, perplexity and bytes of weights", ["", *COLUMNS], frontier)
     presets = presets_table(results, model)
     _print(console, presets.title, presets.columns, presets.rows)
     console.print(presets.note, style="dim", markup=False)
