@@ -131,14 +131,15 @@ def attention_chart(results: Sequence[Result]) -> Any:
         }
         for r in results
     ]
-    chart = alt.Chart(alt.Data(values=rows)).mark_line(point={"size": 50}, strokeWidth=2)
-    return chart.encode(
+    base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), title="tokens"),
         y=alt.Y("ms:Q", scale=alt.Scale(type="log"), title="one layer, ms (log)"),
         color=_colour("implementation"),
-        strokeDash=_dash("phase"),
+        detail="phase:N",
         tooltip=["implementation:N", "phase:N", "tokens:Q", "ms:Q", "speed-up:Q"],
-    ).properties(width=WIDTH, height=300)
+    )
+    lines = base.mark_line(strokeWidth=2).encode(strokeDash=_dash("phase"))
+    return (lines + base.mark_point(filled=True, size=50)).properties(width=WIDTH, height=300)
 
 
 def load_chart(results: Sequence[Result]) -> Any:
@@ -183,15 +184,16 @@ def quality_chart(results: Sequence[Result]) -> Any:
         {**row, "share": 0.0, "perplexity over dense": 1.0, "perplexity": None, "tokens per second": None}
         for row in {(r["criterion"], r["kind"]): r for r in rows}.values()
     ]
-    chart = alt.Chart(alt.Data(values=rows)).mark_line(point={"size": 60}, strokeWidth=2)
-    return chart.encode(
+    base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("share:Q", axis=alt.Axis(format="%", tickCount=4), title="heads removed"),
         y=alt.Y("perplexity over dense:Q", scale=alt.Scale(type="log"), title="perplexity over dense (log)"),
         color=_colour("criterion"),
-        strokeDash=_dash("kind"),
+        detail="kind:N",
         tooltip=["criterion:N", "kind:N", alt.Tooltip("share:Q", format=".0%", title="heads removed"),
                  "perplexity over dense:Q", "perplexity:Q", "tokens per second:Q"],
-    ).properties(width=WIDTH, height=320)  # fmt: skip
+    )  # fmt: skip
+    lines = base.mark_line(strokeWidth=2).encode(strokeDash=_dash("kind"))
+    return (lines + base.mark_point(filled=True, size=60)).properties(width=WIDTH, height=320)
 
 
 def check_chart_path(path: str | None) -> None:

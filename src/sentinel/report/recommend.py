@@ -208,7 +208,7 @@ class OriginalPreset:
 
 ORIGINAL_PRESETS = (
     OriginalPreset("default", "level 2, 50 % of heads", 2, 50),
-    OriginalPreset("latency", "no baseline, 50 % of heads", 1, 50),
+    OriginalPreset("latency", "no baseline (the plain model), 50 % of heads", 1, 50),
     OriginalPreset("quality", "level 1, 30 % of heads", 1, 30),
     OriginalPreset("memory", "50 % of heads", 1, 50),
     OriginalPreset("memory", "70 % of heads", 1, 70),

@@ -26,7 +26,7 @@ from sentinel.report.recommend import (
 )
 from sentinel.report.tables import Table
 
-COLUMNS = ["configuration", "tokens/s", "ms per token", "weights MB", "peak MB", "perplexity over dense"]
+COLUMNS = ["configuration", "tokens/s", "perplexity over dense", "weights MB", "peak MB", "ms per token"]
 
 
 def cells(candidate: Candidate) -> list[str]:
@@ -34,10 +34,10 @@ def cells(candidate: Candidate) -> list[str]:
     return [
         candidate.name,
         number(candidate.tokens_per_s),
-        number(candidate.speed.tpot_ms),
+        change(candidate.perplexity_ratio),
         number(candidate.weights_mb, 0),
         number(candidate.peak_memory_mb, 0),
-        change(candidate.perplexity_ratio),
+        number(candidate.speed.tpot_ms, 2),
     ]
 
 
@@ -55,7 +55,7 @@ def presets_table(results: ResultSet, model: str) -> Table:
         for preset in ORIGINAL_PRESETS:
             if preset.need == need:
                 there = measured_original(preset, found)
-                rest = [*["–"] * 4, "not measured"] if there is None else cells(there)[1:]
+                rest = ["–", "not measured", "–", "–", "–"] if there is None else cells(there)[1:]
                 rows.append([f"{need}: original report", preset.says, *rest])
     note = (
         "Rules: "
