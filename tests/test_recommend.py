@@ -93,6 +93,8 @@ def test_compensated_models_are_judged_first():
     found = recommend(ResultSet(PLACE, rows), "m", Demand())
     assert found.chosen is not None and found.chosen.perplexity_ratio == 1.04
     assert found.commands[0] == "sentinel prune m -o m-elastic --elastic 0.5 --criterion fisher"
+    grouped = ResultSet(PLACE, rows, {"pruning": {"expand_kv": True}})
+    assert recommend(grouped, "m", Demand()).commands[0].endswith(" --expand-kv")
     assert found.commands[1] == 'sentinel generate m-elastic "PROMPT" --level 2 --heads 0.5'
 
 

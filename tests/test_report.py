@@ -17,7 +17,7 @@ from sentinel.report.content import content_of
 from sentinel.report.head_map import head_map
 from sentinel.report.render import render_html, render_markdown, write_report
 
-SUITES_THERE = ("decode", "levels", "quality", "pruning", "context", "batch", "attention")
+SUITES_THERE = ("decode", "levels", "quality", "pruning", "context", "batch", "attention", "load")
 
 
 def without(*suites: str) -> ResultSet:
@@ -48,7 +48,7 @@ def test_partial_results_name_what_is_missing():
     assert "No perplexity was measured for" in said
     page = render_html(without("quality"))
     assert 'id="frontier"' not in page and 'id="missing"' in page
-    only = content_of(without("decode", "levels", "pruning", "context", "batch"))
+    only = content_of(without("decode", "levels", "pruning", "context", "batch", "load"))
     assert only.lead is None and only.recommendations is None
     assert any("nothing can be recommended" in sentence for sentence in only.missing)
     assert not any("Suite decode" in sentence for sentence in content_of(without("quality")).missing)

@@ -33,16 +33,11 @@ def ratio(result: Result) -> str:
     """The speed-up with its interval; "no difference" where the interval spans 1."""
     if result.speedup is None:
         return "–"
-    if is_reference(result):
+    if result.is_reference:
         return "1 (reference)"
     if result.no_difference:
         return "no difference"
     return f"{result.speedup:.2f}x ({result.speedup_low:.2f}–{result.speedup_high:.2f})"
-
-
-def is_reference(result: Result) -> bool:
-    """True for the row that the others of its kind are compared with."""
-    return result.engine == result.speedup_over and not result.heads_pruned and not result.neurons_pruned
 
 
 def perplexity(result: Result) -> str:

@@ -10,7 +10,6 @@ import vl_convert
 
 from sentinel.errors import InputError
 from sentinel.measure.results import Result
-from sentinel.report.cells import is_reference
 from sentinel.report.head_map import heads_chart
 
 WIDTH = 620
@@ -60,7 +59,7 @@ SPEED_TIPS = [
 
 def bars_chart(results: Sequence[Result]) -> Any:
     """Bars of tokens/s per engine and pruning level, the roofline beside them as a tick."""
-    rows = [{"name": _name(r), "model": r.model, "reference": is_reference(r), **_speed(r)} for r in results]
+    rows = [{"name": _name(r), "model": r.model, "reference": r.is_reference, **_speed(r)} for r in results]
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=150)), tooltip=SPEED_TIPS
     )
@@ -95,7 +94,7 @@ def pruning_chart(results: Sequence[Result]) -> Any:
 
 def context_chart(results: Sequence[Result]) -> Any:
     """Speed-up of removed heads over the same level with all of them, against the length of the context."""
-    rows = [{"context": r.prompt_tokens, **_speed(r)} for r in results if not is_reference(r)]
+    rows = [{"context": r.prompt_tokens, **_speed(r)} for r in results if not r.is_reference]
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("context:Q", scale=alt.Scale(type="log", base=2), title="tokens of context"),
         y=alt.Y("speed-up:Q", title="speed-up over the same level, not pruned", scale=alt.Scale(zero=False)),
@@ -149,7 +148,7 @@ def load_chart(results: Sequence[Result]) -> Any:
         {"engine": r.engine, "time": kind, "ms": round(getattr(r, key), 1), "peak memory MB": r.peak_memory_mb}
         for r in results
         for kind, key in kinds
-        if getattr(r, key, None) is not None
+        if getattr(r, key) is not None
     ]
     return (
         alt.Chart(alt.Data(values=rows))

@@ -120,8 +120,12 @@ def _settings(run: dict[str, Any]) -> str:
 def environment_rows(environment: Environment) -> list[tuple[str, str]]:
     """The environment in words."""
     bandwidth = "not measured" if environment.bandwidth_gb_s is None else f"{number(environment.bandwidth_gb_s)} GB/s"
+    mhz, steal = environment.cpu_mhz, environment.steal
+    notes = [] if not mhz else [" then ".join(f"{number(value, 0)} MHz" for value in mhz)]
+    notes += [] if steal is None else [f"{100 * steal:.1f} % of processor time stolen by the host"]
     return [
         ("Processor", f"{environment.cpu}, {environment.cores} cores, {environment.threads} threads used"),
+        ("While measuring", ", ".join(notes) or "not told by the system"),
         ("Memory", f"{number(environment.memory_gb)} GB; bandwidth of a copy or a sum, the larger: {bandwidth}"),
         ("System", environment.system),
         ("Device", environment.device),
