@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -201,16 +202,21 @@ def check_chart_path(path: str | None) -> None:
         raise InputError(f"--chart {path} must end in .html or .svg")
 
 
+@functools.cache
+def javascript() -> str:
+    """Vega, Vega-Lite and vega-embed as one script that a page can hold; it defines ``vegaEmbed``."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+
+
 def chart_text(chart: Any, suffix: str) -> str:
     """A chart as the text of a self-contained ``.html`` page or an ``.svg`` picture."""
     if suffix == ".svg":
         styled = chart.configure(background="white", font="sans-serif").configure_legend(orient="top", columns=3)
         return vl_convert.vegalite_to_svg(styled.to_json())
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
     spec = chart.to_json().replace("</", "<\\/")
     return (
         '<!doctype html><meta charset="utf-8"><title>Sentinel</title><link rel="icon" href="data:,"><div id="chart"></div>'
-        f'<script type="module">{bundle}\nvegaEmbed("#chart", {spec}, {{actions: false}});</script>\n'
+        f'<script type="module">{javascript()}\nvegaEmbed("#chart", {spec}, {{actions: false}});</script>\n'
     )
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import vl_convert
 
 from sentinel.files import write_text
 from sentinel.measure.results import ResultSet
-from sentinel.report.charts import chart_text
+from sentinel.report.charts import chart_text, javascript
 from sentinel.report.content import Content, content_of
 from sentinel.report.tables import to_markdown
 
@@ -27,7 +26,7 @@ def render_html(results: ResultSet) -> str:
     return environment.get_template("report.html").render(
         content=content,
         specs=specs,
-        bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        bundle=javascript(),
     )
 
 
