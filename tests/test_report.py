@@ -74,7 +74,7 @@ def test_a_suite_without_a_section_of_its_own_still_gets_a_table():
 def test_the_head_map_shows_the_best_criterion():
     rows = [quality(0.5, 1.4), quality(0.5, 1.2, criterion="entropy"), quality(0.5, 1.1, compensated=False)]
     spec = charts(rows)["quality"][1].to_dict()
-    assert "entropy" in spec["title"]
+    assert "entropy" in spec["title"]["text"][0]
     assert spec["params"][0]["bind"]["options"] == [0.5]
     assert head_map([[0, 1], [2, 3]]).to_dict()["mark"]["type"] == "rect"
     assert len(charts([quality(0.0, 1.0)]).get("quality", [])) <= 1

@@ -55,5 +55,7 @@ def heads_chart(results: Sequence[Result]) -> Any:
     ratios = sorted({r.heads_pruned for r in ranked if r.heads_pruned})
     middle = ratios[len(ratios) // 2]
     best = min((r for r in ranked if r.heads_pruned == middle), key=lambda r: r.perplexity_ratio or 0)
-    title = f"Heads that {best.criterion} keeps (dots), and the order in which it removes"
+    title = alt.Title(
+        [f"Heads that {best.criterion} keeps (dots),", "and the order in which it removes"], anchor="start"
+    )
     return head_map(best.head_ranks or [], ratios, middle).properties(title=title)
