@@ -106,7 +106,8 @@ wait();
 def opened(page: Path, tmp_path: Path, width: int) -> tuple[str, str]:
     """The page's markup after it was drawn in headless Chromium, and its log."""
     probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    before, end, after = page.read_text().rpartition("</body>")  # the script has others in strings
+    probed.write_text(before + PROBE + end + after)
     # Headless windows are at least 500 pixels wide, so that a phone's width is that of a frame.
     frame = tmp_path / "frame.html"
     frame.write_text(
