@@ -93,7 +93,7 @@ PROBE = """<script type="module">
 const wait = () => document.documentElement.dataset.drawn ? report() : setTimeout(wait, 50);
 function report() {
   const root = document.documentElement;
-  root.dataset.overflow = root.scrollWidth - innerWidth;
+  root.dataset.overflow = root.scrollWidth - root.clientWidth;
   root.dataset.requests = performance.getEntriesByType("resource").map((e) => e.name).join(" ");
   const places = [...document.querySelectorAll(".chart")];
   root.dataset.wide = places.filter((p) => p.scrollWidth > p.clientWidth + 1).map((p) => p.dataset.chart).join(" ");

@@ -69,7 +69,7 @@ def bars_chart(results: Sequence[Result]) -> Any:
         color=alt.condition("datum.reference", alt.value(GREY), alt.value(BLUE)),
     )
     ticks = base.transform_filter("datum.roofline != null").mark_tick(thickness=2, color=RED).encode(x="roofline:Q")
-    return (bars + ticks).properties(width=WIDTH, height={"step": 30})
+    return (bars + ticks).properties(width=WIDTH, height=30 * len({row["name"] for row in rows}))
 
 
 def pruning_chart(results: Sequence[Result]) -> Any:
@@ -161,7 +161,7 @@ def load_chart(results: Sequence[Result]) -> Any:
             color=_colour("time"),
             tooltip=["engine:N", "time:N", "ms:Q", "peak memory MB:Q"],
         )
-        .properties(width=WIDTH, height={"step": 24})
+        .properties(width=WIDTH, height=48 * len({row["engine"] for row in rows}))
     )
 
 

@@ -31,8 +31,9 @@ def head_map(ranks: Sequence[Sequence[int]], levels: Sequence[float] = (), chose
         color=alt.Color("rank:Q", scale=alt.Scale(scheme="blues"), title="removal rank"),
         tooltip=["layer:O", "head:O", "rank:Q"],
     )
+    height = 18 * max((len(heads) for heads in ranks), default=1)  # a page that fits the width wants a number here
     if not levels:
-        return cells.properties(width=WIDTH, height={"step": 18})
+        return cells.properties(width=WIDTH, height=height)
     level = alt.param(
         name="removed",
         value=levels[0] if chosen is None else chosen,
@@ -42,7 +43,7 @@ def head_map(ranks: Sequence[Sequence[int]], levels: Sequence[float] = (), chose
     )
     kept = f"datum.rank >= round(removed * {len(rows)})"
     marks = base.mark_point(color=KEPT, size=26, filled=True).transform_filter(kept).add_params(level)
-    return (cells + marks).properties(width=WIDTH, height={"step": 18})
+    return (cells + marks).properties(width=WIDTH, height=height)
 
 
 def heads_chart(results: Sequence[Result]) -> Any:
