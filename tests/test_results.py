@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from synthetic_results import PLACE, row, samples
 
 from sentinel.errors import InputError
-from sentinel.measure.method import interleave, with_ratio
-from sentinel.measure.results import SCHEMA, Environment, Result, ResultSet, speedup
-from sentinel.report.render import render_html, render_markdown, write_report
+from sentinel.measure.method import interleave
+from sentinel.measure.results import SCHEMA, ResultSet, speedup
+from sentinel.report.render import render_html, render_markdown
 
-PLACE = Environment("a <CPU>", 2, 2, 24.0, 30.0, "Linux", "cpu", {"torch": "2"}, "2026-01-01T00:00:00+00:00")
-
-
-def samples(milliseconds):
-    return [{"ttft_ms": m, "tpot_ms": m / 10, "total_ms": 3 * m} for m in milliseconds]
-
-
-def row(engine, milliseconds, over=(10.0, 11.0, 10.5), **fields):
-    made = {
-        "suite": "decode",
-        "model": "m",
-        "weights": "random",
-        "engine": engine,
-        "batch": 1,
-        "prompt_tokens": 64,
-        "new_tokens": 20,
-        "tokens_per_s": 20.0,
-        "ttft_ms": 1.0,
-        "tpot_ms": 1.0,
-        "peak_memory_mb": 5.0,
-        "mbu": 0.5,
-        "roofline_tokens_per_s": 40.0,
-        "speedup_over": "hf-generate",
-    }
-    return with_ratio(Result(**{**made, **fields}), samples(over), samples(milliseconds))
+TIMES = {"hf-generate": (10.0, 11.0, 10.5), "level 1": (5.0, 5.1, 5.2), "level 0": (9.0, 12.0, 10.4)}
 
 
 @pytest.fixture
 def results():
-    rows = [row("hf-generate", (10.0, 11.0, 10.5)), row("level 1", (5.0, 5.1, 5.2)), row("level 0", (9.0, 12.0, 10.4))]
+    rows = [row(name, times, weights="random") for name, times in TIMES.items()]
     rows += [
         row(f"attention-{name}", (4.0, 4.1, 4.2), suite="attention", phase=phase, speedup_over="attention-original")
         for phase in ("decode", "prefill")
@@ -125,22 +100,6 @@ def test_runs_take_turns_and_the_warm_up_is_not_counted():
     found = interleave({"a": lambda: run("a"), "b": lambda: run("b")}, 3, "")
     assert order == ["a", "b"] * 4
     assert [s["total_ms"] for s in found["a"]] == [3, 5, 7]
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
-def test_charts_are_drawn_in_a_browser(results, tmp_path):
-    write_report(results, tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} >= {"report.html", "report.md", "results.json", "decode-0.svg"}
-    command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,844", "--virtual-time-budget=8000", "--dump-dom",
-        f"file://{tmp_path / 'report.html'}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert 'data-drawn="true"' in done.stdout
-    assert done.stdout.count('class="marks"') == 2
 
 
 def test_schema_is_named_with_its_version():

@@ -27,7 +27,9 @@ COMMANDS = {
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: decode, attention, quality and others",
     "compare": "what changed between two results files by more than noise",
+    "profile": "time and memory per component, as table, chart and Chrome trace",
     "report": "measure everything and write HTML, Markdown and JSON",
+    "recommend": "what to run here, chosen from measurements by a stated rule",
 }
 
 

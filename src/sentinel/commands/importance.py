@@ -24,15 +24,14 @@ def run(options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from sentinel.errors import InputError
     from sentinel.files import require_writable_parent, write_text
-    from sentinel.report.charts import chart_text, head_map
+    from sentinel.report.charts import chart_text, check_chart_path
+    from sentinel.report.head_map import head_map
 
     for path in (options.chart, options.json):
         if path:
             require_writable_parent(Path(path))
-    if options.chart and Path(options.chart).suffix not in (".html", ".svg"):
-        raise InputError(f"--chart {options.chart} must end in .html or .svg")
+    check_chart_path(options.chart)
     settings = settings_of(options, compensate=False)
     loaded = load_model(options)
     loaded.require_real_weights("the importance of its heads")

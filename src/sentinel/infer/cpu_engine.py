@@ -81,6 +81,14 @@ class CpuEngine:
         """Time-stamp counts per part since the last call; see `NativeEngine.profile`."""
         return {} if self._engine is None else self._engine.profile()
 
+    def kv_cache_bytes(self) -> int:
+        """Bytes that the KV cache has room for."""
+        return 0 if self._engine is None else self._engine.kv_cache_bytes
+
+    def work_bytes(self) -> int:
+        """Bytes of the areas that a pass works in."""
+        return 0 if self._engine is None else self._engine.work_bytes
+
     def close(self) -> None:
         """Stop the worker threads."""
         if self._engine is not None:

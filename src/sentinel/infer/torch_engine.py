@@ -33,6 +33,15 @@ class TorchEngine:
         """Bytes of weights read to decode one token at batch 1."""
         return self.spec.weight_bytes_per_token(4.0)
 
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in memory, what tensors share counted once."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.decoder.parameters()}
+        return sum(storages.values())
+
+    def kv_cache_bytes(self) -> int:
+        """Bytes that the KV cache has taken."""
+        return 0 if self._cache is None else self._cache.nbytes
+
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits:
         """Logits [B, V] after each prompt; room for ``max_new_tokens`` more is allocated."""

@@ -2,40 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
 import vl_convert
 
+from sentinel.errors import InputError
 from sentinel.measure.results import Result
+from sentinel.report.head_map import heads_chart
 
-WIDTH = 560
-BLUE, GREY = "#3b7dd8", "#9aa4b2"
-DASHES = alt.Legend(symbolType="stroke", symbolStrokeColor=GREY)
+WIDTH = 620
+BLUE, GREY, RED = "#3b7dd8", "#9aa4b2", "#d9534f"
+PALETTE = [BLUE, "#e0822f", "#2f9e6e", "#b35ad6", "#c9a227", "#17a2b8", RED, GREY]
 
 
-def decode_chart(results: Sequence[Result]) -> Any:
-    """Bars of tokens/s per engine, the roofline beside them as a tick."""
-    rows = [
-        {
-            "engine": r.engine,
-            "tokens per second": round(r.tokens_per_s or 0, 2),
-            "roofline": round(r.roofline_tokens_per_s or 0, 2),
-            "speed-up": round(r.speedup or 0, 3),
-            "TTFT ms": round(r.ttft_ms or 0, 2),
-            "TPOT ms": round(r.tpot_ms or 0, 2),
-        }
-        for r in results
-    ]
-    base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("engine:N", sort=None, title=None))
+def _colour(field: str, title: str | None = None) -> alt.Color:
+    return alt.Color(f"{field}:N", sort=None, scale=alt.Scale(range=PALETTE), title=title)
+
+
+def _dash(field: str) -> alt.StrokeDash:
+    legend = alt.Legend(symbolType="stroke", symbolStrokeColor=GREY)
+    return alt.StrokeDash(f"{field}:N", sort=None, title=None, legend=legend)
+
+
+def _name(result: Result) -> str:
+    """An engine, with what is removed."""
+    removed = [f"{share:.0%} {what}" for share, what in _removed(result) if share]
+    return ", ".join([result.engine, *removed])
+
+
+def _removed(result: Result) -> list[tuple[float, str]]:
+    return [(result.heads_pruned or 0.0, "heads"), (result.neurons_pruned or 0.0, "neurons")]
+
+
+def _speed(result: Result) -> dict[str, Any]:
+    """What the tooltips of all charts of speed tell."""
+    return {
+        "engine": result.engine,
+        "heads removed": f"{result.heads_pruned or 0:.0%}",
+        "neurons removed": f"{result.neurons_pruned or 0:.0%}",
+        "tokens per second": round(result.tokens_per_s or 0, 2),
+        "roofline": None if result.roofline_tokens_per_s is None else round(result.roofline_tokens_per_s, 2),
+        "speed-up": round(result.speedup or 1, 3),
+        "low": round(result.speedup_low or result.speedup or 1, 3),
+        "high": round(result.speedup_high or result.speedup or 1, 3),
+        "over": result.speedup_over,
+    }
+
+
+SPEED_TIPS = [
+    "engine:N", "heads removed:N", "neurons removed:N", "tokens per second:Q", "roofline:Q",
+    "speed-up:Q", "low:Q", "high:Q", "over:N",
+]  # fmt: skip
+
+
+def bars_chart(results: Sequence[Result]) -> Any:
+    """Bars of tokens/s per engine and pruning level, the roofline beside them as a tick."""
+    rows = [{"name": _name(r), "model": r.model, "reference": r.is_reference, **_speed(r)} for r in results]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=150)), tooltip=SPEED_TIPS
+    )
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.6}).encode(
         x=alt.X("tokens per second:Q", title="tokens/s (tick: roofline of the weights' format)"),
-        color=alt.condition("datum.engine == 'hf-generate'", alt.value(GREY), alt.value(BLUE)),
-        tooltip=[f"{key}:{'N' if key == 'engine' else 'Q'}" for key in rows[0]],
+        color=alt.condition("datum.reference", alt.value(GREY), alt.value(BLUE)),
     )
-    ticks = base.mark_tick(thickness=2, color="#d9534f").encode(x="roofline:Q")
-    return (bars + ticks).properties(width=WIDTH, height={"step": 34})
+    ticks = base.transform_filter("datum.roofline != null").mark_tick(thickness=2, color=RED).encode(x="roofline:Q")
+    return (bars + ticks).properties(width=WIDTH, height=30 * len({row["name"] for row in rows}))
+
+
+def pruning_chart(results: Sequence[Result]) -> Any:
+    """Speed-up against the share of heads removed, a line per level, dashed with as many neurons removed too."""
+    rows = [
+        {"share": r.heads_pruned or 0, "kind": "heads and neurons" if r.neurons_pruned else "heads", **_speed(r)}
+        for r in results
+        if r.level is not None
+    ]
+    dense = [{**row, "kind": "heads and neurons"} for row in rows if not row["share"] and row["kind"] == "heads"]
+    rows += dense if any(row["kind"] != "heads" for row in rows) else []
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("share:Q", axis=alt.Axis(format="%", tickCount=4), title="heads removed"),
+        y=alt.Y("speed-up:Q", title="speed-up over Hugging Face", scale=alt.Scale(zero=False)),
+        color=_colour("engine"),
+        tooltip=SPEED_TIPS,
+    )
+    lines = base.mark_line(strokeWidth=2.5).encode(strokeDash=_dash("kind"))
+    spans = base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    points = base.mark_point(filled=True, size=60)
+    return (lines + spans + points).properties(width=WIDTH, height=300)
+
+
+def context_chart(results: Sequence[Result]) -> Any:
+    """Speed-up of removed heads over the same level with all of them, against the length of the context."""
+    rows = [{"context": r.prompt_tokens, **_speed(r)} for r in results if not r.is_reference]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("context:Q", scale=alt.Scale(type="log", base=2), title="tokens of context"),
+        y=alt.Y("speed-up:Q", title="speed-up over the same level, not pruned", scale=alt.Scale(zero=False)),
+        color=_colour("heads removed", "heads removed"),
+        tooltip=["context:Q", *SPEED_TIPS],
+    )
+    lines = base.mark_line(strokeWidth=2.5).encode(strokeDash=_dash("engine"))
+    spans = base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    return (lines + spans + base.mark_point(filled=True, size=60)).properties(width=WIDTH, height=300)
+
+
+def batch_chart(results: Sequence[Result]) -> Any:
+    """Tokens/s of all sequences against their number."""
+    rows = [{"batch": r.batch, **_speed(r)} for r in results]
+    chart = alt.Chart(alt.Data(values=rows)).mark_line(point={"size": 60}, strokeWidth=2.5)
+    return chart.encode(
+        x=alt.X("batch:Q", scale=alt.Scale(type="log", base=2), title="sequences at once"),
+        y=alt.Y("tokens per second:Q", scale=alt.Scale(type="log"), title="tokens/s of all (log)"),
+        color=_colour("engine"),
+        tooltip=["batch:Q", *SPEED_TIPS],
+    ).properties(width=WIDTH, height=300)
 
 
 def attention_chart(results: Sequence[Result]) -> Any:
@@ -44,101 +125,120 @@ def attention_chart(results: Sequence[Result]) -> Any:
         {
             "tokens": r.prompt_tokens,
             "phase": r.phase,
-            "implementation": r.engine.removeprefix("attention-")
-            + (f", -{r.heads_pruned:.0%}" if r.heads_pruned else ""),
+            "implementation": _name(r).removeprefix("attention-"),
             "ms": round(r.percentiles["total_ms"]["p50"], 4),
             "speed-up": round(r.speedup or 1, 3),
         }
         for r in results
     ]
-    chart = alt.Chart(alt.Data(values=rows)).mark_line(point={"size": 60}, strokeWidth=2.5)
-    return chart.encode(
-        x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), title="sequence length, tokens"),
-        y=alt.Y("ms:Q", scale=alt.Scale(type="log"), title="one layer, ms"),
-        color=alt.Color("implementation:N", title=None),
-        strokeDash=alt.StrokeDash("phase:N", title=None, legend=DASHES),
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), title="tokens"),
+        y=alt.Y("ms:Q", scale=alt.Scale(type="log"), title="one layer, ms (log)"),
+        color=_colour("implementation"),
+        detail="phase:N",
         tooltip=["implementation:N", "phase:N", "tokens:Q", "ms:Q", "speed-up:Q"],
-    ).properties(width=WIDTH, height=260)
+    )
+    lines = base.mark_line(strokeWidth=2).encode(strokeDash=_dash("phase"))
+    return (lines + base.mark_point(filled=True, size=50)).properties(width=WIDTH, height=300)
+
+
+def load_chart(results: Sequence[Result]) -> Any:
+    """Milliseconds from the start of a process to the loaded model and to the first token."""
+    kinds = (("until loaded", "load_ms"), ("until the first token", "first_token_ms"))
+    rows = [
+        {"engine": r.engine, "time": kind, "ms": round(getattr(r, key), 1), "peak memory MB": r.peak_memory_mb}
+        for r in results
+        for kind, key in kinds
+        if getattr(r, key) is not None
+    ]
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(cornerRadiusEnd=3)
+        .encode(
+            y=alt.Y("engine:N", sort=None, title=None, axis=alt.Axis(labelLimit=150)),
+            yOffset=alt.YOffset("time:N", sort=None),
+            x=alt.X("ms:Q", title="ms from the start of the process"),
+            color=_colour("time"),
+            tooltip=["engine:N", "time:N", "ms:Q", "peak memory MB:Q"],
+        )
+        .properties(width=WIDTH, height=48 * len({row["engine"] for row in rows}))
+    )
 
 
 def quality_chart(results: Sequence[Result]) -> Any:
-    """Speed against quality: tokens/s and perplexity over the dense model's, a line per criterion."""
+    """Perplexity over the dense model's against the share of heads removed, a line per criterion."""
+    pruned = [r for r in results if r.criterion and r.perplexity_ratio]
+    kinds = {True: "compensated", False: "only removed", None: "not told"}
     rows = [
         {
-            "criterion": r.criterion or "not pruned",
-            "compensated": {True: "compensated", False: "only removed", None: "not pruned"}[r.compensated],
-            "heads removed": f"{r.heads_pruned or 0:.0%}",
-            "tokens per second": round(r.tokens_per_s or 0, 2),
+            "criterion": r.criterion,
+            "kind": kinds[r.compensated],
+            "share": r.heads_pruned or 0,
             "perplexity over dense": round(r.perplexity_ratio or 1, 4),
             "perplexity": round(r.perplexity or 0, 2),
+            "tokens per second": round(r.tokens_per_s or 0, 2),
         }
-        for r in results
+        for r in pruned
+    ]
+    rows += [
+        {**row, "share": 0.0, "perplexity over dense": 1.0, "perplexity": None, "tokens per second": None}
+        for row in {(r["criterion"], r["kind"]): r for r in rows}.values()
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("tokens per second:Q", scale=alt.Scale(zero=False), title="tokens/s, level 1"),
+        x=alt.X("share:Q", axis=alt.Axis(format="%", tickCount=4), title="heads removed"),
         y=alt.Y("perplexity over dense:Q", scale=alt.Scale(type="log"), title="perplexity over dense (log)"),
-        color=alt.Color("criterion:N", title=None),
-        strokeDash=alt.StrokeDash("compensated:N", title=None, legend=DASHES),
-        tooltip=[
-            f"{key}:{'Q' if ('p' in key[:1] and key != 'criterion') or key[0] == 't' else 'N'}" for key in rows[0]
-        ],
-    )
-    lines = base.mark_line(strokeWidth=1.5)
-    points = base.mark_point(filled=True, size=60).encode(shape=alt.Shape("heads removed:N", title="heads removed"))
-    return (lines + points).properties(width=WIDTH, height=320)
+        color=_colour("criterion"),
+        detail="kind:N",
+        tooltip=["criterion:N", "kind:N", alt.Tooltip("share:Q", format=".0%", title="heads removed"),
+                 "perplexity over dense:Q", "perplexity:Q", "tokens per second:Q"],
+    )  # fmt: skip
+    lines = base.mark_line(strokeWidth=2).encode(strokeDash=_dash("kind"))
+    return (lines + base.mark_point(filled=True, size=60)).properties(width=WIDTH, height=320)
 
 
-def head_map(ranks: Sequence[Sequence[int]], kept_from: int | None = None) -> Any:
-    """Layer x head map of removal ranks: dark heads are removed last. ``kept_from`` outlines the ranks that are kept."""
-    rows = [
-        {"layer": layer, "head": head, "rank": rank, "kept": kept_from is not None and rank >= kept_from}
-        for layer, heads in enumerate(ranks)
-        for head, rank in enumerate(heads)
-    ]
-    base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("layer:O", axis=alt.Axis(labelAngle=0)), y=alt.Y("head:O"))
-    cells = base.mark_rect().encode(
-        color=alt.Color("rank:Q", scale=alt.Scale(scheme="blues"), title="removal rank"),
-        tooltip=["layer:O", "head:O", "rank:Q", "kept:N"],
-    )
-    marks = base.transform_filter("datum.kept").mark_point(color="#d9534f", size=24, filled=True)
-    return (cells + marks if kept_from is not None else cells).properties(width=WIDTH, height={"step": 18})
+def check_chart_path(path: str | None) -> None:
+    """Refuse a chart's file name that does not say how to draw it."""
+    if path and not path.endswith((".html", ".svg")):
+        raise InputError(f"--chart {path} must end in .html or .svg")
 
 
-def heads_chart(results: Sequence[Result]) -> Any:
-    """The map of the best criterion at the ratio in the middle: what it keeps."""
-    ranked = [r for r in results if r.head_ranks and r.compensated and r.perplexity_ratio and r.heads_pruned]
-    middle = sorted({r.heads_pruned for r in ranked if r.heads_pruned})[len({r.heads_pruned for r in ranked}) // 2]
-    best = min((r for r in ranked if r.heads_pruned == middle), key=lambda r: r.perplexity_ratio or 0)
-    ranks = best.head_ranks or []
-    removed = round(middle * sum(len(layer) for layer in ranks))
-    title = f"Heads kept at {middle:.0%} by {best.criterion} (dot), and the order of removal"
-    return head_map(ranks, removed).properties(title=title)
+@functools.cache
+def javascript() -> str:
+    """Vega, Vega-Lite and vega-embed as one script that a page can hold; it defines ``vegaEmbed``."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
 
 
 def chart_text(chart: Any, suffix: str) -> str:
     """A chart as the text of a self-contained ``.html`` page or an ``.svg`` picture."""
     if suffix == ".svg":
-        return vl_convert.vegalite_to_svg(chart.configure(background="white", font="sans-serif").to_json())
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+        styled = chart.configure(background="white", font="sans-serif").configure_legend(orient="top", columns=3)
+        return vl_convert.vegalite_to_svg(styled.to_json())
     spec = chart.to_json().replace("</", "<\\/")
     return (
         '<!doctype html><meta charset="utf-8"><title>Sentinel</title><link rel="icon" href="data:,"><div id="chart"></div>'
-        f'<script type="module">{bundle}\nvegaEmbed("#chart", {spec}, {{actions: false}});</script>\n'
+        f'<script type="module">{javascript()}\nvegaEmbed("#chart", {spec}, {{actions: false}});</script>\n'
     )
 
 
-CHARTS = {
-    "decode": [decode_chart],
-    "attention": [attention_chart],
+CHARTS: dict[str, list[Callable[[Sequence[Result]], Any]]] = {
+    "levels": [bars_chart],
+    "decode": [bars_chart],
     "quality": [quality_chart, heads_chart],
+    "pruning": [pruning_chart],
+    "integration": [bars_chart],
+    "context": [context_chart],
+    "batch": [batch_chart],
+    "attention": [attention_chart],
+    "load": [load_chart],
 }
 
 
 def charts(results: Sequence[Result]) -> dict[str, list[Any]]:
-    """Charts by suite, for the suites that have results."""
+    """Charts by suite, for the suites that have something to draw."""
     made: dict[str, list[Any]] = {}
     for suite, draw in CHARTS.items():
         rows = [result for result in results if result.suite == suite]
-        if rows:
-            made[suite] = [one(rows) for one in draw]
+        drawn = [chart for one in draw if (chart := one(rows)) is not None] if rows else []
+        if drawn:
+            made[suite] = drawn
     return made

@@ -143,6 +143,16 @@ class NativeEngine:
         return counts
 
     @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes set aside for keys and values; memory is taken as sequences grow."""
+        return self._tables.kv_cache_bytes
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of the areas that a pass works in: residual stream, projections' inputs, logits, private areas."""
+        return self._tables.work_bytes
+
+    @property
     def level(self) -> Level:
         """Head groups and neurons in use per layer."""
         return self._level

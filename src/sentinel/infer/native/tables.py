@@ -59,6 +59,16 @@ class Tables:
         self.profile = self._buffers["PROFILE"].view(np.int64)
         self.logits = self._buffers["LOGITS"].view(np.float32).reshape(-1, strides[S.LOGITS_STRIDE] // 4)
 
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of the area for keys and values."""
+        return self._buffers["cache"].nbytes
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of all other areas."""
+        return sum(area.nbytes for name, area in self._buffers.items() if name != "cache")
+
     def _strides(self) -> dict[S, int]:
         """Bytes per row of every buffer: odd numbers of cache lines, so that a tile's rows lie in different sets."""
         spec = self.spec

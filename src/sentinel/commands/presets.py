@@ -1,0 +1,119 @@
+"""Presets: what `sentinel recommend --save NAME` wrote and `sentinel generate --preset NAME` takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from sentinel.errors import InputError
+from sentinel.files import write_text
+
+SCHEMA = "sentinel-preset/1"
+FIELDS = {"model": str, "level": int, "precision": str, "heads": float, "neurons": float, "reason": str}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How to run ``model``, and why."""
+
+    model: str
+    level: int
+    precision: str
+    heads: float
+    neurons: float
+    reason: str
+
+
+def presets_folder() -> Path:
+    """The user's configuration folder, or one beside the cache that SENTINEL_CACHE names."""
+    cache = os.environ.get("SENTINEL_CACHE")
+    if cache:
+        place = Path(cache).expanduser().resolve()
+        return place.parent / f"{place.name}-presets"
+    return Path(platformdirs.user_config_dir("sentinel-ai")) / "presets"
+
+
+def preset_file(name: str) -> Path:
+    """Where the preset of that name is kept; `InputError` for a name that is no plain word."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise InputError(f"{name!r} is not a preset's name; use letters, digits, '-', '_' and '.'")
+    return presets_folder() / f"{name}.json"
+
+
+def save_preset(name: str, preset: Preset) -> Path:
+    """Write a preset, whole or not at all; one of the same name is replaced."""
+    path = preset_file(name)
+    write_text(path, json.dumps({"schema": SCHEMA, **asdict(preset)}, indent=1) + "\n")
+    return path
+
+
+def load_preset(name: str) -> Preset:
+    """The preset of that name; `InputError` when there is none or when its file is damaged."""
+    path = preset_file(name)
+    if not path.exists():
+        stored = ", ".join(sorted(p.stem for p in presets_folder().glob("*.json"))) or "none"
+        raise InputError(
+            f"there is no preset {name!r}; stored are {stored}; 'sentinel recommend --save NAME' makes one"
+        )
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA or set(data) - {"schema"} != set(FIELDS):
+            raise ValueError("its fields are not those of a preset")
+        values = {field: data[field] for field in FIELDS}
+        wrong = [f for f, kind in FIELDS.items() if not isinstance(values[f], (int, float) if kind is float else kind)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {values[wrong[0]]!r}")
+        return Preset(**values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a preset ({error}); save it again with 'sentinel recommend'") from error
+
+
+def apply_preset(options: argparse.Namespace) -> None:
+    """Fill in what the arguments left open by ``--preset``; what was said explicitly stays.
+
+    Raises `InputError` for an unknown preset and for one of another model.
+    """
+    if options.preset is None:
+        return
+    preset = load_preset(options.preset)
+    pruned = _pruning_of(options.model)
+    own = Path(options.model).expanduser()
+    names = {options.model, own.resolve().name if own.exists() else options.model}
+    if preset.model not in names and pruned.get("source") != preset.model:
+        raise InputError(
+            f"preset {options.preset!r} is of {preset.model}, not of {options.model}; run {preset.model}, or what "
+            "'sentinel prune' made of it"
+        )
+    if options.level is None:
+        options.level = preset.level
+        options.precision = options.precision or (preset.precision if preset.level == 3 else None)
+    removed = (preset.heads, preset.neurons)
+    if options.heads is None and options.neurons is None and not _is_pruned_so(pruned, removed):
+        options.heads, options.neurons = removed
+
+
+def _pruning_of(model: str) -> dict[str, Any]:
+    """What a pruned checkpoint says of its making; empty for any other model."""
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").exists():
+        return {}
+    from sentinel.models.tokenizer import read_json
+
+    config = read_json(folder / "config.json")
+    source = {"source": config["source"]} if isinstance(config.get("source"), str) else {}
+    return {"elastic": "levels" in config, **source, **config.get("pruning", {})}
+
+
+def _is_pruned_so(pruned: dict[str, Any], removed: tuple[float, float]) -> bool:
+    """True for a checkpoint that was pruned to just these ratios for good."""
+    heads, neurons = pruned.get("heads", []), pruned.get("neurons", [])
+    if pruned.get("elastic") or not (len(heads) == len(neurons) == 1):
+        return False
+    return all(abs(a - b) < 0.02 for a, b in zip(removed, (heads[0], neurons[0]), strict=True))

@@ -1,0 +1,1 @@
+"""Time and memory per component of a model that runs."""

@@ -1,0 +1,100 @@
+"""Where the time of levels 2 and 3 goes: the counters that are built into the compiled step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from numba import njit
+
+from sentinel.errors import InputError
+from sentinel.infer.cpu_engine import CpuEngine
+from sentinel.infer.native.kernels.intrinsics import cycles
+from sentinel.measure.profiling.spans import OTHER, SAMPLING, Span, Step, greedy_steps
+
+# Component of each part of the compiled step (`sentinel.infer.native.layout.PARTS`).
+PART_COMPONENTS = {
+    "embed": "embedding",
+    "norm": "norms",
+    "qkv": "q/k/v",
+    "cache": "attention",
+    "attention": "attention",
+    "out": "output projection",
+    "norm2": "norms",
+    "up": "MLP",
+    "quantise": "MLP",
+    "down": "MLP",
+    "head": "LM head",
+}
+
+
+class CounterMeter:
+    """Profiles a `CpuEngine`. Its counters are always there; reading them once per step is all that is added."""
+
+    def __init__(self, engine: CpuEngine) -> None:
+        self.engine = engine
+        self._per_ms = ticks_per_ms()
+        if self._per_ms == 0:
+            raise InputError(f"{engine.name} has no counters on this processor; profile level 0 or 1")
+        self.method = (
+            "time-stamp counters in the compiled step, summed over layers; "
+            "those of the first thread, its waiting for the others included"
+        )
+        rounding = "" if engine.precision == "fp32" else ", and the rounding of their result to whole numbers"
+        self.fused = {
+            "norms": f"those of the layers{rounding}",
+            "attention": "the rotation of queries and keys, and storing keys and values",
+            "output projection": "the addition to the residual stream",
+            "MLP": "activation, and the addition to the residual stream",
+            "LM head": "the final norm, and the search for the largest logit",
+        }
+
+    def steps(self, prompt: Sequence[int], new_tokens: int) -> list[Step]:
+        """One profiled generation."""
+        found: list[Step] = []
+        sampling = 0.0
+
+        @contextmanager
+        def timed_sampling() -> Iterator[None]:
+            nonlocal sampling
+            start = time.perf_counter()
+            yield
+            sampling = (time.perf_counter() - start) * 1e3
+
+        @contextmanager
+        def step() -> Iterator[None]:
+            self.engine.profile()  # sets the counters to zero
+            start = time.perf_counter()
+            yield
+            found.append(self._step((time.perf_counter() - start) * 1e3, sampling))
+
+        greedy_steps(self.engine, prompt, new_tokens, step, timed_sampling)
+        return found
+
+    def _step(self, total_ms: float, sampling_ms: float) -> Step:
+        parts = {name: count / self._per_ms for name, count in self.engine.profile().items()}
+        unknown = set(parts) - set(PART_COMPONENTS)
+        assert not unknown, f"parts of the compiled step that no component covers: {unknown}"
+        rest = max(0.0, total_ms - sampling_ms - sum(parts.values()))
+        spans = [Span(OTHER, "step", 0.0, total_ms, rest)]
+        start = rest  # the parts of all layers are summed, so that a trace can only show them one after another
+        for name, milliseconds in parts.items():
+            spans.append(Span(PART_COMPONENTS[name], f"{name}, all layers", start, milliseconds, milliseconds))
+            start += milliseconds
+        spans.append(Span(SAMPLING, SAMPLING, start, sampling_ms, sampling_ms))
+        return Step(tuple(spans))
+
+
+@njit
+def _now():
+    return cycles()
+
+
+def ticks_per_ms(milliseconds: float = 50.0) -> float:
+    """Ticks of the time-stamp counter in a millisecond, measured now; 0 where there is no counter."""
+    _now()  # compiled here, outside of the measurement
+    start, first = time.perf_counter(), _now()
+    time.sleep(milliseconds / 1e3)
+    end, last = time.perf_counter(), _now()
+    return float(last - first) / ((end - start) * 1e3)

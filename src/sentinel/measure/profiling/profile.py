@@ -1,0 +1,169 @@
+"""A profile of one engine: milliseconds per component, beside the same generation without a profile, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sentinel.errors import InputError
+from sentinel.infer.engines import Engine, check_prompts
+from sentinel.infer.generate import Timings, generate_tokens
+from sentinel.infer.torch_engine import TorchEngine
+from sentinel.measure.profiling.spans import COMPONENTS, Meter, Step
+from sentinel.progress import track
+
+
+@dataclass(frozen=True)
+class Component:
+    """Median milliseconds in the prefill and in decoding one token; ``share`` is of the sum of the latter.
+
+    ``fused`` says what the engine computes together with it, so that it can't be told apart.
+    """
+
+    name: str
+    prefill_ms: float
+    decode_ms: float
+    share: float
+    fused: str
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """MB (10^6 bytes) of one kind, and what is counted."""
+
+    name: str
+    mb: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times are medians: of a decode step over all tokens of all rounds, of a prefill over the rounds."""
+
+    engine: str
+    level: int
+    precision: str
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+    method: str
+    components: tuple[Component, ...]
+    step_ms: float
+    unprofiled_step_ms: float
+    prefill_ms: float
+    unprofiled_prefill_ms: float
+    memory: tuple[MemoryUse, ...]
+    steps: tuple[Step, ...]  # the last round's
+
+    @property
+    def sum_ms(self) -> float:
+        """All components of a decode step."""
+        return sum(component.decode_ms for component in self.components)
+
+    @property
+    def overhead(self) -> float:
+        """What profiling adds to a decode step, as a share of it; noise when it is negative."""
+        return self.step_ms / self.unprofiled_step_ms - 1
+
+
+def make_meter(engine: Engine) -> Meter:
+    """The meter that fits an engine."""
+    if isinstance(engine, TorchEngine):
+        from sentinel.measure.profiling.torch_scopes import ScopeMeter
+
+        return ScopeMeter(engine)
+    from sentinel.infer.cpu_engine import CpuEngine
+    from sentinel.measure.profiling.native_counters import CounterMeter
+
+    if not isinstance(engine, CpuEngine):
+        raise InputError(f"{engine.name} can't be profiled; levels 0 to 3 can")
+    return CounterMeter(engine)
+
+
+def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, rounds: int = 5) -> Profile:
+    """Profile ``rounds`` generations at batch 1, with as many that are not profiled in turn, after one of each.
+
+    Raises `InputError` for fewer than 2 new tokens (the first comes from the prefill) and for what the engine can't take.
+    """
+    if new_tokens < 2:
+        raise InputError(f"a profile needs at least 2 new tokens, not {new_tokens}: the first comes from the prefill")
+    check_prompts(engine.spec, [prompt], new_tokens)
+    meter = make_meter(engine)
+    plain: list[list[float]] = []
+    profiled: list[list[Step]] = []
+    for number in track(range(-1, rounds), "Profiling", rounds + 1):
+        timings = Timings()
+        list(generate_tokens(engine, [prompt], new_tokens, timings=timings))
+        steps = meter.steps(prompt, new_tokens)
+        if number >= 0:
+            plain.append([ms * 1e3 for ms in np.diff(timings.stamps, prepend=0.0)])
+            profiled.append(steps)
+    return Profile(
+        engine=engine.name,
+        level=engine.level,
+        precision=engine.precision,
+        prompt_tokens=len(prompt),
+        new_tokens=new_tokens,
+        rounds=rounds,
+        method=meter.method,
+        components=_components(profiled, meter.fused),
+        step_ms=_median([step.total_ms for steps in profiled for step in steps[1:]]),
+        unprofiled_step_ms=_median([ms for stamps in plain for ms in stamps[1:]]),
+        prefill_ms=_median([steps[0].total_ms for steps in profiled]),
+        unprofiled_prefill_ms=_median([stamps[0] for stamps in plain]),
+        memory=memory_use(engine, prompt, new_tokens),
+        steps=tuple(profiled[-1]),
+    )
+
+
+def _components(profiled: Sequence[Sequence[Step]], fused: dict[str, str]) -> tuple[Component, ...]:
+    prefills = [steps[0].components() for steps in profiled]
+    decodes = [step.components() for steps in profiled for step in steps[1:]]
+    found = {
+        name: tuple(_median([step.get(name, 0.0) for step in kind]) for kind in (prefills, decodes))
+        for name in COMPONENTS
+    }
+    total = sum(decode for _, decode in found.values())
+    return tuple(
+        Component(name, prefill, decode, decode / total, fused.get(name, ""))
+        for name, (prefill, decode) in found.items()
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def memory_use(engine: Engine, prompt: Sequence[int], new_tokens: int) -> tuple[MemoryUse, ...]:
+    """Weights, keys and values, activations of a generation at batch 1. The engine is run once more for it."""
+    if isinstance(engine, TorchEngine):
+        weights, activations = engine.weight_bytes(), _live_tensors(engine, prompt, new_tokens)
+    else:
+        from sentinel.infer.cpu_engine import CpuEngine
+
+        assert isinstance(engine, CpuEngine)
+        weights, note = engine.weights.n_byte, "work areas of all threads, made once for passes of any size"
+        activations = [MemoryUse("activations", engine.work_bytes() / 1e6, note)]
+    tokens = len(prompt) + new_tokens
+    filled = tokens * engine.spec.kv_bytes_per_position(engine.kv_bytes)
+    return (
+        MemoryUse("weights", weights / 1e6, f"{engine.precision}, the embedding included"),
+        MemoryUse("KV cache", engine.kv_cache_bytes() / 1e6, f"room; {tokens} tokens fill {filled / 1e6:,.2f} MB"),
+        *activations,
+    )
+
+
+def _live_tensors(engine: TorchEngine, prompt: Sequence[int], new_tokens: int) -> list[MemoryUse]:
+    from sentinel.measure.profiling.tensor_memory import LiveTensors
+
+    with LiveTensors() as prefill:
+        engine.prefill([prompt], new_tokens)
+    with LiveTensors() as decode:
+        engine.decode_one_token(prompt[-1:])
+    said = "the most that lives at one time while {}"
+    return [
+        MemoryUse("activations, prefill", prefill.peak / 1e6, said.format(f"{len(prompt)} tokens are read")),
+        MemoryUse("activations, decoding", decode.peak / 1e6, said.format("one token is decoded")),
+    ]

@@ -1,0 +1,74 @@
+"""What a profile is made of: spans of time, each of one component, within the steps of a generation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from sentinel.infer.engines import Engine
+from sentinel.infer.sampling import Sampler, SamplingSettings
+
+OTHER = "other"
+SAMPLING = "sampling"
+COMPONENTS = (
+    "embedding", "norms", "q/k/v", "attention", "output projection", "MLP", "LM head", SAMPLING, OTHER,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time in milliseconds since the step began; ``own_ms`` is without the spans inside of it."""
+
+    component: str
+    label: str
+    start_ms: float
+    total_ms: float
+    own_ms: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a generation; the first is the prefill. ``spans[0]`` is the whole step, the others lie within."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def total_ms(self) -> float:
+        return self.spans[0].total_ms
+
+    def components(self) -> dict[str, float]:
+        """Milliseconds per component; they add up to the step."""
+        found: dict[str, float] = defaultdict(float)
+        for span in self.spans:
+            found[span.component] += span.own_ms
+        return dict(found)
+
+
+class Meter(Protocol):
+    """Runs a generation and tells where the time of each step went."""
+
+    method: str
+    fused: dict[str, str]  # what an engine computes together with a component, by component
+
+    def steps(self, prompt: Sequence[int], new_tokens: int) -> list[Step]: ...
+
+
+def greedy_steps(
+    engine: Engine,
+    prompt: Sequence[int],
+    new_tokens: int,
+    step: Callable[[], AbstractContextManager[object]],
+    sampling: Callable[[], AbstractContextManager[object]],
+) -> None:
+    """Generate ``new_tokens`` greedy tokens; ``step`` and ``sampling`` are entered around what their names say."""
+    sampler, history = Sampler(SamplingSettings(), 1), [list(prompt)]
+    for _ in range(new_tokens):
+        with step():
+            first = len(history[0]) == len(prompt)
+            logits = engine.prefill([prompt], new_tokens) if first else engine.decode_one_token(history[0][-1:])
+            with sampling():
+                tokens = sampler(logits, history)
+        history[0] += tokens

@@ -1,0 +1,134 @@
+"""What a report says, before it is drawn as HTML or Markdown: a pure function of a results file's content."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sentinel.errors import InputError
+from sentinel.measure.results import Environment, Result, ResultSet
+from sentinel.measure.suites import SUITES
+from sentinel.report.candidates import Candidate, candidates
+from sentinel.report.cells import number
+from sentinel.report.charts import charts
+from sentinel.report.frontier_chart import frontier_chart
+from sentinel.report.recommend import RULES, Demand, Recommendation, recommend
+from sentinel.report.recommend_view import presets_table
+from sentinel.report.tables import Table, tables
+
+METHOD = (
+    "Everything that is compared takes turns: each round runs every engine once, the reference included, after a warm-up "
+    "round. Compilation is never inside a timing.",
+    "A speed is a median over the rounds. A speed-up is a ratio of medians with its 95 % interval, from 2,000 bootstrap "
+    "draws of rounds in pairs; an interval that spans 1 is printed as no difference.",
+    "Tokens/s count new tokens over the whole time, prefill included, unless the phase is decode. Prompts are random token "
+    "ids, on which speed does not depend; sampling is greedy.",
+    "A roofline is the measured memory bandwidth over the bytes of weights, keys and values that one step must read.",
+    "Perplexities are of texts that share no document with calibration; over dense is the ratio to the model that was not "
+    "changed, on the same tokens.",
+    "Levels 0 to 2 compute the same function in fp32, so that one perplexity is theirs in common. Speed and quality are "
+    "joined only for the same precision and the same removed shares.",
+)
+
+
+@dataclass(frozen=True)
+class Content:
+    """The parts of a report in the order in which they are read."""
+
+    models: list[str]
+    lead: Recommendation | None
+    recommendations: Table | None
+    frontier: Any
+    sections: list[Table]
+    charts: dict[str, list[Any]]
+    missing: list[str]
+    method: Sequence[str]
+    runs: list[tuple[str, str]]
+    environment: list[tuple[str, str]]
+
+
+def content_of(results: ResultSet) -> Content:
+    """Everything that a report says of ``results``; what they do not hold is named in ``missing``."""
+    rows = results.results
+    if not rows:
+        raise InputError("the results hold no rows, so that there is nothing to report; measure with 'sentinel report'")
+    model = main_model(rows)
+    found = candidates([row for row in rows if row.model == model])
+    lead = _recommended(results, model, "default")
+    return Content(
+        models=sorted({row.model for row in rows}),
+        lead=lead,
+        recommendations=presets_table(results, model) if found else None,
+        frontier=frontier_chart(found, _labels(results, model)),
+        sections=tables(rows),
+        charts=charts(rows),
+        missing=[*_missing_suites(rows, model), *_missing_rows(lead, found, model)],
+        method=METHOD,
+        runs=[(name, _settings(run)) for name, run in results.runs.items()],
+        environment=environment_rows(results.environment),
+    )
+
+
+def main_model(rows: Sequence[Result]) -> str:
+    """The model that most rows are of."""
+    return Counter(row.model for row in rows).most_common(1)[0][0]
+
+
+def _recommended(results: ResultSet, model: str, need: str) -> Recommendation | None:
+    try:
+        return recommend(results, model, Demand(need))
+    except InputError:  # the results do not hold what this need asks for; the missing parts are named on their own
+        return None
+
+
+def _labels(results: ResultSet, model: str) -> dict[str, Candidate]:
+    made = {need: _recommended(results, model, need) for need in RULES}
+    return {need: one.chosen for need, one in made.items() if one is not None and one.chosen is not None}
+
+
+def _missing_suites(rows: Sequence[Result], model: str) -> list[str]:
+    there = {row.suite for row in rows}
+    return [
+        f"Suite {suite.name} was not run ({suite.summary}): 'sentinel bench {suite.name} {model}' does."
+        for suite in SUITES.values()
+        if suite.in_report and suite.name not in there
+    ]
+
+
+def _missing_rows(lead: Recommendation | None, found: Sequence[Candidate], model: str) -> list[str]:
+    if lead is not None:
+        return lead.missing
+    return [] if found else [f"No level of {model} was timed, so that nothing can be recommended."]
+
+
+def _settings(run: dict[str, Any]) -> str:
+    """The settings of a suite as words; lists with commas."""
+    skipped = ("model", "weights")
+    said = []
+    for name, value in run.items():
+        if name in skipped or value in (None, [], ""):
+            continue
+        text = ", ".join(
+            f"{v:g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, list) else [value])
+        )
+        said.append(f"{name.replace('_', ' ')} {text}")
+    return "; ".join(said)
+
+
+def environment_rows(environment: Environment) -> list[tuple[str, str]]:
+    """The environment in words."""
+    bandwidth = "not measured" if environment.bandwidth_gb_s is None else f"{number(environment.bandwidth_gb_s)} GB/s"
+    mhz, steal = environment.cpu_mhz, environment.steal
+    notes = [] if not mhz else [" then ".join(f"{number(value, 0)} MHz" for value in mhz)]
+    notes += [] if steal is None else [f"{100 * steal:.1f} % of processor time stolen by the host"]
+    return [
+        ("Processor", f"{environment.cpu}, {environment.cores} cores, {environment.threads} threads used"),
+        ("While measuring", ", ".join(notes) or "not told by the system"),
+        ("Memory", f"{number(environment.memory_gb)} GB; bandwidth of a copy or a sum, the larger: {bandwidth}"),
+        ("System", environment.system),
+        ("Device", environment.device),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in environment.versions.items())),
+        ("Measured", environment.measured_at),
+    ]

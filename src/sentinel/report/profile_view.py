@@ -1,0 +1,78 @@
+"""A profile as a table in the terminal and as a chart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sentinel.measure.profiling.profile import Profile
+from sentinel.report.charts import WIDTH
+
+
+def print_profile(profile: Profile, model: str, weights: str) -> None:
+    """Print times and memory to stdout."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    table = _table(f"{model}, {profile.engine}: time per component", "component")
+    for name in ("ms per token", "share", "prefill ms"):
+        table.add_column(name, justify="right")
+    table.add_column("fused with it")
+    for part in profile.components:
+        table.add_row(part.name, f"{part.decode_ms:.3f}", f"{part.share:.1%}", f"{part.prefill_ms:.2f}", part.fused)
+    console.print(table)
+    console.print(_times_note(profile, weights), style="dim", markup=False)
+    table = _table("Memory", "kind")
+    table.add_column("MB", justify="right")
+    table.add_column("what is counted")
+    for use in profile.memory:
+        table.add_row(use.name, f"{use.mb:,.2f}", use.note)
+    console.print(table)
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table.add_column(first)
+    return table
+
+
+def _times_note(profile: Profile, weights: str) -> str:
+    random = " Weights are random; the speed does not depend on them." if weights == "random" else ""
+    tokens = profile.rounds * (profile.new_tokens - 1)
+    return (
+        f"Sum {profile.sum_ms:.3f} ms; a step takes {profile.step_ms:.3f} ms profiled and "
+        f"{profile.unprofiled_step_ms:.3f} ms not profiled, in turn: {profile.overhead:+.1%}. Medians over {tokens} tokens "
+        f"after {profile.prompt_tokens} prompt tokens, batch 1. Measured by {profile.method}.{random}"
+    )
+
+
+def profile_chart(profile: Profile, model: str) -> Any:
+    """Bars of milliseconds per component, of a decoded token and of the prefill."""
+    rows = [
+        {"component": part.name, "phase": phase, "ms": round(ms, 4), "share": share, "fused": part.fused or "–"}
+        for phase, key in (("one token", "decode_ms"), (f"prefill of {profile.prompt_tokens}", "prefill_ms"))
+        for part, ms, share in _shares(profile, key)
+    ]
+    order = [part.name for part in profile.components]
+    bars = alt.Chart(alt.Data(values=rows)).mark_bar(cornerRadiusEnd=3)
+    return (
+        bars.encode(
+            y=alt.Y("component:N", sort=order, title=None),
+            x=alt.X("ms:Q", title="ms, median"),
+            color=alt.Color("phase:N", title=None, legend=None),
+            tooltip=["component:N", "phase:N", "ms:Q", alt.Tooltip("share:Q", format=".1%"), "fused:N"],
+        )
+        .properties(width=WIDTH // 2, height={"step": 24})
+        .facet(column=alt.Column("phase:N", title=f"{model}, {profile.engine}", sort=None))
+        .resolve_scale(x="independent")
+    )
+
+
+def _shares(profile: Profile, key: str) -> list[tuple[Any, float, float]]:
+    times = [getattr(part, key) for part in profile.components]
+    total = sum(times)
+    return [(part, ms, round(ms / total, 4)) for part, ms in zip(profile.components, times, strict=True)]

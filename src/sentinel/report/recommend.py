@@ -1,0 +1,221 @@
+"""What to run: one configuration per need, chosen by a stated rule among measurements of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sentinel.errors import InputError
+from sentinel.measure.results import ResultSet
+from sentinel.report.candidates import (
+    EQUAL_QUALITY,
+    Candidate,
+    Shape,
+    candidates,
+    frontier,
+    missing,
+    perplexity_ratios,
+    rows_of_model,
+)
+
+EQUAL_BYTES = 0.01
+EQUAL_SPEED = 0.03  # speeds that differ by less are not told apart: two runs of one suite differ as much
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a need is met. ``limit`` is the increase in perplexity that is accepted when nothing was demanded."""
+
+    need: str
+    limit: float | None
+    wins: str
+
+
+RULES = {
+    rule.need: rule
+    for rule in (
+        Rule("default", 0.05, "is the fastest"),
+        Rule("latency", 0.25, "has the shortest time per token"),
+        Rule("quality", None, "has the lowest perplexity, and is the fastest that has"),
+        Rule("memory", 0.25, "has the fewest bytes of weights"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a user asks for; None leaves a limit out, of perplexity to the need's own."""
+
+    need: str = "default"
+    max_perplexity_increase: float | None = None
+    max_memory_mb: float | None = None
+    min_tokens_per_s: float | None = None
+
+    @property
+    def rule(self) -> Rule:
+        if self.need not in RULES:
+            raise InputError(f"there is no need {self.need!r}; choose {', '.join(RULES)}")
+        return RULES[self.need]
+
+    @property
+    def limit(self) -> float | None:
+        return self.rule.limit if self.max_perplexity_increase is None else self.max_perplexity_increase
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """``chosen`` is None when nothing meets the demand; ``reason`` then says what came closest."""
+
+    demand: Demand
+    chosen: Candidate | None
+    reason: str
+    frontier: list[Candidate]
+    missing: list[str]
+    commands: list[str]
+
+
+def recommend(results: ResultSet, model: str, demand: Demand) -> Recommendation:
+    """The configuration of ``model`` that meets ``demand``, on the frontier of speed, perplexity and bytes of weights.
+
+    Raises `InputError` when the results do not hold what the question needs.
+    """
+    rule = demand.rule
+    rows = rows_of_model(results.results, model)
+    found = candidates(rows)
+    if not found:
+        raise InputError(f"the results hold no speed of {model}; measure it with 'sentinel bench levels {model}'")
+    if demand.need == "quality" and not perplexity_ratios(rows):
+        raise InputError(f"the results hold no perplexity of {model}; measure it with 'sentinel bench quality {model}'")
+    if demand.max_memory_mb is not None and all(c.peak_memory_mb is None for c in found):
+        raise InputError(f"the results hold no peak memory of {model}; measure it with 'sentinel bench decode {model}'")
+    best, said = frontier(found), missing(found, rows, model)
+    fitting = [c for c in best if meets(c, demand)]
+    if not fitting:
+        return Recommendation(demand, None, _why_not(best, demand), best, said, [])
+    chosen = choose(fitting, rule)
+    return Recommendation(demand, chosen, _reason(chosen, demand), best, said, commands(chosen, results, model))
+
+
+def meets(candidate: Candidate, demand: Demand) -> bool:
+    """True when nothing that was measured of a candidate breaks a limit, and nothing that is limited is unknown."""
+    ratio, memory = candidate.perplexity_ratio, candidate.peak_memory_mb
+    return (
+        ratio is not None
+        and (demand.limit is None or ratio <= 1 + demand.limit)
+        and (demand.max_memory_mb is None or (memory is not None and memory <= demand.max_memory_mb))
+        and (demand.min_tokens_per_s is None or candidate.tokens_per_s >= demand.min_tokens_per_s)
+    )
+
+
+def choose(fitting: Sequence[Candidate], rule: Rule) -> Candidate:
+    """The candidate that the rule names. What can't be told apart in it is decided by quality, then by speed."""
+    if rule.need == "quality":
+        lowest = min(_ratio(c) for c in fitting)
+        return max((c for c in fitting if _ratio(c) <= lowest * (1 + EQUAL_QUALITY)), key=lambda c: c.tokens_per_s)
+    costs = {
+        "default": lambda c: 1 / c.tokens_per_s,
+        "latency": lambda c: c.tpot_ms,
+        "memory": lambda c: float("inf") if c.weights_mb is None else c.weights_mb,
+    }
+    cost, same = costs[rule.need], EQUAL_BYTES if rule.need == "memory" else EQUAL_SPEED
+    least = min(cost(c) for c in fitting)
+    return min((c for c in fitting if cost(c) <= least * (1 + same)), key=lambda c: (_ratio(c), -c.tokens_per_s))
+
+
+def _ratio(candidate: Candidate) -> float:
+    return float("inf") if candidate.perplexity_ratio is None else candidate.perplexity_ratio
+
+
+def limits_in_words(demand: Demand) -> str:
+    """The limits of a demand, with "and" between; empty without any."""
+    parts = []
+    if demand.limit is not None:
+        parts.append(f"a perplexity at most {100 * demand.limit:g} % above the dense model's")
+    if demand.max_memory_mb is not None:
+        parts.append(f"a peak memory of at most {demand.max_memory_mb:,.0f} MB")
+    if demand.min_tokens_per_s is not None:
+        parts.append(f"at least {demand.min_tokens_per_s:,.4g} tokens/s")
+    return " and ".join(parts)
+
+
+def _reason(chosen: Candidate, demand: Demand) -> str:
+    limits = limits_in_words(demand)
+    among = f"Of the configurations with {limits}, " if limits else "Of the configurations measured, "
+    memory = "" if chosen.weights_mb is None else f", {chosen.weights_mb:,.0f} MB of weights"
+    memory += "" if chosen.peak_memory_mb is None else f" ({chosen.peak_memory_mb:,.0f} MB at the peak of its process)"
+    return (
+        f"{among}{chosen.name} {demand.rule.wins}: {chosen.tokens_per_s:,.1f} tokens/s{_over_reference(chosen)}, "
+        f"perplexity {change(chosen.perplexity_ratio)}{memory}."
+    )
+
+
+def _over_reference(candidate: Candidate) -> str:
+    row = candidate.speed
+    if row.speedup is None or row.engine == row.speedup_over or row.no_difference:
+        return ""
+    return f" ({row.speedup:.2f}x {row.speedup_over})"
+
+
+def change(ratio: float | None) -> str:
+    """A perplexity over the dense model's, as a change in percent."""
+    if ratio is None:
+        return "not measured"
+    return "unchanged" if abs(ratio - 1) < EQUAL_QUALITY / 2 else f"{100 * (ratio - 1):+.1f} %"
+
+
+def _why_not(best: Sequence[Candidate], demand: Demand) -> str:
+    reached = []
+    if best and demand.limit is not None:
+        reached.append(f"the lowest perplexity is {change(min(_ratio(c) for c in best))}")
+    known = [c.peak_memory_mb for c in best if c.peak_memory_mb is not None]
+    if demand.max_memory_mb is not None and known:
+        reached.append(f"the least memory {min(known):,.0f} MB")
+    if best and demand.min_tokens_per_s is not None:
+        reached.append(f"the highest speed {max(c.tokens_per_s for c in best):,.1f} tokens/s")
+    side = f": {', '.join(reached)}, not all at once" if reached else ""
+    return f"Nothing that was measured has {limits_in_words(demand)}{side}."
+
+
+def commands(chosen: Candidate, results: ResultSet, model: str) -> list[str]:
+    """The commands that make and run a candidate."""
+    shape = chosen.shape
+    run = f"--level {chosen.level}" + (f" --precision {shape.precision}" if chosen.level == 3 else "")
+    if not (shape.heads or shape.neurons):
+        return [f'sentinel generate {model} "PROMPT" {run}']
+    criterion = chosen.quality.criterion if chosen.quality is not None else None
+    extra = f" --criterion {criterion}" if criterion else ""
+    extra += " --no-compensate" if chosen.quality is not None and chosen.quality.compensated is False else ""
+    extra += " --expand-kv" if results.runs.get(chosen.speed.suite, {}).get("expand_kv") else ""
+    folder = model.rsplit("/", 1)[-1]
+    if shape.neurons:
+        made = (
+            f"sentinel prune {model} -o {folder}-pruned --heads {shape.heads / 100:g} --neurons {shape.neurons / 100:g}"
+        )
+        return [made + extra, f'sentinel generate {folder}-pruned "PROMPT" {run}']
+    made = f"sentinel prune {model} -o {folder}-elastic --elastic {shape.heads / 100:g}{extra}"
+    return [made, f'sentinel generate {folder}-elastic "PROMPT" {run} --heads {shape.heads / 100:g}']
+
+
+@dataclass(frozen=True)
+class OriginalPreset:
+    """A preset of the original report, as it was given there."""
+
+    need: str
+    says: str
+    level: int
+    heads: int
+
+
+ORIGINAL_PRESETS = (
+    OriginalPreset("default", "level 2, 50 % of heads", 2, 50),
+    OriginalPreset("latency", "no baseline (the plain model), 50 % of heads", 1, 50),
+    OriginalPreset("quality", "level 1, 30 % of heads", 1, 30),
+    OriginalPreset("memory", "50 % of heads", 1, 50),
+    OriginalPreset("memory", "70 % of heads", 1, 70),
+)
+
+
+def measured_original(preset: OriginalPreset, found: Sequence[Candidate]) -> Candidate | None:
+    """What was measured here of a preset of the original report."""
+    shape = Shape("fp32", preset.heads, 0)
+    return next((c for c in found if c.level == preset.level and c.shape == shape), None)

@@ -1,0 +1,250 @@
+"""The sections of a report, one per suite: what it asks, its columns, how its numbers were made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sentinel.measure.results import Result
+from sentinel.report.cells import (
+    Column,
+    milliseconds,
+    number,
+    percent,
+    perplexity,
+    ratio,
+    times,
+    yes_or_no,
+)
+
+ENGINE: Column = ("engine", lambda r: r.engine)
+HEADS: Column = ("heads removed", lambda r: percent(r.heads_pruned))
+NEURONS: Column = ("neurons removed", lambda r: percent(r.neurons_pruned))
+TOKENS_PER_S: Column = ("tokens/s", lambda r: number(r.tokens_per_s))
+TTFT: Column = ("TTFT ms", lambda r: number(r.ttft_ms))
+TPOT: Column = ("TPOT ms", lambda r: number(r.tpot_ms))
+ROOFLINE: Column = ("roofline tokens/s", lambda r: number(r.roofline_tokens_per_s, 0))
+MBU: Column = ("MBU", lambda r: percent(r.mbu))
+PEAK: Column = ("peak memory MB", lambda r: number(r.peak_memory_mb, 0))
+SPEEDUP: Column = ("speed-up", ratio)
+PARAMETERS: Column = ("parameters", lambda r: number(r.parameters, 0))
+RUN = (TOKENS_PER_S, TTFT, TPOT, ROOFLINE, MBU)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A suite in a report. ``note`` says of its rows how they were made."""
+
+    suite: str
+    title: str
+    columns: Sequence[Column]
+    note: Callable[[Sequence[Result]], str] = field(default=lambda rows: generation_note(rows))
+
+
+def weights_note(results: Sequence[Result]) -> str:
+    """Says of random weights that they are random."""
+    if any(result.weights == "random" for result in results):
+        return " Weights are random: the numbers tell speed only, never quality."
+    return ""
+
+
+def rounds_note(results: Sequence[Result]) -> str:
+    """How many samples, and what a speed-up is over."""
+    first = next((r for r in results if r.samples), results[0])
+    over = sorted({r.speedup_over for r in results if r.speedup_over})
+    return (
+        f"Median of {len(first.samples)} rounds, all rows in turn, after one warm-up round; the speed-up is over "
+        f"{' or '.join(over) or 'nothing'} with its 95 % interval."
+    )
+
+
+def generation_note(results: Sequence[Result]) -> str:
+    """Of the suites that generate text."""
+    first = results[0]
+    return (
+        f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy. "
+        f"{rounds_note(results)} Roofline: what the measured memory bandwidth allows for the bytes of one step; MBU: the "
+        f"share reached.{weights_note(results)}"
+    )
+
+
+def decode_note(results: Sequence[Result]) -> str:
+    return f"{generation_note(results)} Peak memory: of a process of its own."
+
+
+def pruning_note(results: Sequence[Result]) -> str:
+    return (
+        f"{generation_note(results)} Heads and neurons are removed in random order here, which is right for speed, "
+        "since it knows only counts."
+    )
+
+
+def context_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first.model}, batch 1: tokens that are decoded after a prompt of that length, {first.new_tokens} a sample, the "
+        f"prompt not timed. {rounds_note(results)} The reference of each level is that level, not pruned."
+        f"{weights_note(results)}"
+    )
+
+
+def batch_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first.model}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens each, greedy; tokens/s count "
+        f"all sequences. {rounds_note(results)}{weights_note(results)}"
+    )
+
+
+def load_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first.model}: from the start of a process of its own, interpreter and imports included, files in the page "
+        f"cache, {first.prompt_tokens} prompt tokens. {rounds_note(results)} Here it is of the time to the first token."
+        f"{weights_note(results)}"
+    )
+
+
+def _mean_speedups(results: Sequence[Result]) -> str:
+    said = []
+    for phase in ("decode", "prefill"):
+        whole = [r for r in results if r.phase == phase and not r.heads_pruned and r.engine != r.speedup_over]
+        ratios = [r.speedup for r in whole if r.speedup]
+        if ratios:
+            said.append(f"{phase} {sum(ratios) / len(ratios):.2f}x")
+    return ", ".join(said)
+
+
+def attention_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"One attention layer of {first.model}, batch {first.batch}. Phase decode: one new token that looks at that many "
+        "cached ones; prefill: a whole sequence at once, where both run the same matrix products and only the overhead "
+        f"differs. {rounds_note(results)} The original masks pruned heads, which saves nothing. Heads are removed in whole "
+        f"groups of the layer. Mean speed-up with all heads: {_mean_speedups(results)}.{weights_note(results)}"
+    )
+
+
+def quality_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    tokens = "" if first.tokens is None else f", {first.tokens:,} tokens"
+    timed = [r for r in results if r.samples]
+    speed = "" if not timed else f" Speed: batch 1, {timed[0].prompt_tokens} prompt tokens. {rounds_note(timed)}"
+    return (
+        f"{first.model}; perplexity on {first.text}{tokens}, context {first.context}; over dense: mean of the ratios on "
+        f"the texts. Calibration and these texts share no document.{speed}"
+    )
+
+
+def evaluate_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"Text: {first.text}; context {first.context}; heads removed {percent(first.heads_pruned)}. Perplexity with its "
+        "standard error; repetition: sampled tokens that were among the 32 before."
+    )
+
+
+def scaling_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"Several models, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy; "
+        f"each is compared with its own reference. {rounds_note(results)}{weights_note(results)}"
+    )
+
+
+SECTIONS = (
+    Section("levels", "Optimisation levels", (ENGINE, HEADS, *RUN, SPEEDUP)),
+    Section(
+        "decode",
+        "Generation",
+        (ENGINE, *RUN, PEAK, SPEEDUP, ("same tokens", lambda r: yes_or_no(r.same_tokens_as_reference))),
+        decode_note,
+    ),
+    Section(
+        "quality",
+        "Quality after pruning and quantisation",
+        (
+            ("criterion", lambda r: r.criterion or "not pruned"),
+            ("engine", lambda r: r.engine),
+            HEADS,
+            ("compensated", lambda r: yes_or_no(r.compensated)),
+            ("perplexity", perplexity),
+            ("over dense", lambda r: times(r.perplexity_ratio)),
+            ("top-1 agreement", lambda r: percent(r.top1_agreement, 1)),
+            TOKENS_PER_S,
+            SPEEDUP,
+            PARAMETERS,
+        ),
+        quality_note,
+    ),
+    Section("pruning", "Pruning: speed", (ENGINE, HEADS, NEURONS, PARAMETERS, *RUN, SPEEDUP), pruning_note),
+    Section("integration", "Skips and baseline integration", (ENGINE, HEADS, PARAMETERS, *RUN, SPEEDUP)),
+    Section(
+        "context",
+        "Long contexts: where removed heads pay",
+        (("context", lambda r: number(r.prompt_tokens, 0)), ENGINE, HEADS, TOKENS_PER_S, TPOT, ROOFLINE, MBU, SPEEDUP),
+        context_note,
+    ),
+    Section(
+        "batch",
+        "Several sequences at once",
+        (("batch", lambda r: number(r.batch, 0)), ENGINE, *RUN, SPEEDUP),
+        batch_note,
+    ),
+    Section(
+        "attention",
+        "Attention: head by head against fused",
+        (
+            ("phase", lambda r: r.phase or "–"),
+            ("tokens", lambda r: number(r.prompt_tokens, 0)),
+            ("implementation", lambda r: r.engine.removeprefix("attention-")),
+            HEADS,
+            ("ms", milliseconds),
+            ("tokens/s", lambda r: number(r.tokens_per_s, 0)),
+            SPEEDUP,
+        ),
+        attention_note,
+    ),
+    Section(
+        "scaling",
+        "Sizes of models",
+        (("model", lambda r: r.model), ENGINE, PARAMETERS, *RUN, PEAK, SPEEDUP),
+        scaling_note,
+    ),
+    Section(
+        "load",
+        "Loading",
+        (
+            ENGINE,
+            ("precision", lambda r: r.precision or "–"),
+            ("loaded ms", lambda r: number(r.load_ms, 0)),
+            ("first token ms", lambda r: number(r.first_token_ms, 0)),
+            ("memory when loaded MB", lambda r: number(r.loaded_memory_mb, 0)),
+            PEAK,
+            SPEEDUP,
+        ),
+        load_note,
+    ),
+    Section(
+        "evaluate",
+        "Quality",
+        (
+            ("model", lambda r: r.model),
+            ENGINE,
+            ("tokens", lambda r: number(r.tokens, 0)),
+            ("perplexity", perplexity),
+            ("bits per byte", lambda r: number(r.bits_per_byte, 4)),
+            ("KL to teacher", lambda r: number(r.kl, 4)),
+            ("top-1 agreement", lambda r: percent(r.top1_agreement, 1)),
+            ("repetition", lambda r: percent(r.repetition, 1)),
+            ("distinct-1", lambda r: percent(r.distinct_1, 1)),
+            ("distinct-2", lambda r: percent(r.distinct_2, 1)),
+        ),
+        evaluate_note,
+    ),
+)
+
+
+def section_of(suite: str) -> Section:
+    """The section of a suite; one without charts for a suite that has none of its own."""
+    return next((s for s in SECTIONS if s.suite == suite), Section(suite, suite.capitalize(), (ENGINE, *RUN, SPEEDUP)))
