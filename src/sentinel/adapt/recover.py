@@ -16,6 +16,7 @@ from sentinel.adapt.recovery_state import HeldOut, Step
 from sentinel.adapt.student import CHOICES, Choice, Student, bf16_pays
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.elastic import ElasticDecoder
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def recover(
     that is full, and a loss that is no number; what was saved last stays.
     """
     _check(student, teacher, train, held_out, settings)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(unused_parameters=isinstance(student, ElasticDecoder))
     bf16 = bf16_pays(accelerator.device) if settings.bf16 is None else settings.bf16
     model = Student(
         student,

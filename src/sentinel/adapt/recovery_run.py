@@ -46,14 +46,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def make_accelerator() -> Accelerator:
-    """The processes and devices that ``accelerate launch`` or ``torchrun`` gave, or the one that is here."""
+def make_accelerator(*, unused_parameters: bool = False) -> Accelerator:
+    """The processes and devices that ``accelerate launch`` or ``torchrun`` gave, or the one that is here.
+
+    ``unused_parameters``: a step may leave some of what learns unused, as those of an elastic model do.
+    """
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
         raise InputError("recovery needs Accelerate; install 'sentinel-ai[train]'") from error
-    # A step of an elastic model leaves the parameters of the other levels unused.
-    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)])
 
 
 class RecoveryRun:
