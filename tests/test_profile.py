@@ -74,7 +74,7 @@ def test_live_tensors_are_counted_while_they_live():
 
 
 def test_every_part_of_the_compiled_step_has_a_component():
-    from sentinel.infer.native.layout import PARTS
+    from sentinel.infer.native.kernels.layout import PARTS
 
     assert set(PARTS) == set(PART_COMPONENTS)
     assert set(PART_COMPONENTS.values()) < set(COMPONENTS)

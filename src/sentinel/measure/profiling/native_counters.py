@@ -13,7 +13,7 @@ from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.native.kernels.intrinsics import cycles
 from sentinel.measure.profiling.spans import OTHER, SAMPLING, Span, Step, greedy_steps
 
-# Component of each part of the compiled step (`sentinel.infer.native.layout.PARTS`).
+# Component of each part of the compiled step (`sentinel.infer.native.kernels.layout.PARTS`).
 PART_COMPONENTS = {
     "embed": "embedding",
     "norm": "norms",
