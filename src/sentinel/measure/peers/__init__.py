@@ -1,0 +1,1 @@
+"""Inference engines of others on the same weights, each optional."""
