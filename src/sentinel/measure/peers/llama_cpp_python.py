@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 from sentinel.infer.generate import Timings
-from sentinel.measure.peers.peer import PeerSettings
+from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.measure.peers.gguf_writer import write_gguf
 from sentinel.models.decoder import Decoder
 
@@ -25,18 +25,18 @@ def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings
     """A runner of ``decoder`` in the file type ``variant``."""
     path = folder / f"{variant}.gguf"
     streamed = write_gguf(decoder, path, gguf.GGMLQuantizationType[variant])
-    return LlamaCpp(path, streamed, settings)
+    return LlamaCpp(f"{NAME} {variant}", path, streamed, settings)
 
 
-class LlamaCpp:
+class LlamaCpp(Runner):
     """One loaded GGUF file; keys and values are cached in fp16, its default."""
 
     kv_bytes = 2
 
-    def __init__(self, path: Path, weight_bytes: int, settings: PeerSettings) -> None:
+    def __init__(self, name: str, path: Path, weight_bytes: int, settings: PeerSettings) -> None:
         import llama_cpp
 
-        self.weight_bytes = weight_bytes
+        super().__init__(name, weight_bytes)
         self._last_logits = llama_cpp.llama_get_logits_ith
         self._llama = llama_cpp.Llama(
             str(path),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.infer.generate import Timings
-from sentinel.measure.peers.peer import PeerSettings
+from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import ModelSpec
 
@@ -28,18 +28,16 @@ def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings
 
     path = folder / f"{variant.replace(' ', '-')}.onnx"
     streamed = write_onnx(decoder, path, cast(Any, variant))
-    return OnnxRuntime(path, decoder.spec, streamed, settings)
+    return OnnxRuntime(f"{NAME} {variant}", path, decoder.spec, streamed, settings)
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runner):
     """One session with all graph optimisations. Buffers are bound once, so that a step copies no key or value."""
 
-    kv_bytes = 4
-
-    def __init__(self, path: Path, spec: ModelSpec, weight_bytes: int, settings: PeerSettings) -> None:
+    def __init__(self, name: str, path: Path, spec: ModelSpec, weight_bytes: int, settings: PeerSettings) -> None:
         import onnxruntime
 
-        self.weight_bytes = weight_bytes
+        super().__init__(name, weight_bytes)
         self._settings, self._value = settings, onnxruntime.OrtValue.ortvalue_from_numpy
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads
@@ -100,6 +98,3 @@ class OnnxRuntime:
         for name, value in self._outputs.items():
             binding.bind_ortvalue_output(name, value)
         return binding, inputs
-
-    def close(self) -> None:
-        """Nothing to do: the session ends with the object."""

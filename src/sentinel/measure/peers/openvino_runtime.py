@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.infer.generate import Timings
-from sentinel.measure.peers.peer import PeerSettings
+from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
+from sentinel.models.spec import ModelSpec
 
 NAME = "openvino"
 MODULES = ("openvino", "onnx")
 REQUIREMENTS = ("openvino", "onnx")
 VARIANTS = {"fp32": "fp32", "int8 blocks": "int8", "int4 blocks": "int4"}
-MAX_BATCH = 32
+MAX_BATCH = 1  # of its GroupQueryAttention
 
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> OpenVino:
@@ -30,36 +31,37 @@ def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings
 
     path = folder / f"openvino-{variant.replace(' ', '-')}.onnx"
     streamed = write_onnx(decoder, path, cast(Any, variant))
-    return OpenVino(path, decoder, variant, streamed, settings)
+    return OpenVino(f"{NAME} {variant}", path, decoder.spec, streamed, settings)
 
 
-class OpenVino:
-    """One compiled model, set to lowest latency."""
+class OpenVino(Runner):
+    """One compiled model, set to the lowest latency and to fp32 between the matrices."""
 
-    kv_bytes = 4
-
-    def __init__(
-        self, path: Path, decoder: Decoder, variant: str, weight_bytes: int, settings: PeerSettings
-    ) -> None:
+    def __init__(self, name: str, path: Path, spec: ModelSpec, weight_bytes: int, settings: PeerSettings) -> None:
         import openvino
         from openvino._offline_transformations import apply_make_stateful_transformation
 
-        self.weight_bytes = weight_bytes
+        super().__init__(name, weight_bytes)
         core = openvino.Core()
         model = core.read_model(str(path))
-        layers = list(enumerate(decoder.spec.layers))
-        names = [f"{name}.{i}" for i, _ in layers for name in ("key", "value")]
-        shapes = {f"{name}.{i}": [settings.batch, la.n_kv_head, -1, la.head_dim] for i, la in layers for name in ("key", "value")}
-        model.reshape({**shapes, "tokens": [settings.batch, -1], "seqlens": [settings.batch]})
-        apply_make_stateful_transformation(model, {name: f"new_{name}" for name in names})
-        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": settings.threads, "PERFORMANCE_HINT": "LATENCY"}
-        options["INFERENCE_PRECISION_HINT"] = "f32"
-        options["KV_CACHE_PRECISION"] = "f32"
+        caches = {
+            f"{kind}.{i}": [settings.batch, layer.n_kv_head, -1, layer.head_dim]
+            for i, layer in enumerate(spec.layers)
+            for kind in ("key", "value")
+        }
+        model.reshape({**caches, "tokens": [settings.batch, -1], "seqlens": [settings.batch]})
+        apply_make_stateful_transformation(model, {cache: f"new_{cache}" for cache in caches})
+        options = {
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "f32",
+        }
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
         self._inputs = {value.any_name for value in model.inputs}
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]:
-        """Exactly ``new_tokens`` greedy tokens for each of the equally long ``prompts``."""
+        """Exactly ``new_tokens`` greedy tokens for the one prompt."""
         start = time.perf_counter()
         self._request.reset_state()
         tokens: NDArray[Any] = np.array(prompts, np.int64)
@@ -73,11 +75,8 @@ class OpenVino:
                 "total": np.array(total, np.int32),
                 "positions": np.arange(past, total),
             }
-            self._request.infer({name: array for name, array in inputs.items() if name in self._inputs}, share_inputs=True)
+            self._request.infer({name: inputs[name] for name in inputs if name in self._inputs}, share_inputs=True)
             steps.append(self._request.get_output_tensor(0).data.argmax(-1))
             timings.stamps.append(time.perf_counter() - start)
             tokens, past = steps[-1][:, None], total
         return np.stack(steps, 1).tolist()
-
-    def close(self) -> None:
-        """Nothing to do: the model ends with the object."""

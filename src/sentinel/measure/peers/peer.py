@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,29 +22,35 @@ class PeerSettings:
     room: int
 
 
-class Runner(Protocol):
+class Runner(ABC):
     """A peer with the model loaded.
 
-    ``weight_bytes`` of weights are read to decode one token at batch 1; a cached value takes ``kv_bytes``.
+    A cached key or value takes ``kv_bytes``.
     """
 
-    @property
-    def weight_bytes(self) -> int: ...
+    kv_bytes = 4
 
-    @property
-    def kv_bytes(self) -> int: ...
+    def __init__(self, name: str, weight_bytes: int) -> None:
+        self.name = name
+        self._weight_bytes = weight_bytes
 
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights read to decode one token at batch 1."""
+        return self._weight_bytes
+
+    @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]:
         """Exactly ``new_tokens`` greedy tokens for each of the equally long ``prompts``; stamps go to ``timings``."""
-        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027
+        """Let go of the model's files."""
 
 
 class Peer(Protocol):
     """A module of this package: an inference engine of others, optional here.
 
-    ``VARIANTS`` maps its name of each kind of weights to our precision.
+    It needs the ``MODULES``, which the packages ``REQUIREMENTS`` hold. ``VARIANTS`` maps its own name of each kind of
+    weights to our precision. It runs at most ``MAX_BATCH`` sequences at once.
     """
 
     @property
