@@ -21,15 +21,13 @@ from sentinel.models.families import family_of
 from sentinel.models.sources import LoadedModel
 from sentinel.progress import console
 
-# Sizes that every peer takes: head_dim a multiple of 16.
+# Sizes that every peer takes: head_dim a multiple of 16, n_embd one of the number of heads.
+SIZES = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
 SHAPES = {
     "gpt2": {**CONFIGS["gpt2"], "n_embd": 64},
-    "llama": {**CONFIGS["llama-grouped"], "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16},
-    "llama-linear": {**CONFIGS["llama-rope-linear"], "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16},
-    "llama-biases": {
-        **{**CONFIGS["llama-multi-query-biases"], "hidden_size": 64},
-        **{"num_attention_heads": 4, "head_dim": 16, "tie_word_embeddings": True},
-    },
+    "llama": {**CONFIGS["llama-grouped"], **SIZES},
+    "llama-linear": {**CONFIGS["llama-rope-linear"], **SIZES},
+    "llama-biases-tied": {**CONFIGS["llama-multi-query-biases"], **SIZES, "tie_word_embeddings": True},
 }
 
 

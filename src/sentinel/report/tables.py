@@ -14,6 +14,7 @@ SUITE_TITLES = {
     "context": "Decoding after a long context",
     "batch": "Several sequences at once",
     "load": "Loading, and the first token",
+    "peers": "Generation beside other engines",
     "attention": "Attention: head by head against fused",
     "quality": "Quality and speed after pruning heads",
     "evaluate": "Quality",
@@ -84,6 +85,11 @@ DECODE_COLUMNS: list[Column] = [
     ("same tokens", lambda r: {True: "yes", False: "no", None: "–"}[r.same_tokens_as_reference]),
 ]
 
+PEERS_COLUMNS: list[Column] = [
+    ("weights", lambda r: r.precision or "–"),
+    *(column for column in DECODE_COLUMNS if column[0] != "peak memory MB"),
+]
+
 ATTENTION_COLUMNS: list[Column] = [
     ("phase", lambda r: r.phase or "–"),
     ("tokens", lambda r: str(r.prompt_tokens)),
@@ -103,6 +109,28 @@ def decode_note(results: Sequence[Result]) -> str:
         f"{first.speedup_over} with its 95 % interval. Roofline: what the measured memory bandwidth allows for the bytes "
         f"of one step; MBU: the share reached. Peak memory: of a process of its own.{weights_note(results)}"
     )
+
+
+def peers_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy, "
+        f"the same weights, prompts and threads for all. Median of {len(first.samples)} rounds, all engines in turn, after "
+        f"one warm-up round; the speed-up is over {first.speedup_over} with its 95 % interval. MBU: the share of the "
+        f"measured memory bandwidth that the bytes of a step, each engine's own, account for. "
+        f"{_beside_peers(results)}{weights_note(results)}"
+    )
+
+
+def _beside_peers(results: Sequence[Result]) -> str:
+    """Our time per token over that of the fastest other engine, for each precision that both have."""
+    said = []
+    for ours in (r for r in results if r.level is not None and r.tpot_ms):
+        peers = [r for r in results if r.level is None and r.precision == ours.precision and r.engine != r.speedup_over]
+        fastest = min((r for r in peers if r.tpot_ms), key=lambda r: r.tpot_ms or 0, default=None)
+        if fastest is not None and fastest.tpot_ms and ours.tpot_ms:
+            said.append(f"{ours.engine} takes {ours.tpot_ms / fastest.tpot_ms:.2f} of the TPOT of {fastest.engine}")
+    return f"{'; '.join(said)}." if said else ""
 
 
 def _mean_speedups(results: Sequence[Result]) -> str:
@@ -219,6 +247,7 @@ SUITES: dict[str, tuple[list[Column], Callable[[Sequence[Result]], str]]] = {
     "context": (PRUNED_COLUMNS, pruned_note),
     "batch": (PRUNED_COLUMNS, pruned_note),
     "load": (LOAD_COLUMNS, load_note),
+    "peers": (PEERS_COLUMNS, peers_note),
     "attention": (ATTENTION_COLUMNS, attention_note),
     "quality": (QUALITY_COLUMNS, quality_note),
     "evaluate": (EVALUATE_COLUMNS, evaluate_note),

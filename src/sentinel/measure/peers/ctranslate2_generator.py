@@ -31,7 +31,7 @@ class CTranslate2(Runner):
     """One generator; keys and values are cached in fp32."""
 
     def __init__(self, name: str, path: Path, compute_type: str, weight_bytes: int, settings: PeerSettings) -> None:
-        import ctranslate2
+        import ctranslate2  # pyright: ignore[reportMissingImports]
 
         super().__init__(name, weight_bytes)
         self._generator = ctranslate2.Generator(

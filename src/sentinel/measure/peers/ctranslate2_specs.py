@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ctranslate2.specs import attention_spec, common_spec, transformer_spec
+from ctranslate2.specs import attention_spec, common_spec, transformer_spec  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
 from sentinel.errors import InputError

@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 
 from sentinel.infer.generate import Timings
-from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.measure.peers.gguf_writer import write_gguf
+from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
 
 NAME = "llama-cpp-python"
@@ -34,7 +34,7 @@ class LlamaCpp(Runner):
     kv_bytes = 2
 
     def __init__(self, name: str, path: Path, weight_bytes: int, settings: PeerSettings) -> None:
-        import llama_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports]
 
         super().__init__(name, weight_bytes)
         self._last_logits = llama_cpp.llama_get_logits_ith

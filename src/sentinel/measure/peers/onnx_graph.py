@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
+import onnx  # pyright: ignore[reportMissingImports]
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
 from sentinel.errors import InputError
@@ -114,13 +114,13 @@ def _blocks(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], 
     """Codes [out, blocks, BLOCK * bits / 8] around the middle of their range, and scales [out * blocks]."""
     middle = 1 << (bits - 1)
     padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % BLOCK))).reshape(len(weight), -1, BLOCK)
-    furthest = np.take_along_axis(padded, np.abs(padded).argmax(-1)[..., None], -1)
+    furthest: NDArray[np.float32] = np.take_along_axis(padded, np.abs(padded).argmax(-1)[..., None], -1)
     scales = furthest / -middle  # the value furthest from 0 becomes the lowest code, of which there is one more
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
     codes = np.clip(np.rint(padded * inverse) + middle, 0, 2 * middle - 1).astype(np.uint8)
     if bits == 4:
-        codes = codes[..., ::2] | codes[..., 1::2] << 4
-    return codes, scales.reshape(-1)
+        codes = np.bitwise_or(codes[..., ::2], np.left_shift(codes[..., 1::2], np.uint8(4)))
+    return codes, scales.reshape(-1).astype(np.float32)
 
 
 def _decoder(graph: _Graph, decoder: Decoder) -> str:

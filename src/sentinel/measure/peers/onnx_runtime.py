@@ -35,7 +35,7 @@ class OnnxRuntime(Runner):
     """One session with all graph optimisations. Buffers are bound once, so that a step copies no key or value."""
 
     def __init__(self, name: str, path: Path, spec: ModelSpec, weight_bytes: int, settings: PeerSettings) -> None:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         super().__init__(name, weight_bytes)
         self._settings, self._value = settings, onnxruntime.OrtValue.ortvalue_from_numpy

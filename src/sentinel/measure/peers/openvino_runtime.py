@@ -38,8 +38,8 @@ class OpenVino(Runner):
     """One compiled model, set to the lowest latency and to fp32 between the matrices."""
 
     def __init__(self, name: str, path: Path, spec: ModelSpec, weight_bytes: int, settings: PeerSettings) -> None:
-        import openvino
-        from openvino._offline_transformations import apply_make_stateful_transformation
+        import openvino  # pyright: ignore[reportMissingImports]
+        from openvino._offline_transformations import apply_make_stateful_transformation  # pyright: ignore[reportMissingImports]
 
         super().__init__(name, weight_bytes)
         core = openvino.Core()

@@ -34,7 +34,10 @@ def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
     settings, loaded = request.settings, request.loaded
     if not loaded.spec.is_uniform:
         raise InputError(f"the layers of {loaded.name} differ in size, which no other engine runs")
-    wanted = PeerSettings(torch.get_num_threads(), settings.batch, settings.prompt_tokens + settings.new_tokens)
+    threads = request.engines.threads or torch.get_num_threads()
+    wanted = PeerSettings(threads, settings.batch, settings.prompt_tokens + settings.new_tokens)
+        request.engines.threads or torch.get_num_threads(), settings.batch, settings.prompt_tokens + settings.new_tokens
+    )
     with prepared(loaded.decoder, usable(peers, settings.batch), wanted) as runners:
         subjects = [request.engines.hugging_face(), request.engines.at(2)]
         subjects += [request.engines.at(3, precision) for precision in settings.precision]
@@ -62,9 +65,7 @@ def usable(peers: Sequence[Peer], batch: int) -> list[Peer]:
 
 
 @contextmanager
-def prepared(
-    decoder: Decoder, peers: Sequence[Peer], settings: PeerSettings
-) -> Iterator[list[tuple[str, Runner]]]:
+def prepared(decoder: Decoder, peers: Sequence[Peer], settings: PeerSettings) -> Iterator[list[tuple[str, Runner]]]:
     """Runners of ``decoder`` with their precisions, loaded from files that are removed at the end.
 
     What a peer can't run is named. Raises `InputError` when that is all of it.
