@@ -36,8 +36,6 @@ def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
         raise InputError(f"the layers of {loaded.name} differ in size, which no other engine runs")
     threads = request.engines.threads or torch.get_num_threads()
     wanted = PeerSettings(threads, settings.batch, settings.prompt_tokens + settings.new_tokens)
-        request.engines.threads or torch.get_num_threads(), settings.batch, settings.prompt_tokens + settings.new_tokens
-    )
     with prepared(loaded.decoder, usable(peers, settings.batch), wanted) as runners:
         subjects = [request.engines.hugging_face(), request.engines.at(2)]
         subjects += [request.engines.at(3, precision) for precision in settings.precision]
