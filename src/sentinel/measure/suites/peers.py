@@ -36,11 +36,12 @@ def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
         raise InputError(f"the layers of {loaded.name} differ in size, which no other engine runs")
     threads = request.engines.threads or torch.get_num_threads()
     wanted = PeerSettings(threads, settings.batch, settings.prompt_tokens + settings.new_tokens)
-    with prepared(loaded.decoder, usable(peers, settings.batch), wanted) as runners:
-        subjects = [request.engines.hugging_face(), request.engines.at(2)]
-        subjects += [request.engines.at(3, precision) for precision in settings.precision]
-        subjects += [Subject(runner, loaded.spec, precision=precision) for precision, runner in runners]
-        found = generate_in_turn(request, "peers", subjects, batch=settings.batch)
+    chosen = usable(peers, settings.batch)
+    ours = [request.engines.hugging_face(), request.engines.at(2)]
+    ours += [request.engines.at(3, precision) for precision in settings.precision]
+    with prepared(loaded.decoder, chosen, wanted) as runners:
+        theirs = [Subject(runner, loaded.spec, precision=precision) for precision, runner in runners]
+        found = generate_in_turn(request, "peers", [*ours, *theirs], batch=settings.batch)
     reference = found[0].tokens
     return [replace(one.row, same_tokens_as_reference=one.tokens == reference) for one in found]
 
