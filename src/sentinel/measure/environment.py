@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -19,6 +20,7 @@ import sentinel
 from sentinel.measure.results import Environment
 
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
+OPTIONAL_LIBRARIES = ("llama-cpp-python", "onnxruntime", "ctranslate2", "openvino")
 
 
 def cpu_name() -> str:
@@ -88,6 +90,9 @@ def frequency_mhz() -> float | None:
 def describe(device: str = "cpu", *, measure_bandwidth: bool = True) -> Environment:
     """The environment, with the memory bandwidth measured now (CPU only)."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    for name in OPTIONAL_LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return Environment(
         cpu=cpu_name(),
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,

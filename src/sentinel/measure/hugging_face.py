@@ -33,12 +33,18 @@ class HuggingFaceReference:
     """The family's own Hugging Face model with the weights of ``decoder``."""
 
     name = ENGINE_NAME
+    kv_bytes = 4
 
     def __init__(self, decoder: Decoder) -> None:
+        self._spec = decoder.spec
         transformers_logging.disable_progress_bar()
         model: Any = to_hugging_face(decoder)
         self.model = model.to(decoder.device)
         self.model.set_attn_implementation("eager")
+
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights read to decode one token at batch 1."""
+        return self._spec.weight_bytes_per_token()
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]:
         """Exactly ``new_tokens`` greedy tokens for each of the equally long ``prompts``; stamps go to ``timings``."""

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from sentinel.errors import InputError
 from sentinel.infer.engines import Engine
 from sentinel.infer.generate import Timings, generate_tokens
-from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.results import Result, Sample, median, percentiles, speedup
 from sentinel.progress import track
 
 Run = Callable[[], Sample]
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Generates by itself, where an `Engine` gives logits: Hugging Face and the engines of others."""
+
+    name: str
+    kv_bytes: int
+
+    def weight_bytes_per_token(self) -> int: ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]: ...
 
 
 def interleave(runs: Mapping[str, Run], rounds: int, description: str) -> dict[str, list[Sample]]:
@@ -43,11 +55,11 @@ def timing_sample(timings: Timings) -> Sample:
 
 
 def generate_timed(
-    engine: Engine | HuggingFaceReference, prompts: Sequence[Sequence[int]], new_tokens: int
+    engine: Engine | Generator, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> tuple[list[list[int]], Sample]:
     """The greedy tokens that follow each prompt, and how long they took."""
     timings = Timings()
-    if isinstance(engine, HuggingFaceReference):
+    if isinstance(engine, Generator):
         return engine.generate(prompts, new_tokens, timings), timing_sample(timings)
     steps = list(generate_tokens(engine, prompts, new_tokens, timings=timings))
     rows = [[token for token in row if token is not None] for row in zip(*steps, strict=True)]

@@ -152,6 +152,21 @@ def scaling_note(results: Sequence[Result]) -> str:
     )
 
 
+def peers_note(results: Sequence[Result]) -> str:
+    return f"{generation_note(results)} The same weights, prompts and threads for all.{_beside_peers(results)}"
+
+
+def _beside_peers(results: Sequence[Result]) -> str:
+    """Our time per token over that of the fastest other engine, for each precision that both have."""
+    said = []
+    for ours in (r for r in results if r.level is not None and r.tpot_ms):
+        peers = [r for r in results if r.level is None and r.precision == ours.precision and r.engine != r.speedup_over]
+        fastest = min((r for r in peers if r.tpot_ms), key=lambda r: r.tpot_ms or 0, default=None)
+        if fastest is not None and fastest.tpot_ms and ours.tpot_ms:
+            said.append(f"{ours.engine} takes {ours.tpot_ms / fastest.tpot_ms:.2f} of the TPOT of {fastest.engine}")
+    return f" {'; '.join(said)}." if said else ""
+
+
 SECTIONS = (
     Section("levels", "Optimisation levels", (ENGINE, HEADS, *RUN, SPEEDUP)),
     Section(
@@ -210,6 +225,18 @@ SECTIONS = (
         "Sizes of models",
         (("model", lambda r: r.model), ENGINE, PARAMETERS, *RUN, PEAK, SPEEDUP),
         scaling_note,
+    ),
+    Section(
+        "peers",
+        "Beside other engines",
+        (
+            ENGINE,
+            ("weights", lambda r: r.precision or "–"),
+            *RUN,
+            SPEEDUP,
+            ("same tokens", lambda r: yes_or_no(r.same_tokens_as_reference)),
+        ),
+        peers_note,
     ),
     Section(
         "load",

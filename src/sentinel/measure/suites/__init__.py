@@ -121,6 +121,13 @@ _SUITES = (
         },
         {"rounds": 3, "lengths": (32, 128, 512, 2048), "heads": (0.0, 0.5)},
     ),
+    Suite(
+        "peers",
+        "generation by other engines that are installed, beside levels 2 and 3",
+        {**_GENERATION, "precision": ("int8", "int4")},
+        {"rounds": 3},
+        in_report=False,
+    ),
 )
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _SUITES}

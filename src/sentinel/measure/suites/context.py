@@ -11,8 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sentinel.measure.hugging_face import HuggingFaceReference
-from sentinel.measure.method import Run, decoding_result, interleave, random_prompts
+from sentinel.measure.method import Generator, Run, decoding_result, interleave, random_prompts
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import level_subjects
@@ -37,7 +36,7 @@ def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int)
     settings = request.settings
     prompts = random_prompts(request.loaded.spec.vocab_size, 1, length)
     for subject in subjects:
-        assert not isinstance(subject.engine, HuggingFaceReference)
+        assert not isinstance(subject.engine, Generator)
         subject.select()
         subject.engine.prefill(prompts, room)
     runs: dict[str, Run] = {s.name: functools.partial(_decode, s, settings.new_tokens) for s in subjects}
@@ -61,7 +60,7 @@ def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int)
 
 def _decode(subject: Subject, new_tokens: int) -> Sample:
     """Milliseconds per token of the next ``new_tokens``; speed does not depend on their values."""
-    assert not isinstance(subject.engine, HuggingFaceReference)
+    assert not isinstance(subject.engine, Generator)
     subject.select()
     start = time.perf_counter()
     for token in range(new_tokens):

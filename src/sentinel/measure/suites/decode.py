@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.memory import MemoryRequest, measure_peak_memory
+from sentinel.measure.method import Generator
 from sentinel.measure.results import Result
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import check_fits, generate_in_turn, level_subjects
@@ -40,4 +40,4 @@ def _peak_memory(request: Request, subject: Subject) -> float:
         settings.new_tokens,
         settings.batch,
     )
-    return measure_peak_memory(asked, None if isinstance(subject.engine, HuggingFaceReference) else subject.engine)
+    return measure_peak_memory(asked, None if isinstance(subject.engine, Generator) else subject.engine)

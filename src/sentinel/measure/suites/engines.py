@@ -17,6 +17,7 @@ from sentinel.infer.generate import generate_tokens
 from sentinel.infer.native import Level, NativeWeights, Precision
 from sentinel.infer.torch_engine import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
+from sentinel.measure.method import Generator
 from sentinel.models.decoder import Decoder
 from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import ModelSpec
@@ -29,12 +30,12 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an engine (or Hugging Face, where ``level`` is None), and the sizes of the model that it runs.
+    """What is measured: an engine (or one of others, where ``level`` is None), and the sizes of the model that it runs.
 
     ``select`` must be called before each use, since engines may share weights that are switched between pruning levels.
     """
 
-    engine: Engine | HuggingFaceReference
+    engine: Engine | Generator
     spec: ModelSpec
     level: int | None = None
     precision: str = "fp32"
@@ -51,14 +52,13 @@ class Subject:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights read to decode one token at batch 1."""
-        if isinstance(self.engine, CpuEngine):
+        if isinstance(self.engine, (CpuEngine, Generator)):
             return self.engine.weight_bytes_per_token()
         return self.spec.weight_bytes_per_token()
 
     def step_bytes(self, batch: int, context: float) -> int:
         """Bytes that one decode step reads at the least: weights once, keys and values of ``context`` positions."""
-        kv = 4 if isinstance(self.engine, HuggingFaceReference) else self.engine.kv_bytes
-        return self.weight_bytes + round(batch * context * self.spec.kv_bytes_per_position(kv))
+        return self.weight_bytes + round(batch * context * self.spec.kv_bytes_per_position(self.engine.kv_bytes))
 
 
 class Engines:
@@ -101,7 +101,7 @@ class Engines:
             with working(f"Preparing level {level}"):
                 subject = self._pruned(*key) if pruned else self._whole(level, precision)
                 subject.select()
-                assert not isinstance(subject.engine, HuggingFaceReference)
+                assert not isinstance(subject.engine, Generator)
                 list(generate_tokens(subject.engine, [[0]], 1))  # compiles what is not compiled yet
             self._made[key] = subject
         return self._made[key]

@@ -1,0 +1,119 @@
+"""Writes a decoder as a CTranslate2 model folder, in fp32 or int8; token ids stand for their own text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ctranslate2.specs import attention_spec, common_spec, transformer_spec  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn
+
+from sentinel.errors import InputError
+from sentinel.models.decoder import Block, Decoder
+from sentinel.models.families.weights import split_qkv
+from sentinel.models.spec import ModelSpec
+
+ACTIVATIONS = {
+    "gelu_new": common_spec.Activation.GELUTanh,
+    "gelu": common_spec.Activation.GELU,
+    "silu": common_spec.Activation.SWISH,
+    "relu": common_spec.Activation.RELU,
+}
+
+
+def write_model(decoder: Decoder, folder: Path, quantization: str | None) -> int:
+    """Write ``decoder`` to ``folder``; returns the bytes of weights that one decoded token reads.
+
+    Raises `InputError` for the rotary scaling that it does not share with Hugging Face.
+    """
+    spec = decoder.spec
+    made = transformer_spec.TransformerDecoderModelSpec.from_config(**_settings(spec))
+    _fill(made.decoder, decoder)
+    made.register_vocabulary([str(token) for token in range(spec.vocab_size)])
+    made.config.layer_norm_epsilon = spec.norm_eps
+    made.config.unk_token = made.config.bos_token = "0"
+    # Generation runs to the asked length, where this token is ruled out. The last one may be a real end of text.
+    made.config.eos_token = str(spec.vocab_size - 2)
+    made.validate()
+    made.optimize(quantization=quantization)
+    folder.mkdir()
+    made.save(str(folder))
+    return _streamed_bytes(made, spec)
+
+
+def _settings(spec: ModelSpec) -> dict[str, Any]:
+    layer = spec.layers[0]
+    settings: dict[str, Any] = {
+        "num_layers": spec.n_layer,
+        "num_heads": layer.n_head,
+        "activation": ACTIVATIONS[spec.activation],
+        "ffn_glu": spec.gated_mlp,
+        "rms_norm": spec.norm == "rmsnorm",
+    }
+    if spec.rope is not None:
+        settings.update(rotary_dim=0, rotary_interleave=False, rotary_base=spec.rope.theta, head_dim=layer.head_dim)
+        if spec.rope.type == "llama3":
+            raise InputError("ctranslate2 fixes part of the llama3 rotary scaling, so that this model can't be written")
+        if spec.rope.type == "linear":
+            linear = attention_spec.RotaryScalingType.Linear
+            settings.update(rotary_scaling_type=linear, rotary_scaling_factor=spec.rope.factor)
+    if layer.n_kv_head != layer.n_head:
+        settings["num_heads_kv"] = layer.n_kv_head
+    return settings
+
+
+def _fill(theirs: Any, decoder: Decoder) -> None:
+    theirs.scale_embeddings = False
+    theirs.embeddings.weight = _array(decoder.embed.weight)
+    if decoder.positions is not None:
+        theirs.position_encodings.encodings = _array(decoder.positions.weight)
+    _fill_norm(theirs.layer_norm, decoder.final_norm)
+    theirs.projection.weight = _array(decoder.head_weight)
+    for layer, block in zip(theirs.layer, decoder.blocks, strict=True):
+        _fill_block(layer, block)
+
+
+def _fill_block(theirs: Any, block: Block) -> None:
+    attn, mlp = block.attn, block.mlp
+    _fill_norm(theirs.self_attention.layer_norm, block.attn_norm)
+    _fill_norm(theirs.ffn.layer_norm, block.mlp_norm)
+    fused, out = theirs.self_attention.linear
+    fused.weight = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.weight, attn.layer)])
+    if attn.qkv_proj.bias is not None:
+        fused.bias = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.bias, attn.layer)])
+    _fill_linear(out, attn.out_proj.weight * attn.gate.repeat_interleave(attn.layer.head_dim), attn.out_proj.bias)
+    _fill_linear(theirs.ffn.linear_1, mlp.down_proj.weight, mlp.down_proj.bias)
+    if mlp.gate_proj is None:
+        _fill_linear(theirs.ffn.linear_0, mlp.up_proj.weight, mlp.up_proj.bias)
+    else:
+        _fill_linear(theirs.ffn.linear_0, mlp.gate_proj.weight, mlp.gate_proj.bias)
+        _fill_linear(theirs.ffn.linear_0_noact, mlp.up_proj.weight, mlp.up_proj.bias)
+
+
+def _fill_linear(theirs: Any, weight: Tensor, bias: Tensor | None) -> None:
+    theirs.weight = _array(weight)
+    if bias is not None:
+        theirs.bias = _array(bias)
+
+
+def _fill_norm(theirs: Any, norm: nn.Module) -> None:
+    vectors = dict(norm.named_parameters())
+    theirs.gamma = _array(vectors["weight"])
+    if "bias" in vectors:
+        theirs.beta = _array(vectors["bias"])
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _streamed_bytes(made: Any, spec: ModelSpec) -> int:
+    """Bytes of all variables, of tables but one row. A tied head is an alias of the embedding and read whole."""
+    streamed = 0
+    for name, value in made.variables(ordered=True):
+        if isinstance(value, str):  # an alias of another variable
+            continue
+        looked_up = "/position_encodings/" in name or ("/embeddings/" in name and not spec.tied_head)
+        streamed += value.num_bytes() // (value.shape[0] if looked_up else 1)
+    return streamed

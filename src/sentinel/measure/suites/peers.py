@@ -1,0 +1,87 @@
+"""Generation by the inference engines of others that are installed, beside Hugging Face and levels 2 and 3, in turn.
+
+All have the same weights, the same prompts and the same number of threads, keep a KV cache, and decode greedily.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sentinel.errors import InputError
+from sentinel.measure.peers import PEERS, Peer, PeerSettings, Runner, is_installed
+from sentinel.measure.results import Result
+from sentinel.measure.suites.engines import Subject
+from sentinel.measure.suites.generation import check_fits, generate_in_turn
+from sentinel.measure.suites.request import Request
+from sentinel.models.decoder import Decoder
+from sentinel.progress import say, working
+
+
+def run(request: Request) -> list[Result]:
+    """A row for Hugging Face, for levels 2 and 3, and for each kind of weights of each peer that is installed."""
+    return compare(request, PEERS)
+
+
+def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
+    """The suite with these ``peers``. Raises `InputError` when none of them is installed or can run the model."""
+    check_fits(request)
+    settings, loaded = request.settings, request.loaded
+    if not loaded.spec.is_uniform:
+        raise InputError(f"the layers of {loaded.name} differ in size, which no other engine runs")
+    threads = request.engines.threads or torch.get_num_threads()
+    wanted = PeerSettings(threads, settings.batch, settings.prompt_tokens + settings.new_tokens)
+    chosen = usable(peers, settings.batch)
+    ours = [request.engines.hugging_face(), request.engines.at(2)]
+    ours += [request.engines.at(3, precision) for precision in settings.precision]
+    with prepared(loaded.decoder, chosen, wanted) as runners:
+        theirs = [Subject(runner, loaded.spec, precision=precision) for precision, runner in runners]
+        found = generate_in_turn(request, "peers", [*ours, *theirs], batch=settings.batch)
+    reference = found[0].tokens
+    return [replace(one.row, same_tokens_as_reference=one.tokens == reference) for one in found]
+
+
+def usable(peers: Sequence[Peer], batch: int) -> list[Peer]:
+    """The peers that are installed and take that batch; the others are named."""
+    kept = []
+    for peer in peers:
+        if not is_installed(peer):
+            say(f"{peer.NAME} is not installed; pip install {' '.join(peer.REQUIREMENTS)}")
+        elif batch > peer.MAX_BATCH:
+            say(f"{peer.NAME} is left out: it takes {peer.MAX_BATCH} sequences at once here, not {batch}")
+        else:
+            kept.append(peer)
+    if not kept:
+        raise InputError(
+            "none of the other engines can be run; install some of them (pip install 'sentinel-ai[peers]')"
+        )
+    return kept
+
+
+@contextmanager
+def prepared(decoder: Decoder, peers: Sequence[Peer], settings: PeerSettings) -> Iterator[list[tuple[str, Runner]]]:
+    """Runners of ``decoder`` with their precisions, loaded from files that are removed at the end.
+
+    What a peer can't run is named. Raises `InputError` when that is all of it.
+    """
+    runners: list[tuple[str, Runner]] = []
+    with tempfile.TemporaryDirectory(prefix="sentinel-peers-") as folder:
+        try:
+            for peer in peers:
+                for variant, precision in peer.VARIANTS.items():
+                    with working(f"Preparing {peer.NAME} {variant}"):
+                        try:
+                            runners.append((precision, peer.prepare(decoder, Path(folder), variant, settings)))
+                        except InputError as error:
+                            say(f"{peer.NAME} {variant} is left out: {error}")
+            if not runners:
+                raise InputError("none of the installed engines can run this model")
+            yield runners
+        finally:
+            for _, runner in runners:
+                runner.close()

@@ -1,0 +1,143 @@
+"""Other engines on the same weights: which are run, how their rows are made, and that they compute the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS
+from helpers import filled_decoder
+
+from sentinel.errors import InputError
+from sentinel.infer.cpu_engine import engine_of
+from sentinel.infer.generate import Timings, generate_tokens
+from sentinel.measure.method import random_prompts
+from sentinel.measure.peers import PEERS, PeerSettings, Runner, is_installed
+from sentinel.measure.suites.engines import Engines
+from sentinel.measure.suites.peers import compare
+from sentinel.measure.suites.request import Request, Settings
+from sentinel.models.families import family_of
+from sentinel.models.sources import LoadedModel
+from sentinel.progress import console
+
+# Sizes that every peer takes: head_dim a multiple of 16, n_embd one of the number of heads.
+SIZES = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+SHAPES = {
+    "gpt2": {**CONFIGS["gpt2"], "n_embd": 64},
+    "llama": {**CONFIGS["llama-grouped"], **SIZES},
+    "llama-linear": {**CONFIGS["llama-rope-linear"], **SIZES},
+    "llama-biases-tied": {**CONFIGS["llama-multi-query-biases"], **SIZES, "tie_word_embeddings": True},
+}
+
+
+def decoder_of(shape: str):
+    config = SHAPES[shape]
+    return filled_decoder(family_of(config["model_type"]).spec_from_config(config))
+
+
+class Echo(Runner):
+    """Answers with our own tokens, and notes that it was called."""
+
+    def __init__(self, peer: TinyPeer, decoder, variant: str, settings: PeerSettings) -> None:
+        super().__init__(f"{peer.NAME} {variant}", 1000)
+        self.peer, self.engine, self.settings = peer, engine_of(decoder, "fp32", threads=1), settings
+
+    def generate(self, prompts, new_tokens, timings):
+        self.peer.calls.append(self.name)
+        steps = list(generate_tokens(self.engine, prompts, new_tokens, timings=timings))
+        shift = 1 if self.name.endswith("wrong") else 0
+        return [[token + shift for token in row] for row in zip(*steps, strict=True)]
+
+    def close(self):
+        assert self.peer.folder is not None and self.peer.folder.exists()  # files outlive their runners
+        self.peer.calls.append("closed")
+
+
+@dataclasses.dataclass
+class TinyPeer:
+    """A peer that needs a module which is always there."""
+
+    NAME: str = "tiny"
+    MODULES: tuple[str, ...] = ("json",)
+    REQUIREMENTS: tuple[str, ...] = ("tiny-engine",)
+    VARIANTS: dict[str, str] = dataclasses.field(default_factory=lambda: {"exact": "fp32", "wrong": "int8"})
+    MAX_BATCH: int = 2
+    calls: list[str] = dataclasses.field(default_factory=list)
+    folder: Path | None = None
+
+    def prepare(self, decoder, folder: Path, variant: str, settings: PeerSettings) -> Runner:
+        if variant == "odd":
+            raise InputError("odd weights do not exist")
+        self.folder = folder
+        assert settings.batch >= 1 and settings.room == 8
+        return Echo(self, decoder, variant, settings)
+
+
+def request_for(decoder, **settings) -> Request:
+    loaded = LoadedModel("model", decoder, None, "random")
+    chosen = Settings(**{"prompt_tokens": 5, "new_tokens": 3, "rounds": 2, **settings})
+    return Request(loaded, "model", 0, 10.0, Engines(loaded), chosen, frozenset())
+
+
+def test_rows_of_all_engines_in_turn():
+    peer = TinyPeer()
+    rows = compare(request_for(decoder_of("gpt2"), precision=("int8", "int4")), [peer])
+    names = ["hf-generate", "level 2", "level 3 int8", "level 3 int4", "tiny exact", "tiny wrong"]
+    assert [row.engine for row in rows] == names
+    assert [row.level for row in rows] == [None, 2, 3, 3, None, None]
+    assert [row.precision for row in rows] == ["fp32", "fp32", "int8", "int4", "fp32", "int8"]
+    assert all(row.suite == "peers" and row.speedup_over == "hf-generate" and len(row.samples) == 2 for row in rows)
+    assert all(row.tpot_ms and row.mbu and row.speedup for row in rows)
+    exact, wrong = rows[-2:]
+    assert exact.same_tokens_as_reference and rows[1].same_tokens_as_reference
+    assert wrong.same_tokens_as_reference is False
+    assert exact.weight_bytes_per_token == 1000
+    assert peer.calls == ["tiny exact", "tiny wrong"] * 3 + ["closed"] * 2  # a warm-up and two rounds
+    assert peer.folder is not None and not peer.folder.exists()
+
+
+def test_what_is_left_out_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(console, "quiet", False)
+    missing = TinyPeer(NAME="absent", MODULES=("no_such_module",), REQUIREMENTS=("absent-engine", "helper"))
+    narrow = TinyPeer(NAME="narrow", MAX_BATCH=1)
+    partly = TinyPeer(NAME="partly", VARIANTS={"exact": "fp32", "odd": "int4"})
+    rows = compare(request_for(decoder_of("gpt2"), batch=2, precision=("int8",)), [missing, narrow, partly])
+    assert [row.engine for row in rows][3:] == ["partly exact"]
+    said = capsys.readouterr().err
+    assert "absent is not installed; pip install absent-engine helper\n" in said
+    assert "narrow is left out: it takes 1 sequences" in said
+    assert "partly odd is left out: odd weights do not exist" in said
+    with pytest.raises(InputError, match="install some"):
+        compare(request_for(decoder_of("gpt2")), [missing])
+    with pytest.raises(InputError, match="can run this model"):
+        compare(request_for(decoder_of("gpt2")), [TinyPeer(VARIANTS={"odd": "int4"})])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.NAME)
+def test_an_installed_peer_gives_our_tokens_in_fp32(peer, shape, tmp_path):
+    for module in peer.MODULES:
+        pytest.importorskip(module)
+    assert is_installed(peer)
+    decoder = decoder_of(shape)
+    batch = min(2, peer.MAX_BATCH)
+    prompts, new = random_prompts(decoder.spec.vocab_size, batch, 9), 12
+    steps = generate_tokens(engine_of(decoder, "fp32"), prompts, new)
+    expected = [list(row) for row in zip(*steps, strict=True)]
+    exact = next(variant for variant, precision in peer.VARIANTS.items() if precision == "fp32")
+    for variant in peer.VARIANTS:
+        runner = peer.prepare(decoder, tmp_path, variant, PeerSettings(1, batch, 9 + new))
+        for _ in range(2):  # a second generation starts anew
+            timings = Timings()
+            tokens = runner.generate(prompts, new, timings)
+            assert len(timings.stamps) == new and timings.stamps == sorted(timings.stamps)
+            assert [len(row) for row in tokens] == [new] * batch
+            if variant == exact:
+                assert tokens == expected
+        whole = decoder.spec.weight_bytes_per_token()
+        if variant == exact:
+            assert runner.weight_bytes_per_token() == pytest.approx(whole, rel=0.01)
+        else:
+            assert runner.weight_bytes_per_token() < 0.5 * whole
+        runner.close()
