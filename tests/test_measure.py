@@ -175,6 +175,15 @@ def test_quality_suite_rows(model):
         judge_criteria(request_for(model, **settings), windows, texts)
     wide = filled_decoder(spec_of("gpt2").__class__(**{**vars(spec_of("gpt2")), "max_seq_len": 128}))
     rows = judge_criteria(request_for(wide, **settings), windows, texts)
+    level3 = [r for r in rows if r.level == 3]
+    assert [(r.criterion, r.heads_pruned, r.compensated) for r in level3] == [
+        (None, 0.0, None),
+        ("random", 0.25, True),
+        ("random", 0.5, True),
+    ]
+    assert all(r.precision == "int8" and r.tokens_per_s is None and r.perplexity_ratio > 0 for r in level3)
+    assert level3[0].perplexity_ratio == pytest.approx(1.0, rel=0.02) and level3[0].perplexity_ratio != 1.0
+    rows = [r for r in rows if r.level == 1]
     assert [r.criterion for r in rows] == [None] + ["random"] * 4 + ["fisher"] * 4
     assert rows[0].perplexity_ratio == pytest.approx(1.0)
     assert all(r.speedup_over == rows[0].engine and r.tokens_per_s > 0 for r in rows)

@@ -61,6 +61,7 @@ _SUITES = (
             "new_tokens": 20,
             "rounds": 5,
             "criteria": ("all",),
+            "precision": ("int8", "int4"),
             "heads": (0.3, 0.5, 0.7),
             "calibration": "built-in",
             "calibration_tokens": 8192,
@@ -68,7 +69,14 @@ _SUITES = (
             "eval_tokens": 4096,
             "expand_kv": False,
         },
-        {"rounds": 3, "criteria": ("fisher",), "heads": (0.5,), "calibration_tokens": 2048, "eval_tokens": 1024},
+        {
+            "rounds": 3,
+            "criteria": ("fisher",),
+            "precision": ("int8",),
+            "heads": (0.5,),
+            "calibration_tokens": 2048,
+            "eval_tokens": 1024,
+        },
         needs_text=True,
     ),
     Suite(

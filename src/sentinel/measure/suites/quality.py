@@ -1,24 +1,31 @@
-"""The quality suite: perplexity and speed of every criterion at every pruning ratio, with and without compensation."""
+"""The quality suite: perplexity and speed of every criterion at every pruning ratio, with and without compensation.
+
+Level 3 is judged too: not pruned, and at every ratio of the first criterion, compensated.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from sentinel.adapt.compact import expand_kv
 from sentinel.adapt.corpora import Text, Windows, load_texts, refuse_shared_documents, sample_windows
+from sentinel.adapt.grams import InputGrams
 from sentinel.adapt.plan import RemovalOrder
 from sentinel.adapt.prune import CRITERION_NAMES, WINDOW, Pruner
 from sentinel.adapt.prune import Settings as PruningSettings
+from sentinel.infer.cpu_engine import CpuEngine, pack
 from sentinel.infer.engines import Engine, make_engine
+from sentinel.infer.native import Precision
 from sentinel.measure.judge import Judge
 from sentinel.measure.method import Run, generate_timed, interleave, random_prompts, timed_result
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.models.decoder import Decoder
-from sentinel.progress import say
+from sentinel.progress import say, working
 
 REFERENCE = "level 1, not pruned"
 
@@ -66,32 +73,56 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
         pruner.share_calibration(calibrated)
         calibrated = pruner if pruner.has_calibration else calibrated
         order = pruner.order(max(settings.heads), 0.0)
-        rows += _criterion_rows(base, judge, pruner, order, settings, with_dense=not rows)
+        rows += _criterion_rows(base, judge, pruner, order, settings, whole=None if rows else loaded.decoder)
     return rows
 
 
 def _criterion_rows(
-    base: Result, judge: Judge, pruner: Pruner, order: RemovalOrder, settings: Settings, *, with_dense: bool
+    base: Result, judge: Judge, pruner: Pruner, order: RemovalOrder, settings: Settings, *, whole: Decoder | None
 ) -> list[Result]:
+    """Rows of one criterion; of the first one also those of ``whole``, the model as it came, and of level 3."""
     plans = [order.plan(ratio) for ratio in settings.heads]
     compensated = pruner.apply(plans)
     plain = replace_settings(pruner, compensate=False).apply(plans)
     samples = _speeds({0.0: pruner.dense, **dict(zip(settings.heads, plain, strict=True))}, settings)
     ranks = [[int(rank) for rank in layer] for layer in order.group_ranks]
-    rows = [_timed(replace(base, **judge(pruner.dense)), samples, 0.0, pruner.dense)] if with_dense else []
+    rows: list[Result] = []
+    if whole is not None:
+        rows.append(_timed(replace(base, **judge(pruner.dense)), samples, 0.0, pruner.dense))
+        rows += _quantised(base, judge, pruner, whole, settings)
+    judged = functools.partial(replace, base, criterion=order.criterion, head_ranks=ranks)
     for kind, models in ((False, plain), (True, compensated)):
         for ratio, model in zip(settings.heads, models, strict=True):
-            row = replace(
-                base,
-                engine=f"{order.criterion}{', compensated' if kind else ''}",
-                criterion=order.criterion,
-                compensated=kind,
-                heads_pruned=ratio,
-                head_ranks=ranks,
-                **judge(model),
-            )
+            name = f"{order.criterion}{', compensated' if kind else ''}"
+            row = judged(engine=name, compensated=kind, heads_pruned=ratio, **judge(model))
             rows.append(_timed(row, samples, ratio, model))
+            if kind and whole is not None:
+                rows += _quantised(row, judge, pruner, model, settings)
     return rows
+
+
+def _quantised(row: Result, judge: Judge, pruner: Pruner, model: Decoder, settings: Settings) -> list[Result]:
+    """Perplexity of ``model`` at level 3; its speed is in other suites. int4 is calibrated as `sentinel quantize` does."""
+    found = []
+    for precision in settings.precision:
+        with working(f"Quantising to {precision}"):
+            windows = pruner.windows if precision == "int4" else None
+            grams = None if windows is None else InputGrams(model, windows.tokens, lambda: None)
+            engine = CpuEngine(pack(model, cast(Precision, precision), grams))
+        found.append(
+            replace(
+                row,
+                engine=f"level 3 {precision}{f', {row.engine}' if row.criterion else ''}",
+                level=3,
+                precision=precision,
+                parameters=model.spec.parameter_count(),
+                weight_bytes_per_token=engine.weight_bytes_per_token(),
+                speedup_over=None,
+                **judge(engine),
+            )
+        )
+        engine.close()
+    return found
 
 
 def replace_settings(pruner: Pruner, *, compensate: bool) -> Pruner:
