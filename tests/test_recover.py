@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.nn import functional
 
 from sentinel.adapt.distillation import TeacherTargets, divergence, judged, likeliest
+from sentinel.adapt.integration import integrate
 from sentinel.adapt.prune import Pruner, Settings, make_elastic
 from sentinel.adapt.recover import recover
 from sentinel.adapt.recovery_settings import RecoverySettings
@@ -123,6 +124,26 @@ def test_recovery_improves_held_out_divergence(train):
     assert found.best.mean_kl < 0.95 * found.held_out[0].mean_kl
     assert torch.equal(student.embed.weight, embedding)
     assert found.tokens == 25 * 4 * 16 and len(found.losses) == 25
+
+
+@pytest.mark.parametrize("train", ["projections", "all"])
+def test_fusions_learn_and_the_baseline_stays(train):
+    dense = teacher_model()
+    student = integrate(pruned(dense), "all", rank=2, baseline=dense)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    settings = dataclasses.replace(SHORT, steps=25, train=train, learning_rate=1e-2)
+    found = recover(student, dense, windows(64), windows(8, seed=1), settings)
+    assert found.best.mean_kl < 0.95 * found.held_out[0].mean_kl
+    changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    fusions = {name for name, _ in student.named_parameters() if name.startswith("integration.")}
+    assert fusions <= changed
+    assert not any(name.startswith("baseline.") for name in changed)
+
+
+def test_an_elastic_model_with_skips_is_refused():
+    dense = teacher_model()
+    with pytest.raises(InputError, match="share its skips and baseline"):
+        recover(integrate(elastic_model(dense), rank=2), dense, windows(8), windows(4), SHORT)
 
 
 def test_resumed_run_equals_uninterrupted(tmp_path):

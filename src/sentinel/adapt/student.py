@@ -25,14 +25,15 @@ def _gates(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _projections(name: str, parameter: nn.Parameter) -> bool:
-    return name.endswith((".out_proj.weight", ".down_proj.weight")) or _gates(name, parameter)
+    ends = (".out_proj.weight", ".down_proj.weight")
+    return name.endswith(ends) or name.startswith("integration.") or _gates(name, parameter)
 
 
 def _layers(name: str, parameter: nn.Parameter) -> bool:
     return not name.startswith(("embed.", "positions.", "lm_head."))
 
 
-# What may learn, each choice with those before it; embeddings and LM head never do.
+# What may learn, each choice with those before it; embeddings, LM head and the frozen baseline never do.
 CHOICES: dict[str, Choice] = {"biases": _vectors, "gates": _gates, "projections": _projections, "all": _layers}
 
 
@@ -61,6 +62,11 @@ class Student(nn.Module):
             raise InputError("nothing of this model is trainable by that choice; train projections or all")
 
     def _own_levels(self, decoder: ElasticDecoder, choice: Choice) -> None:
+        if decoder.spec.integration is not None:
+            raise InputError(
+                "the levels of this elastic model share its skips and baseline, which can't learn for one of them alone; "
+                "prune to one level and integrate that, or take them off with 'sentinel integrate --configuration minimal'"
+            )
         decoder.set_level(0.0)
         self.levels = [level for level in decoder.levels if level.heads or level.neurons]
         if not self.levels:

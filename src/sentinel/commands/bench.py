@@ -26,6 +26,8 @@ OPTIONS = (
     "text",
     "eval_tokens",
     "expand_kv",
+    "shapes",
+    "recovery_steps",
 )
 
 
@@ -67,6 +69,8 @@ def add_suite_options(group: Any) -> None:
     add("--calibration-tokens", "N", count, "of it")
     add("--text", "TEXT", str, "to judge by (the built-in texts' test splits)")
     add("--eval-tokens", "N", whole_number(2), "per text")
+    add("--shapes", "S,S", names, "shapes of the scaling suite: known ids or folders")
+    add("--recovery-steps", "N", whole_number(0), "of every integrated model before it is judged; 0: speed alone")
     group.add_argument(
         "--expand-kv",
         action="store_true",

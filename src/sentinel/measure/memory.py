@@ -37,7 +37,10 @@ def peak_rss_mb() -> float:
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """What a process of its own is to load and to generate; ``engine`` is "hf-generate" or the name of an engine."""
+    """What a process of its own is to load and to generate; ``engine`` is "hf-generate" or the name of an engine.
+
+    ``configuration`` and ``rank`` add skips and a baseline, as `integrate` does; None leaves the model as it is.
+    """
 
     model: str
     random_weights: int | None
@@ -45,6 +48,8 @@ class MemoryRequest:
     prompt_tokens: int
     new_tokens: int
     batch: int = 1
+    configuration: str | None = None
+    rank: int | None = None
 
 
 def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) -> float:
@@ -87,12 +92,15 @@ def _serve(request: MemoryRequest) -> None:
 
 
 def _serve_torch(request: MemoryRequest) -> None:
+    from sentinel.adapt.integration import integrate
     from sentinel.infer.engines import make_engine
     from sentinel.infer.generate import Timings, generate_tokens
     from sentinel.measure.hugging_face import ENGINE_NAME, HuggingFaceReference
     from sentinel.models.sources import load
 
     decoder = load(request.model, random_weights=request.random_weights).decoder
+    if request.configuration is not None:
+        decoder = integrate(decoder, request.configuration, rank=request.rank)
     prompts = _prompts(request, decoder.spec.vocab_size)
     if request.engine == ENGINE_NAME:
         reference = HuggingFaceReference(decoder)

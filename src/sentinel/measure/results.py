@@ -25,6 +25,7 @@ Sample = dict[str, float]
 KEY_FIELDS = (
     "suite", "model", "weights", "engine", "level", "precision", "phase", "heads_pruned", "neurons_pruned", "batch",
     "prompt_tokens", "new_tokens", "context", "criterion", "compensated", "text", "speedup_over",
+    "recovery_steps",
 )  # fmt: skip
 # Fields of a row that are above zero wherever they apply.
 POSITIVE = (
@@ -106,6 +107,10 @@ class Result:
     speedup_over: str | None = None
     same_tokens_as_reference: bool | None = None
     parameters: int | None = None
+    configuration: str | None = None
+    parameters_before: int | None = None
+    growth: float | None = None
+    recovery_steps: int | None = None
     criterion: str | None = None
     compensated: bool | None = None
     text: str | None = None

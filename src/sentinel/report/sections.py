@@ -16,6 +16,7 @@ from sentinel.report.cells import (
     times,
     yes_or_no,
 )
+from sentinel.report.verdicts import features_that_pay
 
 ENGINE: Column = ("engine", lambda r: r.engine)
 HEADS: Column = ("heads removed", lambda r: percent(r.heads_pruned))
@@ -28,6 +29,7 @@ MBU: Column = ("MBU", lambda r: percent(r.mbu))
 PEAK: Column = ("peak memory MB", lambda r: number(r.peak_memory_mb, 0))
 SPEEDUP: Column = ("speed-up", ratio)
 PARAMETERS: Column = ("parameters", lambda r: number(r.parameters, 0))
+GROWTH: Column = ("growth", lambda r: percent(r.growth, 3))
 RUN = (TOKENS_PER_S, TTFT, TPOT, ROOFLINE, MBU)
 
 
@@ -144,11 +146,29 @@ def evaluate_note(results: Sequence[Result]) -> str:
     )
 
 
+def integration_note(results: Sequence[Result]) -> str:
+    first, steps = results[0], max(row.recovery_steps or 0 for row in results)
+    quality = "Not recovered and not judged here: speed and parameters alone."
+    if any(row.perplexity is not None for row in results):
+        quality = (
+            f"Perplexity on {first.text} after the same recovery of every pruned configuration, at most {steps} steps; not "
+            f"pruned, all compute what the plain model does. {features_that_pay(results)}"
+        )
+    return (
+        f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy. "
+        "Original: the plain model head by head; all: U-Net skips and baseline integration; no-baseline: skips; no-unet: "
+        "baseline; minimal: neither. Growth: the fusions' parameters over the plain model's; the frozen baseline, one more "
+        f"model, is not counted. {rounds_note(results)} {quality}{weights_note(results)}"
+    )
+
+
 def scaling_note(results: Sequence[Result]) -> str:
     first = results[0]
     return (
-        f"Several models, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy; "
-        f"each is compared with its own reference. {rounds_note(results)}{weights_note(results)}"
+        f"Level {first.level}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, "
+        "greedy. Gates: one per head, in every model here; all: U-Net skips and baseline integration too, at that rank. "
+        "The frozen baseline, one more model, counts as memory and not as growth. The speed-up is over the model with "
+        f"gates, of the same size. {rounds_note(results)}{weights_note(results)}"
     )
 
 
@@ -193,7 +213,22 @@ SECTIONS = (
         quality_note,
     ),
     Section("pruning", "Pruning: speed", (ENGINE, HEADS, NEURONS, PARAMETERS, *RUN, SPEEDUP), pruning_note),
-    Section("integration", "Skips and baseline integration", (ENGINE, HEADS, PARAMETERS, *RUN, SPEEDUP)),
+    Section(
+        "integration",
+        "Skips and baseline integration",
+        (
+            ("configuration", lambda r: r.configuration or "–"),
+            ("level", lambda r: number(r.level, 0)),
+            HEADS,
+            TOKENS_PER_S,
+            SPEEDUP,
+            ("perplexity", perplexity),
+            ("over dense", lambda r: times(r.perplexity_ratio)),
+            PARAMETERS,
+            GROWTH,
+        ),
+        integration_note,
+    ),
     Section(
         "context",
         "Long contexts: where removed heads pay",
@@ -222,8 +257,16 @@ SECTIONS = (
     ),
     Section(
         "scaling",
-        "Sizes of models",
-        (("model", lambda r: r.model), ENGINE, PARAMETERS, *RUN, PEAK, SPEEDUP),
+        "What being adaptive costs",
+        (
+            ("model", lambda r: r.model),
+            ("variant", lambda r: r.configuration or "–"),
+            PARAMETERS,
+            GROWTH,
+            TOKENS_PER_S,
+            SPEEDUP,
+            PEAK,
+        ),
         scaling_note,
     ),
     Section(

@@ -136,6 +136,27 @@ _SUITES = (
         {"rounds": 3},
         in_report=False,
     ),
+    Suite(
+        "integration",
+        "skips and baseline integration against the plain model: speed, parameters, perplexity after recovery",
+        {
+            **_GENERATION,
+            "levels": (0, 1),
+            "heads": (0.0, 0.5),
+            "recovery_steps": 60,
+            "calibration": "built-in",
+            "calibration_tokens": 8192,
+            "text": "built-in",
+            "eval_tokens": 4096,
+        },
+        {"rounds": 3, "prompt_tokens": 32, "new_tokens": 8, "levels": (1,), "recovery_steps": 0},
+    ),
+    Suite(
+        "scaling",
+        "what being adaptive costs models of several sizes: parameters, speed, memory",
+        {**_GENERATION, "shapes": ("gpt2", "gpt2-medium", "gpt2-large")},
+        {"rounds": 3, "prompt_tokens": 32, "new_tokens": 8, "shapes": ("gpt2",)},
+    ),
 )
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _SUITES}

@@ -19,7 +19,8 @@ class Settings:
 
     heads, neurons: ratios that are removed; ``neurons`` None is "as many as heads". batch, batches: sequences at once.
     lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up. expand_kv: repeat grouped keys and
-    values before pruning.
+    values before pruning. shapes: names of known shapes, which get random weights. recovery_steps: of every
+    model before it is judged; 0 judges nothing.
     """
 
     batch: int = 1
@@ -38,6 +39,8 @@ class Settings:
     text: str = "built-in"
     eval_tokens: int = 4096
     expand_kv: bool = False
+    shapes: tuple[str, ...] = ()
+    recovery_steps: int = 0
 
 
 @dataclass(frozen=True)
