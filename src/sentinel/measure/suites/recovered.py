@@ -19,8 +19,8 @@ from sentinel.progress import say
 
 CRITERION = "fisher"  # one pass over the text; compensation follows
 LENGTH = 256  # tokens of a window of recovery
-HELD_OUT = 16  # of these windows decide which parameters are kept
-EVALUATIONS = 4
+HELD_OUT = 8  # of these windows decide which parameters are kept
+EVALUATIONS = 3
 
 Judged = tuple[Decoder, dict[str, Any]]
 
