@@ -10,20 +10,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import spec_of
 from helpers import filled_decoder
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from sentinel.cli import COMMANDS, build_parser, main
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import gpt2_tokenizer_folder
 from sentinel.models.sources import KNOWN_SHAPES, random_decoder
-from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -34,18 +29,6 @@ def tiny(tmp_path_factory) -> str:
     """A tiny checkpoint without a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_checkpoint(filled_decoder(spec_of("gpt2")), folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def worded(tmp_path_factory) -> str:
-    """A tiny checkpoint with a tokenizer of single letters."""
-    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate("abcdefghijklmnop")}}, "<end>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    folder = tmp_path_factory.mktemp("models") / "worded"
-    spec = spec_of("llama-grouped")
-    spec = ModelSpec(**{**vars(spec), "vocab_size": 17})
-    save_checkpoint(filled_decoder(spec), folder, TextTokenizer(tokenizer, (0,)))
     return str(folder)
 
 
@@ -259,17 +242,6 @@ def test_bench_writes_the_promised_fields(tiny, tmp_path, capsys):
     assert len(json.loads(out.read_text())["results"]) == 8
     assert main(["report", "--from", str(out), "-o", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "report.html").stat().st_size > 100_000
-
-
-@pytest.fixture
-def letters(tmp_path) -> dict[str, str]:
-    """Two texts of letters that share nothing."""
-    rng = np.random.default_rng(0)
-    places = {}
-    for name, size in (("calibration", 3000), ("test", 300)):
-        (tmp_path / f"{name}.txt").write_text(" ".join(rng.choice(list("abcdefghijklmnop"), size)))
-        places[name] = str(tmp_path / f"{name}.txt")
-    return places
 
 
 def test_prune_evaluate_and_generate(worded, letters, tmp_path, capsys):

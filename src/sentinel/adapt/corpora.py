@@ -25,7 +25,7 @@ import torch
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_folder
 from sentinel.models.packages import pip_download
-from sentinel.models.tokenizer import TextTokenizer
+from sentinel.models.tokenizer import TextTokenizer, read_json
 from sentinel.progress import say, working
 
 SPLITS = ("train", "valid", "test")
@@ -169,6 +169,15 @@ def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Tex
                     f"{document.name} was calibrated or trained on, so judging by {text.label} would flatter the model; "
                     "evaluate on another text"
                 )
+
+
+def refuse_seen_text(model: str, texts: Sequence[Text]) -> None:
+    """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
+    config = Path(model).expanduser() / "config.json"
+    if config.exists():
+        made = read_json(config)
+        refuse_shared_documents(made.get("pruning", {}).get("calibration_documents", ()), texts)
+        refuse_shared_documents(made.get("recovery", {}).get("documents", ()), texts)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from sentinel.adapt.corpora import load_texts
+    from sentinel.adapt.corpora import load_texts, refuse_seen_text
     from sentinel.commands.arguments import set_pruning_level
     from sentinel.errors import InputError
     from sentinel.files import require_writable_parent
@@ -91,17 +91,3 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         results.write(options.json)
     print_tables(results.results)
-
-
-def refuse_seen_text(model: str, texts) -> None:
-    """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
-    from pathlib import Path
-
-    from sentinel.adapt.corpora import refuse_shared_documents
-    from sentinel.models.tokenizer import read_json
-
-    config = Path(model).expanduser() / "config.json"
-    if config.exists():
-        made = read_json(config)
-        refuse_shared_documents(made.get("pruning", {}).get("calibration_documents", ()), texts)
-        refuse_shared_documents(made.get("recovery", {}).get("documents", ()), texts)
