@@ -180,7 +180,7 @@ def test_other_files_and_settings_are_refused(settings, letters, tmp_path, capsy
         SweepFile(path, settings, resume=True)
     shared = {**letters, "test": letters["calibration"]}
     assert main(arguments(shared, tmp_path / "new.json", "--models", "m")) == 2
-    assert "is calibration text" in capsys.readouterr().err
+    assert "was calibrated or trained on" in capsys.readouterr().err
     assert not (tmp_path / "new.json").exists()
 
 
@@ -254,15 +254,15 @@ def test_an_interrupted_sweep_keeps_its_rows_and_leaves_no_process(stop, worded,
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
-def test_ray_gives_the_rows_that_processes_give(worded, settings, tmp_path):
+def test_ray_gives_the_rows_that_this_process_gives(worded, settings, tmp_path):
     ray = pytest.importorskip("ray")
     jobs = [*plan_jobs([worded], ["fisher", "random"], [0]), Job(str(tmp_path / "lost"))]
     by_ray = list(on_ray(jobs, settings, workers=2))
     assert not ray.is_initialized()
-    by_processes = list(in_processes(jobs, settings, workers=2))
-    for outcomes in (by_ray, by_processes):
+    here = [run_job(settings, job) for job in jobs]
+    for outcomes in (by_ray, here):
         assert {outcome.job for outcome in outcomes} == set(jobs)
         assert ["does not exist" in (o.error or "") for o in outcomes if o.error] == [True]
-    assert numbers(r for o in by_ray for r in o.rows) == numbers(r for o in by_processes for r in o.rows)
+    assert numbers(r for o in by_ray for r in o.rows) == numbers(r for o in here for r in o.rows)
     with pytest.raises(InputError, match="can't be reached"):
         list(on_ray(jobs, settings, workers=2, address="127.0.0.1:1"))

@@ -174,10 +174,17 @@ def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Tex
 def refuse_seen_text(model: str, texts: Sequence[Text]) -> None:
     """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
     config = Path(model).expanduser() / "config.json"
-    if config.exists():
-        made = read_json(config)
-        refuse_shared_documents(made.get("pruning", {}).get("calibration_documents", ()), texts)
-        refuse_shared_documents(made.get("recovery", {}).get("documents", ()), texts)
+    if not config.exists():
+        return
+    made = read_json(config)
+    for part, key in (("pruning", "calibration_documents"), ("recovery", "documents")):
+        record = made.get(part, {})
+        documents = record.get(key, ()) if isinstance(record, dict) else None
+        if not isinstance(documents, (list, tuple)) or not all(isinstance(name, str) for name in documents):
+            raise InputError(
+                f"{config}: its record of {part} is damaged, so that seen text can't be told; make it anew"
+            )
+        refuse_shared_documents(documents, texts)
 
 
 @dataclass(frozen=True)

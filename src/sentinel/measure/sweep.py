@@ -26,7 +26,7 @@ from sentinel.adapt.corpora import (
 from sentinel.adapt.plan import PruningPlan, check_ratio
 from sentinel.adapt.prune import WINDOW, Pruner, Settings
 from sentinel.errors import InputError
-from sentinel.files import require_writable_parent
+from sentinel.files import check_output_file
 from sentinel.measure import environment
 from sentinel.measure.judge import Judge
 from sentinel.measure.results import Result, ResultSet
@@ -217,7 +217,7 @@ class SweepFile:
         self._rows: dict[Job, list[Result]] = {}
         self._settings = settings.identity()
         self.failed: dict[Job, str] = {}
-        require_writable_parent(path)
+        check_output_file(path)
         if not path.exists():
             self._environment = environment.describe(measure_bandwidth=False)
             return
