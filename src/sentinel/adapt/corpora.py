@@ -138,6 +138,8 @@ def _all_built_in(split: str) -> list[Text]:
 
 
 def _load_one(name: str, default_split: str) -> Text:
+    if not name:
+        raise InputError("the name of a text is empty; give files, folders or built-in texts, with commas between")
     path = Path(name).expanduser()
     corpus, _, split = name.partition(":")
     if corpus in BUILT_IN and not path.exists():

@@ -122,7 +122,8 @@ def settings_of(options: argparse.Namespace) -> ControllerSettings:
     chosen = dataclasses.replace(default, **given)
     learning = {n: v for n in ("train", "batch", "learning_rate") if (v := getattr(options, n)) is not None}
     if options.steps is None:
-        length = {"steps": None, "minutes": (options.minutes or MINUTES) / chosen.cycles}
+        minutes = MINUTES if options.minutes is None else options.minutes
+        length = {"steps": None, "minutes": minutes / chosen.cycles}
     else:
         length = {"steps": options.steps}
     return dataclasses.replace(chosen, recovery=dataclasses.replace(default.recovery, **learning, **length))
