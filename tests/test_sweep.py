@@ -264,5 +264,13 @@ def test_ray_gives_the_rows_that_this_process_gives(worded, settings, tmp_path):
         assert {outcome.job for outcome in outcomes} == set(jobs)
         assert ["does not exist" in (o.error or "") for o in outcomes if o.error] == [True]
     assert numbers(r for o in by_ray for r in o.rows) == numbers(r for o in here for r in o.rows)
-    with pytest.raises(InputError, match="can't be reached"):
-        list(on_ray(jobs, settings, workers=2, address="127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("127.0.0.1:1", "can't be reached"), ("somewhere", "not understood"), ("h:99999999", "reached")],
+)
+def test_dead_ray_addresses_are_refused_at_once(address, said, settings):
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=said):
+        list(on_ray([Job("m")], settings, workers=1, address=address))

@@ -123,6 +123,8 @@ def settings_of(options: argparse.Namespace) -> ControllerSettings:
     learning = {n: v for n in ("train", "batch", "learning_rate") if (v := getattr(options, n)) is not None}
     if options.steps is None:
         minutes = MINUTES if options.minutes is None else options.minutes
+        if minutes <= 0:
+            raise InputError(f"minutes must be above 0, not {minutes:g}")
         length = {"steps": None, "minutes": minutes / chosen.cycles}
     else:
         length = {"steps": options.steps}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -111,14 +112,34 @@ def on_ray(jobs: Sequence[Job], settings: SweepSettings, workers: int, address: 
             yield ray.get(ready[0])
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise InputError(LOST) from error
+    except ray.exceptions.RayTaskError as error:
+        if "failed to import" not in str(error):
+            raise
+        raise InputError("the cluster's workers can't import sentinel; install the same version there") from error
     finally:
         if ours:
             ray.shutdown()
 
 
+def _refuse_dead_address(address: str) -> None:
+    """Raise `InputError` where nothing listens: Ray itself would go on trying for minutes."""
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"the Ray address {address!r} is not understood; give HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"the Ray cluster {address} can't be reached ({error}); see 'ray status' there") from error
+
+
 def _connect(ray: Any, workers: int, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is not None:
+        _refuse_dead_address(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address is None:
