@@ -138,6 +138,7 @@ def _refuse_dead_address(address: str) -> None:
 def _connect(ray: Any, workers: int, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers wherever something else runs
     if address is not None:
         _refuse_dead_address(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
