@@ -171,7 +171,7 @@ def test_every_command_has_help(command, capsys):
         (["evaluate", "WORDS", "--text", "TEXT", "--json", ""], "is a folder"),
         (["evaluate", "WORDS", "--text", "TEXT", "--context", "16", "--teacher", ""], "name is empty"),
         (["evaluate", "WORDS", "--text", ""], "name of a text is empty"),
-        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", "OTHER,"], "is empty"),
+        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", ","], "text is empty"),
         (["prune", "WORDS", "-o", "WORDS", "--heads", "0.5"], "would be lost"),
         (["quantize", "WORDS", "-o", "WORDS"], "would be lost"),
         (["integrate", "TINY", "-o", "WORDS", "--baseline", "WORDS"], "would be lost"),
