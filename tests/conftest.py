@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from helpers import filled_decoder
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from sentinel.adapt.corpora import Windows
+from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import smollm2_folder
 from sentinel.models.sources import LoadedModel, load, random_decoder
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+from sentinel.models.tokenizer import TextTokenizer
 
 torch.set_num_threads(2)
 
@@ -122,3 +129,26 @@ def copier():
         columns[:, idle] = 1e-3 * torch.randn(32, 2, 8, generator=generator)
     half = torch.randint(0, 20, (24, 8), generator=generator)
     return model.eval(), Windows(torch.cat((half, half), 1), ("a",)), loss.item()
+
+
+@pytest.fixture(scope="session")
+def worded(tmp_path_factory) -> str:
+    """A tiny checkpoint with a tokenizer of single letters."""
+    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate("abcdefghijklmnop")}}, "<end>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    folder = tmp_path_factory.mktemp("models") / "worded"
+    spec = spec_of("llama-grouped")
+    spec = ModelSpec(**{**vars(spec), "vocab_size": 17})
+    save_checkpoint(filled_decoder(spec), folder, TextTokenizer(tokenizer, (0,)))
+    return str(folder)
+
+
+@pytest.fixture
+def letters(tmp_path) -> dict[str, str]:
+    """Two texts of letters that share nothing."""
+    rng = np.random.default_rng(0)
+    places = {}
+    for name, size in (("calibration", 3000), ("test", 300)):
+        (tmp_path / f"{name}.txt").write_text(" ".join(rng.choice(list("abcdefghijklmnop"), size)))
+        places[name] = str(tmp_path / f"{name}.txt")
+    return places

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import spec_of
 from helpers import filled_decoder
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from safetensors.torch import load_file, save_file
 
 from sentinel.cli import COMMANDS, build_parser, main
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import gpt2_tokenizer_folder
 from sentinel.models.sources import KNOWN_SHAPES, random_decoder
-from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -34,18 +31,6 @@ def tiny(tmp_path_factory) -> str:
     """A tiny checkpoint without a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_checkpoint(filled_decoder(spec_of("gpt2")), folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def worded(tmp_path_factory) -> str:
-    """A tiny checkpoint with a tokenizer of single letters."""
-    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate("abcdefghijklmnop")}}, "<end>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    folder = tmp_path_factory.mktemp("models") / "worded"
-    spec = spec_of("llama-grouped")
-    spec = ModelSpec(**{**vars(spec), "vocab_size": 17})
-    save_checkpoint(filled_decoder(spec), folder, TextTokenizer(tokenizer, (0,)))
     return str(folder)
 
 
@@ -101,6 +86,7 @@ def test_every_command_has_help(command, capsys):
         (["generate", "TINY", "hello", "--top-p", "2"], "top-p"),
         (["generate", "TINY", "hello", "--level", "7"], "level 7 does not exist"),
         (["generate", "TINY", "hello", "--device", "abacus"], "abacus"),
+        (["generate", "TINY", "hello", "--device", "meta"], "holds no values"),
         (["generate", "TINY", "hello", "--threads", "0"], "at least 1"),
         (["generate", "TINY", "hello", "--heads", "1.5"], "between 0 and 1"),
         (["generate", "WORDS", "hello", "--heads", "0.5"], "no pruning levels"),
@@ -178,6 +164,23 @@ def test_every_command_has_help(command, capsys):
         (["evaluate", "TINY", "--text", "TEXT", "--random-weights", "0"], "random weights"),
         (["evaluate", "WORDS", "--text", "sotu:half"], "no split"),
         (["importance", "WORDS", "--chart", "x.png"], ".html or .svg"),
+        (["importance", "WORDS", "--json", "FOLDER"], "is a folder"),
+        (["importance", "WORDS", "--seed", "9" * 30], "too large"),
+        (["importance", "TINY", "--random-weights", "9" * 30], "too large"),
+        (["evaluate", "WORDS", "--text", "TEXT", "--json", "FOLDER"], "is a folder"),
+        (["evaluate", "WORDS", "--text", "TEXT", "--json", ""], "is a folder"),
+        (["evaluate", "WORDS", "--text", "TEXT", "--context", "16", "--teacher", ""], "name is empty"),
+        (["evaluate", "WORDS", "--text", ""], "name of a text is empty"),
+        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", ","], "text is empty"),
+        (["prune", "WORDS", "-o", "WORDS", "--heads", "0.5"], "would be lost"),
+        (["quantize", "WORDS", "-o", "WORDS"], "would be lost"),
+        (["integrate", "TINY", "-o", "WORDS", "--baseline", "WORDS"], "would be lost"),
+        (["recover", "TINY", "-o", "WORDS", "--teacher", "WORDS"], "would be lost"),
+        (["adapt", "WORDS", "-o", "WORDS", "--budget", "0.5"], "would be lost"),
+        (["adapt", "WORDS", "-o", "NEW", "--budget", "0.5", "--minutes", "0"], "minutes must be above 0"),
+        (["bench", "decode", "TINY", "--json", "FOLDER"], "is a folder"),
+        (["generate", "WORDS", "a", "--lookup", "--seed", "-1"], "at least 0"),
+        (["info", "TINY", "--json", "FOLDER"], "is a folder"),
         (["bench", "speed"], "speed"),
         (["bench", "decode", "TINY", "--prompt-tokens", "60"], "context"),
         (["bench", "decode", "TINY", "--levels", "0,0"], "twice"),
@@ -190,13 +193,59 @@ def test_every_command_has_help(command, capsys):
 )
 def test_bad_input_is_one_clear_sentence(arguments, said, tiny, worded, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    places = {"TINY": tiny, "WORDS": worded, "FILE": str(tmp_path / "file"), "NEW": str(tmp_path / "new")}
+    places = {
+        "TINY": tiny,
+        "WORDS": worded,
+        "FILE": str(tmp_path / "file"),
+        "NEW": str(tmp_path / "new"),
+        "FOLDER": str(tmp_path),
+    }
     for name, words in (("TEXT", "a b c d e f g h " * 40), ("OTHER", "h g f e d c b a " * 90), ("SHORT", "a b c")):
         (tmp_path / name).write_text(words)
         places[name] = str(tmp_path / name)
     assert said in refused(capsys, *(places.get(a, a) for a in arguments))
     assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value, worded, tmp_path, capsys):
+    bad = tmp_path / "bad"
+    shutil.copytree(worded, bad)
+    weights = load_file(bad / "model.safetensors")
+    weights["layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(weights, bad / "model.safetensors", metadata={"format": "pt"})
+    new = str(tmp_path / "new")
+    for command in (
+        ["prune", str(bad), "-o", new, "--heads", "0.5", "--criterion", "magnitude", "--no-compensate"],
+        ["integrate", worded, "-o", new, "--baseline", str(bad)],
+        ["recover", worded, "-o", new, "--teacher", str(bad)],
+        ["evaluate", str(bad)],
+    ):
+        assert f"{bad}: tensor 'layers.1.mlp.up_proj.weight' holds NaN" in refused(capsys, *command)
+    assert not Path(new).exists()
+
+
+@pytest.mark.parametrize("record", ["yes", None, {"calibration_documents": 5}, {"calibration_documents": [1]}])
+def test_a_damaged_record_of_seen_text_is_refused(record, worded, letters, tmp_path, capsys):
+    bad = tmp_path / "bad"
+    shutil.copytree(worded, bad)
+    config = json.loads((bad / "config.json").read_text())
+    (bad / "config.json").write_text(json.dumps({**config, "pruning": record}))
+    assert "record of pruning is damaged" in refused(capsys, "evaluate", str(bad), "--text", letters["test"])
+
+
+def test_floors_are_kept_or_refused(worded, tmp_path, capsys):
+    command = ["prune", worded, "-o", str(tmp_path / "new"), "--criterion", "magnitude", "--no-compensate"]
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d e f g h " * 40)
+    command += ["--text", str(text)]
+    for unit in ("heads", "neurons"):
+        ratios = ["--heads", "0.5", "--neurons", "0.5", f"--floor-{unit}", "99"]
+        assert f"50% of {unit} can't be removed" in refused(capsys, *command, *ratios)
+    assert not (tmp_path / "new").exists()
+    assert main([*command, "--heads", "0.5", "--floor-heads", "1"]) == 0
+    assert all(layer.n_kv_head >= 1 for layer in load_checkpoint(tmp_path / "new").spec.layers)
 
 
 def test_models_that_can_not_be_read_are_named(tiny, tmp_path, capsys):
@@ -259,17 +308,6 @@ def test_bench_writes_the_promised_fields(tiny, tmp_path, capsys):
     assert len(json.loads(out.read_text())["results"]) == 8
     assert main(["report", "--from", str(out), "-o", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "report.html").stat().st_size > 100_000
-
-
-@pytest.fixture
-def letters(tmp_path) -> dict[str, str]:
-    """Two texts of letters that share nothing."""
-    rng = np.random.default_rng(0)
-    places = {}
-    for name, size in (("calibration", 3000), ("test", 300)):
-        (tmp_path / f"{name}.txt").write_text(" ".join(rng.choice(list("abcdefghijklmnop"), size)))
-        places[name] = str(tmp_path / f"{name}.txt")
-    return places
 
 
 def test_prune_evaluate_and_generate(worded, letters, tmp_path, capsys):

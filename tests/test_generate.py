@@ -98,6 +98,12 @@ def test_repetition_penalty_is_that_of_hugging_face():
     assert penalise_repetition(logits, [3, 3, 8], 1.7) == pytest.approx(theirs)
 
 
+def test_the_smallest_temperature_is_greedy():
+    logits = np.random.default_rng(0).normal(0, 9, 50).astype(np.float32)
+    probabilities = token_probabilities(logits, SamplingSettings(temperature=1e-320, top_k=5, top_p=0.9))
+    assert probabilities.argmax() == logits.argmax() and probabilities.max() == 1
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": "measure one suite: decode, attention, quality and others",
     "compare": "what changed between two results files by more than noise",
     "profile": "time and memory per component, as table, chart and Chrome trace",
+    "sweep": "quality over models, criteria and pruning ratios, on many processes or machines",
     "report": "measure everything and write HTML, Markdown and JSON",
     "recommend": "what to run here, chosen from measurements by a stated rule",
 }

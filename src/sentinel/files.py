@@ -31,13 +31,19 @@ def require_writable_parent(path: Path) -> None:
         raise InputError(f"{path}: {path.parent} is not writable; choose another output path")
 
 
-@contextmanager
-def write_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it becomes ``path`` when the block ends well, and is removed otherwise."""
+def check_output_file(path: str | Path) -> Path:
+    """Refuse early a file that can't be written."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file to write to")
     require_writable_parent(path)
+    return path
+
+
+@contextmanager
+def write_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes ``path`` when the block ends well, and is removed otherwise."""
+    path = check_output_file(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
+ESTIMATE_SECONDS = 3600.0  # steps may take minutes, and two of them tell the time left
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -22,7 +24,8 @@ def say(message: str) -> None:
 
 def _bar(*, transient: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)
+    remaining = TimeRemainingColumn()
+    return Progress(*columns, remaining, console=console, transient=transient, speed_estimate_period=ESTIMATE_SECONDS)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -25,7 +25,7 @@ import torch
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_folder
 from sentinel.models.packages import pip_download
-from sentinel.models.tokenizer import TextTokenizer
+from sentinel.models.tokenizer import TextTokenizer, read_json
 from sentinel.progress import say, working
 
 SPLITS = ("train", "valid", "test")
@@ -138,6 +138,8 @@ def _all_built_in(split: str) -> list[Text]:
 
 
 def _load_one(name: str, default_split: str) -> Text:
+    if not name:
+        raise InputError("the name of a text is empty; give files, folders or built-in texts, with commas between")
     path = Path(name).expanduser()
     corpus, _, split = name.partition(":")
     if corpus in BUILT_IN and not path.exists():
@@ -169,6 +171,22 @@ def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Tex
                     f"{document.name} was calibrated or trained on, so judging by {text.label} would flatter the model; "
                     "evaluate on another text"
                 )
+
+
+def refuse_seen_text(model: str, texts: Sequence[Text]) -> None:
+    """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
+    config = Path(model).expanduser() / "config.json"
+    if not config.exists():
+        return
+    made = read_json(config)
+    for part, key in (("pruning", "calibration_documents"), ("recovery", "documents")):
+        record = made.get(part, {})
+        documents = record.get(key, ()) if isinstance(record, dict) else None
+        if not isinstance(documents, (list, tuple)) or not all(isinstance(name, str) for name in documents):
+            raise InputError(
+                f"{config}: its record of {part} is damaged, so that seen text can't be told; make it anew"
+            )
+        refuse_shared_documents(documents, texts)
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,34 @@ class Pruner:
         )
 
     def apply(self, plans: Sequence[PruningPlan]) -> list[Decoder]:
-        """A compacted decoder for each plan, compensated if the settings say so."""
+        """A compacted decoder for each plan, compensated if the settings say so.
+
+        Raises `InputError` for a plan that leaves a layer less than the floors of the settings.
+        """
+        for plan in plans:
+            self._check_floors(plan)
         if not self.settings.compensate:
             return [compact(self.dense, plan) for plan in plans]
         assert self.windows is not None
         return compensate(self.dense, plans, self.windows.tokens)
+
+    def _check_floors(self, plan: PruningPlan) -> None:
+        layers = self.dense.spec.layers
+        for what, ratio, floor, kept, whole in (
+            ("heads", plan.heads, self.settings.floor_groups, plan.group_counts, [la.n_kv_head for la in layers]),
+            (
+                "neurons",
+                plan.neurons,
+                self.settings.floor_neurons,
+                plan.neuron_counts,
+                [la.intermediate_size for la in layers],
+            ),
+        ):
+            if any(count < min(floor, all_of_it) for count, all_of_it in zip(kept, whole, strict=True)):
+                raise InputError(
+                    f"{ratio:.0%} of {what} can't be removed when every layer keeps {floor}; lower --{what} or "
+                    f"--floor-{what}"
+                )
 
 
 def make_elastic(

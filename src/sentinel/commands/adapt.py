@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentinel.commands.arguments import add_model, listed, load_model, real_number, whole_number
+from sentinel.commands.arguments import add_model, check_model_output, listed, load_model, real_number, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, prepared
 from sentinel.errors import InputError
 
@@ -77,16 +77,18 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.adaptation import is_state, read_state
     from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
     from sentinel.commands.adapt_comparison import compare, is_comparison
-    from sentinel.files import check_output_folder, require_writable_parent
-    from sentinel.models.folder import is_checkpoint
+    from sentinel.files import check_output_file, check_output_folder
 
     budget_unit(options.budget)
-    if options.chart:
+    if options.chart is not None:
         if Path(options.chart).suffix not in (".html", ".svg"):
             raise InputError(f"--chart {options.chart} must end in .html or .svg")
-        require_writable_parent(Path(options.chart))
+        check_output_file(options.chart)
     settings = settings_of(options)
-    output = check_output_folder(options.output, is_comparison if options.compare_one_shot else is_checkpoint)
+    if options.compare_one_shot:
+        output = check_output_folder(options.output, is_comparison)
+    else:
+        output = check_model_output(options.output, options.model)
     state = output.with_name(f"{output.name}.state")
     if options.resume and not is_state(state):
         raise InputError(f"there is no interrupted run in {state}; leave out --resume")
@@ -120,7 +122,10 @@ def settings_of(options: argparse.Namespace) -> ControllerSettings:
     chosen = dataclasses.replace(default, **given)
     learning = {n: v for n in ("train", "batch", "learning_rate") if (v := getattr(options, n)) is not None}
     if options.steps is None:
-        length = {"steps": None, "minutes": (options.minutes or MINUTES) / chosen.cycles}
+        minutes = MINUTES if options.minutes is None else options.minutes
+        if minutes <= 0:
+            raise InputError(f"minutes must be above 0, not {minutes:g}")
+        length = {"steps": None, "minutes": minutes / chosen.cycles}
     else:
         length = {"steps": options.steps}
     return dataclasses.replace(chosen, recovery=dataclasses.replace(default.recovery, **learning, **length))

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 from sentinel.progress import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sentinel.models.decoder import Decoder
     from sentinel.models.sources import LoadedModel
+
+
+LARGEST = 2**31 - 1  # beyond it, seeds and sizes overflow somewhere
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:
@@ -23,6 +28,8 @@ def whole_number(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"{value} is too small; give at least {minimum}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text} is too large; give at most {LARGEST}")
         return value
 
     return parse
@@ -61,6 +68,21 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) ->
     parser.add_argument(
         "--random-weights", metavar="SEED", type=whole_number(0), help="take only the model's shape, draw the weights"
     )
+
+
+def check_model_output(folder: str, *sources: str | None) -> Path:
+    """The output folder of a new model; `InputError` when it can't be written or is a model that the command reads."""
+    from pathlib import Path
+
+    from sentinel.errors import InputError
+    from sentinel.files import check_output_folder
+    from sentinel.models.folder import is_checkpoint
+
+    output = Path(folder).expanduser().resolve()
+    for source in sources:
+        if source is not None and output.exists() and Path(source).expanduser().resolve() == output:
+            raise InputError(f"{folder} is the model that is read, and would be lost; name another folder to write to")
+    return check_output_folder(folder, is_checkpoint)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -97,12 +97,10 @@ def given_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pathlib import Path
+    from sentinel.files import check_output_file
 
-    from sentinel.files import require_writable_parent
-
-    if options.json:
-        require_writable_parent(Path(options.json))
+    if options.json is not None:
+        check_output_file(options.json)
     from sentinel.measure.results import ResultSet
     from sentinel.measure.runner import run_suites
     from sentinel.report.terminal import print_tables
@@ -118,6 +116,6 @@ def run(options: argparse.Namespace) -> None:
         quick=options.quick,
         resume=earlier,
     )
-    if options.json:
+    if options.json is not None:
         found.write(options.json)
     print_tables(found.results)

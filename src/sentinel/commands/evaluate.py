@@ -30,12 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from sentinel.adapt.corpora import load_texts
+    from sentinel.adapt.corpora import load_texts, refuse_seen_text
     from sentinel.commands.arguments import set_pruning_level
     from sentinel.errors import InputError
-    from sentinel.files import require_writable_parent
+    from sentinel.files import check_output_file
     from sentinel.infer.engines import check_level, check_precision, make_engine
     from sentinel.measure import environment
     from sentinel.measure.perplexity import evaluate
@@ -46,8 +44,8 @@ def run(options: argparse.Namespace) -> None:
 
     check_level(options.level)
     precision = check_precision(options.level, options.precision)
-    if options.json:
-        require_writable_parent(Path(options.json))
+    if options.json is not None:
+        check_output_file(options.json)
     texts = load_texts(options.text, "test")
     loaded = load_model(options)
     loaded.require_real_weights("its quality")
@@ -56,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
     engine = make_engine(loaded.decoder, options.level, precision=precision, threads=options.threads)
     judged: Any = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
-    teacher = load(options.teacher, device=options.device) if options.teacher else None
+    teacher = load(options.teacher, device=options.device) if options.teacher is not None else None
     if teacher is not None and teacher.spec.vocab_size != loaded.spec.vocab_size:
         raise InputError(
             f"--teacher {options.teacher} has {teacher.spec.vocab_size} tokens, {loaded.name} has "
@@ -88,20 +86,6 @@ def run(options: argparse.Namespace) -> None:
         **vars(variety),
     )
     results = ResultSet(environment.describe(options.device, measure_bandwidth=False), [result])
-    if options.json:
+    if options.json is not None:
         results.write(options.json)
     print_tables(results.results)
-
-
-def refuse_seen_text(model: str, texts) -> None:
-    """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
-    from pathlib import Path
-
-    from sentinel.adapt.corpora import refuse_shared_documents
-    from sentinel.models.tokenizer import read_json
-
-    config = Path(model).expanduser() / "config.json"
-    if config.exists():
-        made = read_json(config)
-        refuse_shared_documents(made.get("pruning", {}).get("calibration_documents", ()), texts)
-        refuse_shared_documents(made.get("recovery", {}).get("documents", ()), texts)

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repetition-penalty", metavar="X", type=real_number, default=1.0, help="above 1 discourages repetition"
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of sampling (default 0)")
+    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="of sampling (default 0)")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before TEXT; may be repeated")
     parser.add_argument(
         "--lookup",

@@ -24,13 +24,13 @@ def run(options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from sentinel.files import require_writable_parent, write_text
+    from sentinel.files import check_output_file, write_text
     from sentinel.report.charts import chart_text, check_chart_path
     from sentinel.report.head_map import head_map
 
     for path in (options.chart, options.json):
-        if path:
-            require_writable_parent(Path(path))
+        if path is not None:
+            check_output_file(path)
     check_chart_path(options.chart)
     settings = settings_of(options, compensate=False)
     loaded = load_model(options)

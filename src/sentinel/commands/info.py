@@ -17,8 +17,10 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sentinel.files import write_text
+    from sentinel.files import check_output_file, write_text
 
+    if options.json is not None:
+        check_output_file(options.json)
     loaded = load_model(options)
     spec, integration = loaded.spec, loaded.spec.integration
     facts = {
@@ -63,6 +65,6 @@ def run(options: argparse.Namespace) -> None:
             layers.add_row(span, *(f"{size:,}" for size in sizes))
             first = index + 1
     output.print(layers)
-    if options.json:
+    if options.json is not None:
         body = {"model": loaded.name, "weights": loaded.weights, **facts, "spec": spec.to_dict()}
         write_text(options.json, json.dumps(body, indent=1) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sentinel.commands.arguments import add_model, load_model
+from sentinel.commands.arguments import add_model, check_model_output, load_model
 
 NAMES = ("original", "all", "no-baseline", "no-unet", "minimal")
 
@@ -34,17 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.integration import configuration_of, integrate
     from sentinel.errors import InputError
-    from sentinel.files import check_output_folder
     from sentinel.models.checkpoint import save_checkpoint
-    from sentinel.models.folder import history_of, is_checkpoint
+    from sentinel.models.folder import history_of
     from sentinel.models.sources import load
 
     wanted = configuration_of(options.configuration)
-    if options.baseline and not wanted.baseline:
+    if options.baseline is not None and not wanted.baseline:
         raise InputError(f"configuration {wanted.name} has no baseline; leave out --baseline")
-    check_output_folder(options.output, is_checkpoint)
+    check_model_output(options.output, options.model, options.baseline)
     loaded = load_model(options)
-    baseline = load(options.baseline, random_weights=options.random_weights) if options.baseline else None
+    baseline = load(options.baseline, random_weights=options.random_weights) if options.baseline is not None else None
     made = integrate(
         loaded.decoder,
         wanted.name,

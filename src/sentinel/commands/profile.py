@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from sentinel.files import require_writable_parent, write_text
+    from sentinel.files import check_output_file, write_text
     from sentinel.measure import environment
     from sentinel.measure.method import random_prompts
     from sentinel.measure.profiling.profile import profile_engine
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     check_chart_path(options.chart)
     for path in (options.chart, options.trace, options.json):
         if path:
-            require_writable_parent(Path(path))
+            check_output_file(path)
     opened = open_engine(options)
     prompt = random_prompts(opened.engine.spec.vocab_size, 1, options.prompt_tokens)[0]
     found = profile_engine(opened.engine, prompt, options.new_tokens, options.rounds)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sentinel.commands.arguments import add_machine, add_model, load_model, real_number, whole_number
+from sentinel.commands.arguments import (
+    add_machine,
+    add_model,
+    check_model_output,
+    load_model,
+    real_number,
+    whole_number,
+)
 from sentinel.commands.pruning import DEFAULT_TEXT, add_calibration, make_pruner, prepared, ratio, ratios, settings_of
 from sentinel.errors import InputError
 
@@ -40,14 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.corpora import load_texts
     from sentinel.adapt.prune import make_elastic
-    from sentinel.files import check_output_folder
     from sentinel.models.checkpoint import save_checkpoint
-    from sentinel.models.folder import is_checkpoint
 
     targets = [options.speedup, options.max_memory, options.elastic]
     if sum(target is not None for target in targets) + bool(options.heads or options.neurons) != 1:
         raise InputError("say what to remove by one of: --heads and --neurons, --speedup, --max-memory, --elastic")
-    check_output_folder(options.output, is_checkpoint)
+    check_model_output(options.output, options.model)
     settings = settings_of(options, compensate=options.compensate)
     loaded = load_model(options)
     texts = load_texts(options.text, "test") if loaded.weights == "real" else []

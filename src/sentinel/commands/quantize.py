@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sentinel.commands.arguments import add_model, load_model, set_pruning_level, whole_number
+from sentinel.commands.arguments import add_model, check_model_output, load_model, set_pruning_level, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratio
 from sentinel.errors import InputError
 
@@ -45,14 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.files import check_output_folder
     from sentinel.infer.quantised import save_quantised
     from sentinel.models.elastic import at_current_level
-    from sentinel.models.folder import is_checkpoint
 
     if options.precision == "int8" and (options.calibration or options.calibration_tokens or options.no_calibration):
         raise InputError("int8 needs no calibration; leave the calibration options out, or ask for --precision int4")
-    check_output_folder(options.output, is_checkpoint)
+    check_model_output(options.output, options.model)
     loaded = load_model(options)
     windows = calibration_windows(loaded, options)
     set_pruning_level(loaded.decoder, options.heads, options.neurons)

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.commands.presets import preset_file
     from sentinel.errors import InputError
-    from sentinel.files import require_writable_parent, write_text
+    from sentinel.files import check_output_file, write_text
     from sentinel.measure.results import ResultSet
     from sentinel.report.recommend import Demand, recommend
     from sentinel.report.recommend_view import print_recommendation, recommendation_json
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     if options.save:
         preset_file(options.save)  # refuses a bad name before anything else
     if options.json:
-        require_writable_parent(Path(options.json))
+        check_output_file(options.json)
     if options.source is None and not MEASURED.exists():
         raise InputError(
             f"there are no measurements in {MEASURED}; run 'sentinel report' first, or name a file by --from"

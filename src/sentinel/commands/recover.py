@@ -8,7 +8,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentinel.commands.arguments import add_model, load_model, real_number, set_threads, whole_number
+from sentinel.commands.arguments import (
+    add_model,
+    check_model_output,
+    load_model,
+    real_number,
+    set_threads,
+    whole_number,
+)
 from sentinel.commands.pruning import DEFAULT_TEXT
 from sentinel.errors import InputError
 
@@ -64,13 +71,11 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.recover import recover
     from sentinel.adapt.recovery_run import make_accelerator
     from sentinel.adapt.recovery_state import clear_state
-    from sentinel.files import check_output_folder
     from sentinel.models.checkpoint import save_checkpoint
-    from sentinel.models.folder import is_checkpoint
     from sentinel.models.sources import load
     from sentinel.progress import console
 
-    output = check_output_folder(options.output, is_checkpoint)
+    output = check_model_output(options.output, options.model, options.teacher)
     settings = settings_of(options)
     main = make_accelerator().is_main_process
     console.quiet = console.quiet or not main

@@ -71,11 +71,12 @@ def penalise_repetition(logits: Logits, history: Sequence[int], penalty: float) 
 
 def token_probabilities(logits: Logits, settings: SamplingSettings) -> NDArray[np.float64]:
     """Probabilities [V] after temperature, top-k and top-p, in that order."""
-    scaled = logits.astype(np.float64) / settings.temperature
+    with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest go to minus infinity
+        scaled = (logits.astype(np.float64) - logits.max()) / settings.temperature
     if 0 < settings.top_k < len(scaled):
         threshold = np.partition(scaled, -settings.top_k)[-settings.top_k]
         scaled = np.where(scaled < threshold, -np.inf, scaled)
-    probabilities = np.exp(scaled - scaled.max())
+    probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     if settings.top_p < 1:
         order = np.argsort(-probabilities, kind="stable")

@@ -135,6 +135,8 @@ def evaluate(
             expected = _scored_logits(teacher, passage).log_softmax(-1)
             kl += functional.kl_div(logits.log_softmax(-1), expected, log_target=True, reduction="sum").item()
             agreed += int((logits.argmax(-1) == expected.argmax(-1)).sum())
+    if not math.isfinite(kl):
+        raise InputError("the teacher predicts NaN; check its weights")
     count = sum(n for _, n in sums)
     nll = sum(loss for loss, _ in sums) / count
     spread = sum((loss - nll * n) ** 2 for loss, n in sums)

@@ -113,6 +113,7 @@ class Result:
     recovery_steps: int | None = None
     criterion: str | None = None
     compensated: bool | None = None
+    seed: int | None = None
     text: str | None = None
     context: int | None = None
     tokens: int | None = None

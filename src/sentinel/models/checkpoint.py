@@ -7,6 +7,7 @@ tokenizer's files. Folders of the supported Hugging Face families are read as th
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]
 
 def _read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLevel]:
     try:
-        return [
+        levels = [
             PruningLevel(
                 float(level["heads"]),
                 float(level["neurons"]),
@@ -79,6 +80,9 @@ def _read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLeve
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'}: its pruning levels are damaged ({error})") from error
+    for level, entry in zip(levels, listed, strict=True):
+        require_finite(level.projections, folder / entry["file"])
+    return levels
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -86,7 +90,10 @@ def read_spec(folder: Path) -> ModelSpec:
     config = read_config(folder)
     model_type = config.get("model_type")
     if model_type == MODEL_TYPE and "precision" in config:
-        raise InputError(f"{folder} is quantised ({config['precision']}), so that only level 3 runs it")
+        raise InputError(
+            f"{folder} is quantised ({config['precision']}), so that only level 3 of 'sentinel generate' runs it; give the "
+            "model that it was made from"
+        )
     if model_type == MODEL_TYPE:
         if not isinstance(config.get("spec"), dict):
             raise InputError(f"{folder / 'config.json'} has no 'spec'; it is damaged or was made by something else")
@@ -119,8 +126,17 @@ def build(spec: ModelSpec, state: State, source: object) -> Decoder:
     wrong = sorted(set(shapes) ^ set(state)) or sorted(n for n in shapes if shapes[n] != state[n].shape)
     if wrong:
         raise InputError(f"{source}: tensor {wrong[0]!r} does not fit the specification; the checkpoint is damaged")
+    require_finite(state, source)
     decoder.load_state_dict(state, assign=True)
     return decoder.eval()
+
+
+def require_finite(state: State, source: object) -> None:
+    """Raise `InputError` for a tensor with NaN or infinity, of which every result would be NaN."""
+    for name, tensor in state.items():
+        # The sum needs no memory, and is finite unless a value is not or the sum itself overflows.
+        if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
+            raise InputError(f"{source}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
 
 
 def read_safetensors(folder: Path) -> State:

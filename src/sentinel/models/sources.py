@@ -86,12 +86,14 @@ def load(model: str, *, random_weights: int | None = None, device: str = "cpu") 
 
 
 def check_device(device: str) -> torch.device:
-    """The torch device of that name; `InputError` when there is no such device here."""
+    """The torch device of that name; `InputError` when there is no such device here, or it holds no values."""
     try:
         target = torch.device(device)
         torch.empty(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} is not available here ({str(error).splitlines()[0]})") from error
+    if target.type == "meta":
+        raise InputError("device 'meta' holds no values; give cpu, or an accelerator of this machine")
     return target
 
 

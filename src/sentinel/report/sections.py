@@ -187,6 +187,14 @@ def _beside_peers(results: Sequence[Result]) -> str:
     return f" {'; '.join(said)}." if said else ""
 
 
+def sweep_note(results: Sequence[Result]) -> str:
+    contexts = ", ".join(str(context) for context in sorted({r.context for r in results if r.context}))
+    return (
+        f"Perplexity on {results[0].text}, context {contexts}; over dense: mean of the ratios on the texts. Calibration "
+        "and these texts share no document. No speeds: the jobs ran side by side."
+    )
+
+
 SECTIONS = (
     Section("levels", "Optimisation levels", (ENGINE, HEADS, *RUN, SPEEDUP)),
     Section(
@@ -311,6 +319,22 @@ SECTIONS = (
             ("distinct-2", lambda r: percent(r.distinct_2, 1)),
         ),
         evaluate_note,
+    ),
+    Section(
+        "sweep",
+        "Quality by model, criterion and level",
+        (
+            ("model", lambda r: r.model),
+            ("criterion", lambda r: r.criterion or "not pruned"),
+            HEADS,
+            NEURONS,
+            ("compensated", lambda r: yes_or_no(r.compensated)),
+            ("seed", lambda r: number(r.seed, 0)),
+            ("perplexity", perplexity),
+            ("over dense", lambda r: times(r.perplexity_ratio)),
+            PARAMETERS,
+        ),
+        sweep_note,
     ),
 )
 

@@ -1,0 +1,108 @@
+"""``sentinel sweep``: quality over models x criteria x pruning levels, on processes or on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from sentinel.commands.arguments import listed, whole_number
+from sentinel.commands.pruning import DEFAULT_TEXT, ratios
+from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sentinel.measure.sweep import Job, Outcome, SweepSettings
+
+COMPENSATE = {"both": (False, True), "yes": (True,), "no": (False,)}
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Argument type: names with commas between."""
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name")
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", metavar="M,M", type=names, default=("smollm2-135m",), help="MODELs (default smollm2-135m)"
+    )
+    parser.add_argument("--criteria", metavar="C,C", type=names, default=("all",), help="criteria (default all)")
+    parser.add_argument(
+        "--heads", metavar="R,R", type=ratios, default=(0.3, 0.5, 0.7), help="ratios of heads (default 0.3,0.5,0.7)"
+    )
+    parser.add_argument(
+        "--neurons", metavar="R,R", type=ratios, default=(0.0,), help="ratios of neurons, each with each of heads"
+    )
+    parser.add_argument("--compensate", choices=tuple(COMPENSATE), default="both", help="re-solve projections, or not")
+    parser.add_argument(
+        "--seeds", metavar="N,N", type=listed(whole_number(0)), default=(0,), help="of sampling (default 0)"
+    )
+    parser.add_argument("--expand-kv", action="store_true", help="repeat grouped K/V, so that every head stands alone")
+    parser.add_argument("--calibration", metavar="TEXT", default=DEFAULT_TEXT, help="default: train splits")
+    parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=24_576, help="default 24576")
+    parser.add_argument("--text", metavar="TEXT", default=DEFAULT_TEXT, help="to judge by (default: test splits)")
+    parser.add_argument(
+        "--eval-tokens", metavar="N", type=whole_number(2), default=4096, help="per text (default 4096)"
+    )
+    parser.add_argument("--context", metavar="N", type=whole_number(2), default=512, help="tokens seen (default 512)")
+    parser.add_argument(
+        "--workers", metavar="N", type=whole_number(1), default=2,
+        help="jobs at a time (default 2); each holds a model and several pruned ones in memory",
+    )  # fmt: skip
+    parser.add_argument("--backend", choices=("processes", "ray"), default="processes", help="where jobs run")
+    parser.add_argument("--address", metavar="A", help="of a running Ray cluster, or auto (default: start one here)")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="results file, written after every job")
+    parser.add_argument("--resume", action="store_true", help="go on with FILE: its jobs are not run again")
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.address is not None and options.backend != "ray":
+        raise InputError("--address is of a Ray cluster; give --backend ray as well")
+    from pathlib import Path
+
+    from sentinel.adapt.prune import CRITERION_NAMES
+    from sentinel.measure.sweep import SweepFile, SweepSettings, check_texts, plan_jobs
+    from sentinel.progress import say, track
+    from sentinel.report.terminal import print_tables
+
+    settings = SweepSettings(
+        heads=options.heads,
+        neurons=options.neurons,
+        compensate=COMPENSATE[options.compensate],
+        expand_kv=options.expand_kv,
+        calibration=options.calibration,
+        calibration_tokens=options.calibration_tokens,
+        text=options.text,
+        eval_tokens=options.eval_tokens,
+        context=options.context,
+    )
+    jobs = plan_jobs(
+        options.models, CRITERION_NAMES if options.criteria == ("all",) else options.criteria, options.seeds
+    )
+    file = SweepFile(Path(options.output), settings, resume=options.resume)
+    left = file.left(jobs)
+    if len(left) < len(jobs):
+        say(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done already")
+    if left:
+        check_texts(settings)
+        for outcome in track(_outcomes(options, left, settings), "Sweeping", len(left)):
+            file.record(outcome)
+            say(f"{outcome.job.label}: {outcome.error or f'{len(outcome.rows)} rows'}")
+    print_tables(file.rows(jobs))
+    if file.failed:
+        lines = [f"{job.label}: {error}" for job, error in file.failed.items()]
+        raise InputError("\n  ".join([f"{len(lines)} of {len(jobs)} jobs failed; --resume runs them again", *lines]))
+
+
+def _outcomes(options: argparse.Namespace, jobs: list[Job], settings: SweepSettings) -> Iterator[Outcome]:
+    from sentinel.measure.sweep_backends import cores, in_processes, on_ray
+    from sentinel.progress import say
+
+    if options.backend == "ray":
+        return on_ray(jobs, settings, options.workers, options.address)
+    if options.workers > cores():
+        say(f"warning: {options.workers} workers on {cores()} cores will be slower than {cores()}")
+    return in_processes(jobs, settings, options.workers)

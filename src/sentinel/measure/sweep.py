@@ -1,0 +1,260 @@
+"""Quality over models x criteria x pruning levels, as jobs that may run side by side and in any order.
+
+A job is one model, one criterion and one seed: its calibration is made once and serves every level. Rows hold no speeds,
+since jobs that share a machine disturb each other's timings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import sentinel
+from sentinel.adapt.compact import expand_kv
+from sentinel.adapt.corpora import (
+    Text,
+    Windows,
+    load_texts,
+    refuse_seen_text,
+    refuse_shared_documents,
+    sample_windows,
+)
+from sentinel.adapt.plan import PruningPlan, check_ratio
+from sentinel.adapt.prune import WINDOW, Pruner, Settings
+from sentinel.errors import InputError
+from sentinel.files import check_output_file
+from sentinel.measure import environment
+from sentinel.measure.judge import Judge
+from sentinel.measure.results import Result, ResultSet
+from sentinel.measure.suites.quality import replace_settings
+from sentinel.models.decoder import Decoder
+from sentinel.models.sources import load
+
+SUITE = "sweep"
+MODELS_AT_ONCE = 4  # pruned models in a job's memory
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What every job of a sweep shares: the levels, the texts, and how units are ranked.
+
+    Levels are ``heads`` x ``neurons`` (ratios removed); ``compensate`` holds True, False or both; ``eval_tokens`` is the
+    amount of test text, of each text.
+    """
+
+    heads: tuple[float, ...]
+    neurons: tuple[float, ...] = (0.0,)
+    compensate: tuple[bool, ...] = (False, True)
+    expand_kv: bool = False
+    calibration: str = "built-in"
+    calibration_tokens: int = 24_576
+    text: str = "built-in"
+    eval_tokens: int = 4096
+    context: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "neurons"):
+            for value in getattr(self, name):
+                check_ratio(name, value)
+        if not self.levels:
+            raise InputError("a sweep needs a level that removes something; give ratios above 0")
+
+    @property
+    def levels(self) -> list[tuple[float, float]]:
+        """Ratios of heads and neurons, but for the model that is not pruned, which a job of its own judges."""
+        return [(h, n) for n in sorted(set(self.neurons)) for h in sorted(set(self.heads)) if h or n]
+
+    def identity(self) -> dict[str, Any]:
+        """What rows of one results file must have in common."""
+        lists = {name: sorted(set(getattr(self, name))) for name in ("heads", "neurons", "compensate")}
+        return {"version": sentinel.__version__, **dataclasses.asdict(self), **lists}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model under one criterion and seed, at every level; without a criterion, the model as it is."""
+
+    model: str
+    criterion: str | None = None
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.model if self.criterion is None else f"{self.model}, {self.criterion}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job's rows, or the sentence that says why there are none."""
+
+    job: Job
+    rows: tuple[Result, ...] = ()
+    error: str | None = None
+
+
+def plan_jobs(models: Sequence[str], criteria: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """All jobs, those of a model together, so that a worker loads it once. Raises `InputError` for unknown criteria."""
+    for criterion in criteria:
+        Settings(criterion)
+    jobs: list[Job] = []
+    for model in dict.fromkeys(models):
+        jobs.append(Job(model))
+        jobs += [Job(model, criterion, seed) for seed in dict.fromkeys(seeds) for criterion in dict.fromkeys(criteria)]
+    return jobs
+
+
+def check_texts(settings: SweepSettings) -> None:
+    """Load the texts once before the workers do, and refuse any that calibration and evaluation share."""
+    calibration = load_texts(settings.calibration, "train")
+    refuse_shared_documents(
+        (document.fingerprint for text in calibration for document in text.documents), load_texts(settings.text, "test")
+    )
+
+
+def run_job(settings: SweepSettings, job: Job) -> Outcome:
+    """Run a job in this process; bad input becomes the outcome's sentence."""
+    try:
+        subject = _subject(settings, job.model)
+        rows = [subject.row(subject.dense)] if job.criterion is None else list(_pruned_rows(subject, settings, job))
+    except InputError as error:
+        return Outcome(job, error=str(error))
+    return Outcome(job, tuple(rows))
+
+
+class _Subject:
+    """A model to prune with its judge; windows and statistics are kept for the jobs that follow."""
+
+    def __init__(self, settings: SweepSettings, model: str) -> None:
+        loaded = load(model)
+        loaded.require_real_weights("a perplexity")
+        self.texts: list[Text] = load_texts(settings.text, "test")
+        refuse_seen_text(model, self.texts)
+        self.name, self.settings = model, settings
+        self.tokenizer = loaded.require_tokenizer()
+        self.dense = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
+        self.context = min(settings.context, self.dense.spec.max_seq_len)
+        tokens = settings.eval_tokens
+        self.judge = Judge(self.dense, self.tokenizer, self.texts, tokens_per_text=tokens, context=self.context)
+        self.calibrated: Pruner | None = None
+        self._windows: tuple[int, Windows] | None = None
+
+    def windows(self, seed: int) -> Windows:
+        """Calibration windows of a seed; those of the last seed are kept."""
+        if self._windows is None or self._windows[0] != seed:
+            texts = load_texts(self.settings.calibration, "train")
+            length = min(WINDOW, self.dense.spec.max_seq_len)
+            tokens = self.settings.calibration_tokens
+            self._windows = seed, sample_windows(texts, self.tokenizer, tokens, length, seed)
+        return self._windows[1]
+
+    def row(self, model: Decoder, **fields: Any) -> Result:
+        """The judged ``model`` as a row."""
+        row = Result(
+            suite=SUITE,
+            model=self.name,
+            weights="real",
+            engine="level 1",
+            level=1,
+            precision="fp32",
+            heads_pruned=0.0,
+            neurons_pruned=0.0,
+            weight_bytes_per_token=model.spec.weight_bytes_per_token(),
+            parameters=model.spec.parameter_count(),
+            text=", ".join(text.label for text in self.texts),
+            context=self.context,
+        )
+        return replace(row, **fields, **self.judge(model))
+
+
+@lru_cache(maxsize=1)
+def _subject(settings: SweepSettings, model: str) -> _Subject:
+    return _Subject(settings, model)
+
+
+def _pruned_rows(subject: _Subject, settings: SweepSettings, job: Job) -> Iterator[Result]:
+    assert job.criterion is not None and job.seed is not None
+    ranking = Settings(
+        job.criterion,
+        compensate=any(settings.compensate),
+        tokens=settings.calibration_tokens,
+        seed=job.seed,
+    )
+    pruner = Pruner(subject.dense, ranking, subject.windows(job.seed) if ranking.needs_text else None)
+    pruner.share_calibration(subject.calibrated)
+    order = pruner.order(max(settings.heads), max(settings.neurons))
+    subject.calibrated = pruner if pruner.has_calibration else subject.calibrated
+    plans = [order.plan(heads, neurons) for heads, neurons in settings.levels]
+    for compensate in settings.compensate:
+        for plan, model in _models(replace_settings(pruner, compensate=compensate), plans):
+            yield subject.row(
+                model,
+                criterion=job.criterion,
+                seed=job.seed,
+                compensated=compensate,
+                heads_pruned=plan.heads,
+                neurons_pruned=plan.neurons,
+            )
+
+
+def _models(pruner: Pruner, plans: Sequence[PruningPlan]) -> Iterator[tuple[PruningPlan, Decoder]]:
+    for start in range(0, len(plans), MODELS_AT_ONCE):
+        part = plans[start : start + MODELS_AT_ONCE]
+        yield from zip(part, pruner.apply(part), strict=True)
+
+
+class SweepFile:
+    """The results file of a sweep: written whole after every job, and taken up again by ``resume``.
+
+    Raises `InputError` for a file that stands there without ``resume``, and for one of other settings.
+    """
+
+    def __init__(self, path: Path, settings: SweepSettings, *, resume: bool) -> None:
+        self.path = path
+        self._rows: dict[Job, list[Result]] = {}
+        self._settings = settings.identity()
+        self.failed: dict[Job, str] = {}
+        check_output_file(path)
+        if not path.exists():
+            self._environment = environment.describe(measure_bandwidth=False)
+            return
+        if not resume:
+            raise InputError(f"{path} exists; go on with it by --resume, or name another file")
+        found = ResultSet.read(path)
+        self._refuse_other(found.runs.get(SUITE, {}))
+        self._environment = found.environment
+        for row in found.results:
+            self._rows.setdefault(Job(row.model, row.criterion, row.seed), []).append(row)
+
+    def _refuse_other(self, run: dict[str, Any]) -> None:
+        before = run.get("settings")
+        if not isinstance(before, dict):
+            raise InputError(f"{self.path} is not the results file of a sweep; name another file")
+        for name, value in self._settings.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"{self.path} is a sweep with {name} {before.get(name)!r}, not {value!r}; give the same settings, "
+                    "or name another file"
+                )
+
+    def left(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs that have no rows yet."""
+        return [job for job in jobs if job not in self._rows]
+
+    def record(self, outcome: Outcome) -> None:
+        """Keep an outcome and write the file."""
+        if outcome.error is None:
+            self._rows[outcome.job] = list(outcome.rows)
+        else:
+            self.failed[outcome.job] = outcome.error
+        failed = {job.label: error for job, error in self.failed.items()}
+        runs = {SUITE: {"settings": self._settings, "failed": failed}}
+        ResultSet(self._environment, self.rows(), runs).write(self.path)
+
+    def rows(self, jobs: Sequence[Job] = ()) -> list[Result]:
+        """All rows; those of ``jobs`` first, in their order."""
+        order = dict.fromkeys((*(job for job in jobs if job in self._rows), *self._rows))
+        return [row for job in order for row in self._rows[job]]

@@ -1,0 +1,197 @@
+"""Models in EleutherAI's harness: real tasks on local files, checked against the decoder itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sentinel.adapt.compact import expand_kv
+from sentinel.adapt.corpora import Document, Text
+from sentinel.adapt.prune import Pruner, Settings, make_elastic
+from sentinel.errors import InputError
+from sentinel.measure.perplexity import evaluate
+from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.packages import gpt2_tokenizer_folder
+from sentinel.models.sources import LoadedModel, load
+from sentinel.models.tokenizer import TextTokenizer
+
+lm_eval = pytest.importorskip("lm_eval")
+
+CHOICES = [{"question": "a b c", "choices": ["d e", "f", "g h i"], "answer": 0}]
+PAGES = [{"page": "a b c d e f g h i j k l m n o p " * 2}]
+PROMPTS = [{"prompt": "a b c", "target": "d"}, {"prompt": "p", "target": "d"}]
+TASKS = {
+    "choice": (CHOICES, "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+               "doc_to_target: answer\nmetric_list:\n- metric: acc\n"),
+    "pages": (PAGES, "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{page}}'\nmetric_list:\n"
+              "- metric: word_perplexity\n"),
+    "prompts": (PROMPTS, "output_type: generate_until\ndoc_to_text: '{{prompt}}'\ndoc_to_target: '{{target}}'\n"
+                "generation_kwargs:\n  until: ['<end>']\n  max_gen_toks: 6\nmetric_list:\n- metric: exact_match\n"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def tasks(tmp_path) -> Path:
+    """A folder of tasks that need no download."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, (rows, text) in TASKS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder / name}.jsonl\n"
+        (folder / f"{name}.yaml").write_text(f"task: own_{name}\n{source}test_split: test\n{text}")
+    return folder
+
+
+@pytest.fixture
+def elastic(worded, tmp_path) -> str:
+    """The model with a level of half the heads, which the layers give up unequally."""
+    loaded = load(worded)
+    dense = expand_kv(loaded.decoder)
+    pruner = Pruner(dense, Settings("random", compensate=False, seed=4), None)
+    order = pruner.order(0.5, 0.5)
+    plan = order.plan(0.5, 0.5)
+    assert len({len(groups) for groups in plan.groups}) > 1
+    made = make_elastic(dense, order, [plan], pruner.apply([plan]))
+    save_checkpoint(made, tmp_path / "elastic", loaded.tokenizer)
+    save_checkpoint(pruner.apply([plan])[0], tmp_path / "pruned", loaded.tokenizer)
+    return str(tmp_path / "elastic")
+
+
+def harness(model: str, tasks: Path, **options) -> dict[str, list]:
+    """Responses of the harness by task."""
+    from lm_eval.tasks import TaskManager
+
+    from sentinel.measure.lm_eval_model import SentinelLM
+
+    found = lm_eval.simple_evaluate(
+        model=SentinelLM(model, **options),
+        tasks=[f"own_{name}" for name in TASKS],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        bootstrap_iters=0,
+        verbosity="ERROR",
+    )
+    return {name: [sample["resps"] for sample in found["samples"][f"own_{name}"]] for name in TASKS}
+
+
+def log_probabilities(loaded: LoadedModel, text: str, given: int) -> float:
+    """Log-probability of a text's tokens after the first ``given``, by the decoder."""
+    ids = loaded.require_tokenizer().encode(text)
+    with torch.no_grad():
+        logits = loaded.decoder(torch.tensor([ids])).log_softmax(-1)[0]
+    return sum(logits[i - 1, ids[i]].item() for i in range(given, len(ids)))
+
+
+@pytest.mark.parametrize("name", ["dense", "pruned"])
+def test_harness_and_decoder_agree(name, worded, elastic, tasks):
+    model = worded if name == "dense" else str(Path(elastic).parent / "pruned")
+    loaded = load(model)
+    if name == "pruned":
+        assert len({layer.n_head for layer in loaded.spec.layers}) > 1
+    found = harness(model, tasks, batch_size=2)
+    row = CHOICES[0]
+    for choice, ((said, _),) in zip(row["choices"], found["choice"][0], strict=True):
+        assert float(said) == pytest.approx(log_probabilities(loaded, f"{row['question']} {choice}", 3), rel=1e-4)
+    text = f"? {PAGES[0]['page']}"  # unknown is <end>, after which the harness predicts the first token too
+    said = float(found["pages"][0][0][0])
+    assert said == pytest.approx(log_probabilities(loaded, text, 1), rel=1e-4)
+    own = evaluate(loaded.decoder, loaded.require_tokenizer(), [Text("t", (Document("d", text),))], context=64)
+    assert said == pytest.approx(-own.nll * own.tokens, rel=1e-4)
+    for row, (said,) in zip(PROMPTS, found["prompts"], strict=True):  # one batch, of unequal lengths
+        ids = loaded.require_tokenizer().encode(row["prompt"])
+        new = []
+        for _ in range(6):
+            with torch.no_grad():
+                new.append(int(loaded.decoder(torch.tensor([ids + new]))[0, -1].argmax()))
+        expected = loaded.require_tokenizer().decode(new[: new.index(0)] if 0 in new else new)
+        assert said[0].split() == expected.split()
+
+
+def test_stored_level_is_the_pruned_model(elastic, tasks):
+    pruned = harness(str(Path(elastic).parent / "pruned"), tasks)
+    level = harness(elastic, tasks, heads=0.5, neurons=0.5)
+    assert level["prompts"] == pruned["prompts"]
+    for a, b in zip(level["choice"][0], pruned["choice"][0], strict=True):
+        assert float(a[0][0]) == pytest.approx(float(b[0][0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "name is empty"),
+        ({"pretrained": "/nowhere"}, "does not exist"),
+        ({"pretrained": "WORDS", "heads": 0.5}, "no pruning levels"),
+        ({"pretrained": "ELASTIC", "heads": 0.3}, "stored are"),
+        ({"pretrained": "ELASTIC", "heads": "half"}, "must be a ratio"),
+        ({"pretrained": "WORDS", "head": 0.5}, "'head' is not known"),
+        ({"pretrained": "WORDS", "peft": "adapter"}, "'peft' is not known"),
+        ({"pretrained": "WORDS", "device": "abacus"}, "abacus"),
+    ],
+)
+def test_bad_model_arguments_are_named(options, said, worded, elastic):
+    from sentinel.measure.lm_eval_model import SentinelLM
+
+    places = {"WORDS": worded, "ELASTIC": elastic}
+    with pytest.raises(InputError, match=said):
+        SentinelLM(**{name: places.get(value, value) for name, value in options.items()})
+
+
+def test_command_line(worded, tasks, tmp_path):
+    command = [sys.executable, "-c", "from sentinel.commands.lm_eval import main; main()", "run", "--model", "sentinel"]
+    given = [
+        "--tasks",
+        "own_choice,own_pages,own_prompts",
+        "--include_path",
+        str(tasks),
+        "--output_path",
+        str(tmp_path),
+    ]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [*command, "--model_args", f"pretrained={worded}", *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=offline,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "own_pages" in done.stdout and "word_perplexity" in done.stdout
+    (results,) = tmp_path.rglob("results_*.json")
+    assert set(json.loads(results.read_text())["results"]) == {"own_choice", "own_pages", "own_prompts"}
+
+
+def test_a_bad_model_on_the_command_line_is_one_sentence(tasks, monkeypatch, capsys):
+    from sentinel.commands.lm_eval import main
+
+    given = ["--model_args", "pretrained=/nowhere", "--tasks", "own_choice", "--include_path", str(tasks)]
+    monkeypatch.setattr(sys, "argv", ["sentinel-lm-eval", "run", "--model", "sentinel", *given])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "sentinel: /nowhere does not exist"
+
+
+def test_missing_harness_is_said(monkeypatch, capsys):
+    from sentinel.commands.lm_eval import main
+
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert "sentinel-ai[eval]" in capsys.readouterr().err
+
+
+@pytest.mark.real_model
+def test_gpt2_tokenizer_files_are_taken():
+    from sentinel.measure.lm_eval_model import _hugging_face
+
+    tokenizer = TextTokenizer.from_folder(gpt2_tokenizer_folder())
+    assert tokenizer is not None
+    fast = _hugging_face(tokenizer)
+    assert fast("Hello world").input_ids == tokenizer.encode("Hello world")
+    assert fast.eos_token_id == tokenizer.eos_ids[0]
