@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CONFIGS
 from helpers import filled_decoder
 
@@ -121,6 +122,7 @@ def test_an_installed_peer_gives_our_tokens_in_fp32(peer, shape, tmp_path):
         pytest.importorskip(module)
     assert is_installed(peer)
     decoder = decoder_of(shape)
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
     batch = min(2, peer.MAX_BATCH)
     prompts, new = random_prompts(decoder.spec.vocab_size, batch, 9), 12
     steps = generate_tokens(engine_of(decoder, "fp32"), prompts, new)
@@ -141,3 +143,4 @@ def test_an_installed_peer_gives_our_tokens_in_fp32(peer, shape, tmp_path):
         else:
             assert runner.weight_bytes_per_token() < 0.5 * whole
         runner.close()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())

@@ -105,7 +105,8 @@ def _fill_norm(theirs: Any, norm: nn.Module) -> None:
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return tensor.detach().float().cpu().numpy()
+    """A copy: quantisation works in place."""
+    return np.array(tensor.detach().float().cpu().numpy())
 
 
 def _streamed_bytes(made: Any, spec: ModelSpec) -> int:
