@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sentinel.cli import main
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import ModelSpec
 
@@ -29,3 +30,16 @@ def some_tokens(spec: ModelSpec, batch: int = 2, length: int = 17, seed: int = 1
 def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest absolute difference, over the largest magnitude where that exceeds 1."""
     return ((a - b).abs().max() / max(1.0, b.abs().max().item())).item()
+
+
+def refused(capsys, *arguments: object) -> str:
+    """Run a command that must end with exit code 2 and one sentence on stderr."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = exit.code
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.out == ""
+    assert captured.err.startswith("sentinel: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err

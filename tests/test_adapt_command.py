@@ -1,14 +1,12 @@
 """``sentinel adapt`` from the command line, its film, and its comparison with one-shot pruning."""
 
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import json
 import math
 
 import pytest
-from test_cli import letters, refused, worded  # noqa: F401
+from helpers import refused
 
 from sentinel.adapt.adaptation import read_adaptation
 from sentinel.adapt.comparison import Comparison, Trial

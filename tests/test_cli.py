@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import spec_of
-from helpers import filled_decoder
+from helpers import filled_decoder, refused
 from safetensors.torch import load_file, save_file
 
 from sentinel.cli import COMMANDS, build_parser, main
@@ -37,19 +37,6 @@ def tiny(tmp_path_factory) -> str:
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sentinel", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=OFFLINE, timeout=300, **options)
-
-
-def refused(capsys, *arguments: str) -> str:
-    """Run a command that must end with exit code 2 and one sentence on stderr."""
-    try:
-        code = main(arguments)
-    except SystemExit as exit:
-        code = exit.code
-    captured = capsys.readouterr()
-    assert code == 2, captured
-    assert captured.out == ""
-    assert captured.err.startswith("sentinel: ") and captured.err.count("\n") == 1, captured.err
-    return captured.err
 
 
 def test_help_imports_nothing_heavy():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder, some_tokens
+from helpers import filled_decoder, refused, some_tokens
 from test_adapt import some_order
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -209,13 +209,6 @@ def checkpoint(tmp_path):
     decoder.set_level(0.7, 0.7)
     save_quantised(weights, [StoredLevel(0.7, 0.7, pack_level(decoder, "int8"))], tmp_path / "q", letters(), {})
     return tmp_path / "q"
-
-
-def refused(capsys, *arguments) -> str:
-    assert main(list(map(str, arguments))) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1, captured
-    return captured.err
 
 
 def test_altered_and_truncated_files_are_refused(checkpoint, capsys):

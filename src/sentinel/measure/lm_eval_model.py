@@ -60,7 +60,8 @@ class SentinelLM(HFLM):
         if not tokenizer.eos_ids:
             raise InputError(f"{pretrained} names no end-of-sequence token, which the harness needs")
         model = SentinelForCausalLM.from_decoder(loaded.decoder, eos_token_id=tokenizer.eos_ids[0])
-        super().__init__(pretrained=model, tokenizer=_hugging_face(tokenizer), backend="causal", **options)
+        prepared = {"pretrained": model, "tokenizer": _hugging_face(tokenizer), "backend": "causal"}
+        super().__init__(**prepared, **options)
 
 
 def _device(asked: str | None) -> str:

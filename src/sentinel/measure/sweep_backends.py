@@ -95,6 +95,11 @@ def on_ray(jobs: Sequence[Job], settings: SweepSettings, workers: int, address: 
     """
     try:
         import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+            OutOfMemoryError,
+            RayTaskError,
+            WorkerCrashedError,
+        )
     except ImportError as error:
         raise InputError("the backend ray needs the extra 'ray': pip install 'sentinel-ai[ray]'") from error
     workers = max(1, min(workers, len(jobs)))
@@ -110,9 +115,9 @@ def on_ray(jobs: Sequence[Job], settings: SweepSettings, workers: int, address: 
                 running.append(task.remote(settings, waiting.pop(0), threads))
             ready, running = ray.wait(running)
             yield ray.get(ready[0])
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+    except (WorkerCrashedError, OutOfMemoryError) as error:
         raise InputError(LOST) from error
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if "failed to import" not in str(error):
             raise
         raise InputError("the cluster's workers can't import sentinel; install the same version there") from error
