@@ -136,7 +136,7 @@ def require_finite(state: State, source: object) -> None:
     for name, tensor in state.items():
         # The sum needs no memory, and is finite unless a value is not or the sum itself overflows.
         if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
-            raise InputError(f"{source}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
+            raise InputError(f"{source}: tensor {name!r} holds NaN or infinity; mend the weights")
 
 
 def read_safetensors(folder: Path) -> State:
