@@ -22,6 +22,7 @@ def test_round_trip_of_unequal_layers(tmp_path, positions):
     tokens = some_tokens(decoder.spec)
     with torch.no_grad():
         assert torch.equal(again(tokens), decoder(tokens))
+    assert len({file.stat().st_mode for file in (tmp_path / "a").iterdir()}) == 1  # all readable by the same people
 
 
 def test_hugging_face_round_trip_and_generate(tmp_path):

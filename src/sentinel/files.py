@@ -89,6 +89,8 @@ def write_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Iterator[
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in filter(Path.is_file, temporary.rglob("*")):  # safetensors writes for the owner alone
+            file.chmod(0o666 & ~_umask())
         if path.exists():
             path.replace(old)
         temporary.replace(path)
