@@ -58,7 +58,7 @@ def content_of(results: ResultSet) -> Content:
     found = candidates([row for row in rows if row.model == model])
     lead = _recommended(results, model, "default")
     return Content(
-        models=sorted({row.model for row in rows}),
+        models=sorted({row.model for row in rows if row.suite != "scaling"} or {row.model for row in rows}),
         lead=lead,
         recommendations=presets_table(results, model) if found else None,
         frontier=frontier_chart(found, _labels(results, model)),
