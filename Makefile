@@ -5,10 +5,10 @@ READY := $(VENV)/.ready
 
 .PHONY: report full-report test lint clean
 
-report: $(READY)  ## measure SmolLM2-135M here and write report/report.html: about three minutes
+report: $(READY)  ## measure SmolLM2-135M here and write report/report.html: about five minutes
 	$(VENV)/bin/sentinel report --quick
 
-full-report: $(READY)  ## the same with every criterion and more rounds: half an hour
+full-report: $(READY)  ## the same with every criterion and more rounds: well over half an hour
 	$(VENV)/bin/sentinel report
 
 test: $(READY)  ## run the tests
