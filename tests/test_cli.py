@@ -484,3 +484,20 @@ def test_readme_commands_are_real():
 
             arguments = shlex.split(command)[1:]
             build_parser(arguments[0]).parse_args(arguments)
+
+
+def test_a_quantised_model_is_judged_and_keeps_the_record_of_seen_text(worded, letters, tmp_path, capsys):
+    pruned, quantised, result = tmp_path / "pruned", str(tmp_path / "quantised"), tmp_path / "result.json"
+    command = ["prune", worded, "-o", str(pruned), "--heads", "0.34", "--criterion", "magnitude", "--eval-tokens", "50"]
+    texts = ["--calibration", letters["calibration"], "--calibration-tokens", "512", "--text", letters["test"]]
+    assert main([*command, *texts]) == 0
+    assert main(["quantize", str(pruned), "--precision", "int8", "-o", quantised]) == 0
+    found = {}
+    for model in (str(pruned), quantised):
+        judged = ["evaluate", model, "--text", letters["test"], "--context", "32", "--json", str(result)]
+        assert main(judged) == 0
+        (found[model],) = json.loads(result.read_text())["results"]
+    capsys.readouterr()
+    assert (found[quantised]["level"], found[quantised]["precision"]) == (3, "int8")
+    assert found[quantised]["perplexity"] == pytest.approx(found[str(pruned)]["perplexity"], rel=0.02)
+    assert "calibrated or trained on" in refused(capsys, "evaluate", quantised, "--text", letters["calibration"])

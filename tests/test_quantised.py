@@ -248,6 +248,10 @@ def test_files_of_another_model_are_refused(checkpoint, tmp_path, capsys):
         NativeWeights.load(level)
     with pytest.raises(InputError, match="no pruning level"):
         Level.load(checkpoint / "model.native.safetensors", weights.spec, "int8")
+    whole = level.read_bytes()
+    level.write_bytes(whole.replace(b"n_kv_head", b"n_kv_hexd"))
+    with pytest.raises(InputError, match="header is damaged"):
+        Level.load(level, weights.spec, "int8")
     # tensors that do not fit the spec that the same file names
     spec = weights.spec.with_counts([1, 1, 1], [8, 8, 8])
     NativeWeights(spec, "int8", weights.parts, weights.data).save(tmp_path / "bad.safetensors")

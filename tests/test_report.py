@@ -80,6 +80,12 @@ def test_the_head_map_shows_the_best_criterion():
     assert len(charts([quality(0.0, 1.0)]).get("quality", [])) <= 1
 
 
+def test_precisions_have_lines_of_their_own_in_the_quality_chart():
+    spec = charts([quality(0.5, 1.2), quality(0.5, 1.3, "int8")])["quality"][0].to_dict()
+    lines = {(r["kind"], r["share"]): r["perplexity over dense"] for r in spec["data"]["values"]}
+    assert lines["compensated", 0.5] == 1.2 and lines["compensated, int8", 0.5] == 1.3
+
+
 def test_frontier_chart_joins_what_nothing_beats():
     rows = [speed(1, 6.0), speed(2, 4.0), speed(3, 1.5, precision="int8"), speed(2, 3.9, 0.5), quality(0.5, 1.2)]
     rows += [quality(0.0, 1.0), quality(0.0, 1.01, "int8")]

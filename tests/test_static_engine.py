@@ -8,6 +8,7 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder
 
+from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.infer.engines import make_engine
@@ -37,6 +38,22 @@ def test_static_engine_follows_a_pruning_level():
     decoder.set_active([1, 2, 0], [40, 80, 13])
     found = list(generate_tokens(StaticTorchEngine(decoder), PROMPTS[:1], 12))
     assert found == list(generate_tokens(make_engine(decoder, 1), PROMPTS[:1], 12))
+
+
+def test_static_engine_runs_skips_and_baseline():
+    decoder = integrate(filled_decoder(spec_of("llama-grouped")), "all")
+    fusions = decoder.integration
+    assert fusions is not None
+    with torch.no_grad():  # a fresh integration adds nothing, and would hide that it was left out
+        for parameter in fusions.parameters():
+            parameter.add_(0.1)
+    for prompts in (PROMPTS[:1], PROMPTS):
+        plain, static = make_engine(decoder, 1), StaticTorchEngine(decoder)
+        static.prefill(prompts, 5), plain.prefill(prompts, 5)
+        for step in range(4):
+            tokens = [(7 * step + row) % 97 for row in range(len(prompts))]
+            expected = plain.decode_one_token(tokens)
+            np.testing.assert_allclose(static.decode_one_token(tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_static_engine_refuses_what_does_not_fit():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,17 @@ class CostTable:
         return self.fixed + sum(layer[count] for layer, count in zip(self.layers, counts, strict=True))
 
 
+def costs_by_layer(spec: ModelSpec, cost: Callable[[Sequence[int]], float]) -> CostTable:
+    """The table of a ``cost`` that takes the number of head groups of each layer, and in which layers add up."""
+
+    def alone(layer: int, groups: int) -> float:
+        return cost([groups if index == layer else 0 for index in range(spec.n_layer)])
+
+    fixed = alone(0, 0)
+    layers = [[alone(i, g) - fixed for g in range(la.n_kv_head + 1)] for i, la in enumerate(spec.layers)]
+    return CostTable(fixed, tuple(map(tuple, layers)))
+
+
 def share_costs(spec: ModelSpec) -> CostTable:
     """Share of all head groups."""
     total = max(1, sum(layer.n_kv_head for layer in spec.layers))
@@ -39,14 +50,7 @@ def share_costs(spec: ModelSpec) -> CostTable:
 def size_costs(spec: ModelSpec) -> CostTable:
     """Megabytes (10^6 bytes) of fp32 weights."""
     neurons = [layer.intermediate_size for layer in spec.layers]
-
-    def megabytes(layer: int, groups: int) -> float:
-        counts = [groups if index == layer else 0 for index in range(spec.n_layer)]
-        return spec.with_counts(counts, neurons).parameter_count() * 4 / 1e6
-
-    fixed = megabytes(0, 0)
-    layers = [[megabytes(i, g) - fixed for g in range(la.n_kv_head + 1)] for i, la in enumerate(spec.layers)]
-    return CostTable(fixed, tuple(map(tuple, layers)))
+    return costs_by_layer(spec, lambda counts: spec.with_counts(counts, neurons).parameter_count() * 4 / 1e6)
 
 
 @dataclass(frozen=True)

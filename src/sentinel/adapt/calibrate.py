@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sentinel.adapt.corpora import Windows
+from sentinel.adapt.grams import gram_of
 from sentinel.adapt.plan import spec_digest
 from sentinel.adapt.probe import LayerProbe, probe
 from sentinel.errors import InputError
@@ -102,7 +103,7 @@ def _add(found: Calibration, index: int, half: str, layer: LayerProbe, windows: 
     if half == "attn":
         effect = effect.unflatten(1, (spec.n_kv_head, -1)).sum(2)
     kind = "group" if half == "attn" else "neuron"
-    found.of_layer(f"{half}_gram", index).addmm_(layer.inputs.T, layer.inputs)
+    found.of_layer(f"{half}_gram", index).add_(gram_of(layer.inputs))
     found.of_layer(f"{kind}_gradient", index).add_(effect.unflatten(0, (windows, -1)).sum(1).abs().sum(0))
     found.of_layer(f"{kind}_fisher", index).add_(effect.square().sum(0))
 

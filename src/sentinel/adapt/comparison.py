@@ -19,7 +19,7 @@ from sentinel.adapt.stepwise import stepwise_order
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 
-# Two-sided 95 % points of Student's t distribution by degrees of freedom; beyond, close to the normal one.
+# Two-sided 95 % points of Student's t distribution by degrees of freedom; the last one, which is too wide, serves beyond.
 T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
@@ -83,7 +83,7 @@ class Comparison:
         mean, count = statistics.fmean(values), len(values)
         if count < 2:
             return mean, -math.inf, math.inf
-        half = T_95.get(count - 1, 2.0) * statistics.stdev(values) / math.sqrt(count)
+        half = T_95.get(count - 1, T_95[9]) * statistics.stdev(values) / math.sqrt(count)
         return mean, mean - half, mean + half
 
     @property

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sentinel.adapt.compact import compact
+from sentinel.adapt.grams import gram_of
 from sentinel.adapt.plan import PruningPlan
 from sentinel.adapt.streams import HALVES, Half, Stream, check_finite, half_of
 from sentinel.errors import InputError
@@ -28,21 +29,8 @@ from sentinel.progress import say, track
 
 DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_DAMPING = 1  # where the search begins: the one that is chosen most often
-GRAM_BLOCKS = 4
 BIAS_DAMPING = 1e-6  # of the bias: it is one number per output and hardly needs any
 HELD_OUT = 8  # every 8th window is held out to choose the damping
-
-
-def gram_of(z: Tensor) -> Tensor:
-    """``z.T @ z`` for ``z`` [N, K]: blocks of columns, so that little more than the lower half is computed."""
-    size = z.shape[1]
-    width = max(1, -(-size // GRAM_BLOCKS))
-    gram = z.new_empty(size, size)
-    for start in range(0, size, width):
-        columns, rest = slice(start, start + width), slice(start + width, None)
-        gram[start:, columns] = z[:, start:].T @ z[:, columns]
-        gram[columns, rest] = gram[rest, columns].T
-    return gram
 
 
 @dataclass

@@ -24,12 +24,19 @@ import torch
 
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_folder
+from sentinel.models.folder import history_of
 from sentinel.models.packages import pip_download
-from sentinel.models.tokenizer import TextTokenizer, read_json
+from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import say, working
 
 SPLITS = ("train", "valid", "test")
 EVERY_BUILT_IN = "built-in"
+# Where a checkpoint's record names the documents that went into it.
+SEEN = (
+    ("pruning", "calibration_documents"),
+    ("recovery", "documents"),
+    ("quantisation", "calibration_documents"),
+)
 
 
 @dataclass(frozen=True)
@@ -175,17 +182,12 @@ def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Tex
 
 def refuse_seen_text(model: str, texts: Sequence[Text]) -> None:
     """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
-    config = Path(model).expanduser() / "config.json"
-    if not config.exists():
-        return
-    made = read_json(config)
-    for part, key in (("pruning", "calibration_documents"), ("recovery", "documents")):
+    made = history_of(model)
+    for part, key in SEEN:
         record = made.get(part, {})
         documents = record.get(key, ()) if isinstance(record, dict) else None
         if not isinstance(documents, (list, tuple)) or not all(isinstance(name, str) for name in documents):
-            raise InputError(
-                f"{config}: its record of {part} is damaged, so that seen text can't be told; make it anew"
-            )
+            raise InputError(f"{model}: its record of {part} is damaged, so that seen text can't be told; make it anew")
         refuse_shared_documents(documents, texts)
 
 

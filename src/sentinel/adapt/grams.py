@@ -1,4 +1,4 @@
-"""Gram matrices of the inputs of every projection, one layer at a time: what quantisation with compensation needs.
+"""Gram matrices, and those of the inputs of every projection, one layer at a time, which quantisation needs.
 
 Shape letters as in the decoder: T tokens, C width, H * D outputs of the heads, F neurons.
 """
@@ -15,6 +15,20 @@ from torch import Tensor
 from sentinel.adapt.streams import HALVES, Half, Stream
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+
+GRAM_BLOCKS = 4
+
+
+def gram_of(z: Tensor) -> Tensor:
+    """``z.T @ z`` for ``z`` [N, K]: blocks of columns, so that little more than the lower half is computed."""
+    size = z.shape[1]
+    width = max(1, -(-size // GRAM_BLOCKS))
+    gram = z.new_empty(size, size)
+    for start in range(0, size, width):
+        columns, rest = slice(start, start + width), slice(start + width, None)
+        gram[start:, columns] = z[:, start:].T @ z[:, columns]
+        gram[columns, rest] = gram[rest, columns].T
+    return gram
 
 
 class InputGrams:
@@ -65,8 +79,8 @@ class InputGrams:
         total: Tensor | None = None
         for x in batches:
             rows = x.flatten(0, 1)
-            total = rows.new_zeros(rows.shape[1], rows.shape[1]) if total is None else total
-            total.addmm_(rows.T, rows)
+            part = gram_of(rows)
+            total = part if total is None else total.add_(part)
         assert total is not None
         return total
 

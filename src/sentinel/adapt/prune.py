@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sentinel.adapt.calibrate import Calibration, calibrate
@@ -77,6 +77,10 @@ class Pruner:
             length = min(WINDOW, dense.spec.max_seq_len)
             windows = sample_windows(texts(), tokenizer, settings.tokens, length, settings.seed)
         return cls(dense, settings, windows)
+
+    def with_compensation(self, compensate: bool) -> Pruner:
+        """The same pruner with or without compensation."""
+        return Pruner(self.dense, replace(self.settings, compensate=compensate), self.windows)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:

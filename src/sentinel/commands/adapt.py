@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import add_model, check_model_output, listed, load_model, real_number, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, prepared
@@ -78,11 +78,11 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
     from sentinel.commands.adapt_comparison import compare, is_comparison
     from sentinel.files import check_output_file, check_output_folder
+    from sentinel.report.charts import check_chart_path
 
     budget_unit(options.budget)
     if options.chart is not None:
-        if Path(options.chart).suffix not in (".html", ".svg"):
-            raise InputError(f"--chart {options.chart} must end in .html or .svg")
+        check_chart_path(options.chart)
         check_output_file(options.chart)
     settings = settings_of(options)
     if options.compare_one_shot:
@@ -133,18 +133,12 @@ def settings_of(options: argparse.Namespace) -> ControllerSettings:
 
 def measured_latencies(dense: Decoder) -> CostTable:
     """Milliseconds of a decoded token at level 1 by head groups, measured here; neurons all stay."""
-    from sentinel.adapt.budget import CostTable
+    from sentinel.adapt.budget import costs_by_layer
     from sentinel.measure.latency import measure_latencies
 
     table = measure_latencies(dense)
     neurons = [layer.intermediate_size for layer in dense.spec.layers]
-
-    def milliseconds(layer: int, groups: int) -> float:
-        return table.predict_counts([groups if i == layer else 0 for i in range(len(neurons))], neurons)
-
-    fixed = milliseconds(0, 0)
-    layers = [[milliseconds(i, g) - fixed for g in range(la.n_kv_head + 1)] for i, la in enumerate(dense.spec.layers)]
-    return CostTable(fixed, tuple(map(tuple, layers)))
+    return costs_by_layer(dense.spec, lambda counts: table.predict_counts(counts, neurons))
 
 
 def windows_of(options: argparse.Namespace, loaded: LoadedModel) -> tuple[tuple[Tensor, Tensor, Tensor], list[str]]:
@@ -217,35 +211,22 @@ def _run(
 def _print_cycles(record: Adaptation) -> None:
     import math
 
-    table, console = right_aligned_table(
-        "cycle", "heads", "pruned", "regrown", "parameters", "ms per token", "over dense", "seconds"
-    )
-    for cycle in record.cycles:
-        times = "–" if cycle.latency_ms is None else f"{cycle.latency_ms:.1f}"
-        table.add_row(
+    from sentinel.report.terminal import print_table, stdout_console
+
+    rows = [
+        [
             f"{cycle.number + 1}{' (kept)' if cycle is record.best else ''}",
             f"{cycle.heads}",
             f"{len(cycle.pruned)}",
             f"{len(cycle.regrown)}",
             f"{cycle.parameters:,}",
-            times,
+            "–" if cycle.latency_ms is None else f"{cycle.latency_ms:.1f}",
             f"{math.exp(cycle.held_out_nll - (record.dense_nll or 0.0)):.3f}x",
             f"{sum(cycle.seconds.values()):.0f}",
-        )
-    console.print(table)
+        ]
+        for cycle in record.cycles
+    ]
+    console = stdout_console()
+    columns = ["cycle", "heads", "pruned", "regrown", "parameters", "ms per token", "over dense", "seconds"]
+    print_table(console, columns, rows)
     console.print(f"Held-out perplexity over the unpruned model's; it ended since {record.stopped}.", style="dim")
-
-
-def right_aligned_table(*names: str) -> tuple[Any, Any]:
-    """A table of numbers with a first column of names, and the console to print it on."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    return table, console

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentinel.commands.adapt import make_controller, right_aligned_table, windows_of
+from sentinel.commands.adapt import make_controller, windows_of
 
 if TYPE_CHECKING:
     from sentinel.adapt.budget import Budget
@@ -93,11 +93,10 @@ def _write(comparison: Comparison, output: Path) -> None:
 
 def _print(comparison: Comparison) -> None:
     """Table and verdict on stdout."""
-    table, console = right_aligned_table(
-        "seed", "heads", "cycles", "controller", "one-shot", "seconds", "one-shot", "updates", "one-shot"
-    )
-    for trial in comparison.trials:
-        table.add_row(
+    from sentinel.report.terminal import print_table, stdout_console
+
+    rows = [
+        [
             f"{trial.seed}",
             f"{trial.heads}",
             f"{trial.cycles}",
@@ -106,8 +105,12 @@ def _print(comparison: Comparison) -> None:
             f"{trial.one_shot_seconds:.0f}",
             f"{trial.controller_updates}",
             f"{trial.one_shot_updates}",
-        )
-    console.print(table)
+        ]
+        for trial in comparison.trials
+    ]
+    console = stdout_console()
+    columns = ["seed", "heads", "cycles", "controller", "one-shot", "seconds", "one-shot", "updates", "one-shot"]
+    print_table(console, columns, rows)
     console.print(
         f"Perplexity over the unpruned model's on {comparison.text}, budget {comparison.budget}.", style="dim"
     )

@@ -58,6 +58,14 @@ def listed(item: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
     return parse
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Argument type: names with commas between."""
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name")
+    return found
+
+
 def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
     """MODEL and how to get it."""
     kinds = "hub id, folder, .gguf file, or smollm2-135m"
@@ -102,11 +110,12 @@ def warn_of_threads(threads: int | None) -> None:
 
 def set_threads(threads: int | None) -> None:
     """Apply ``--threads``."""
-    import psutil
     import torch
 
+    from sentinel.cores import physical_cores
+
     warn_of_threads(threads)
-    torch.set_num_threads(threads or psutil.cpu_count(logical=False) or torch.get_num_threads())
+    torch.set_num_threads(threads or physical_cores())
 
 
 def load_model(options: argparse.Namespace) -> LoadedModel:

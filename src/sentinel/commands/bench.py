@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
-from sentinel.commands.arguments import add_machine, add_model, listed, load_model, whole_number
+from sentinel.commands.arguments import add_machine, add_model, listed, load_model, names, whole_number
 from sentinel.commands.pruning import ratio, ratios
 from sentinel.measure.suites import SUITES
-
-OPTIONS = (
-    "batch",
-    "prompt_tokens",
-    "new_tokens",
-    "rounds",
-    "levels",
-    "precision",
-    "lengths",
-    "criteria",
-    "heads",
-    "neurons",
-    "batches",
-    "calibration",
-    "calibration_tokens",
-    "text",
-    "eval_tokens",
-    "expand_kv",
-    "shapes",
-    "recovery_steps",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,16 +59,13 @@ def add_suite_options(group: Any) -> None:
     )
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Argument type: words with commas between."""
-    return tuple(text.split(","))
-
-
 def given_options(options: argparse.Namespace) -> dict[str, Any]:
     """The suite options that the arguments name."""
     from sentinel.infer.engines import check_level, check_precision
+    from sentinel.measure.suites.request import Settings
 
-    given = {name: value for name, value in vars(options).items() if name in OPTIONS}
+    known = {field.name for field in dataclasses.fields(Settings)}
+    given = {name: value for name, value in vars(options).items() if name in known}
     for level in given.get("levels", ()):
         check_level(level)
     for precision in given.get("precision", ()):

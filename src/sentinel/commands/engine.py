@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sentinel.commands.arguments import load_model, set_pruning_level, warn_of_threads
 from sentinel.commands.pruning import ratio
 from sentinel.errors import InputError
+from sentinel.models.origin import Origin
 
 if TYPE_CHECKING:
     from sentinel.infer.engines import Engine
@@ -17,19 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OpenedEngine:
+class OpenedEngine(Origin):
     """An engine that is ready, with the name and the kind of weights ("real" or "random") of its model."""
 
     engine: Engine
     tokenizer: TextTokenizer | None
     name: str
     weights: str
-
-    def require_tokenizer(self) -> TextTokenizer:
-        """The tokenizer, or `InputError` when the model came without one."""
-        if self.tokenizer is None:
-            raise InputError(f"{self.name} has no tokenizer, so it can't read or write text")
-        return self.tokenizer
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

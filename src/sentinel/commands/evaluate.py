@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sentinel.commands.arguments import add_machine, add_model, load_model, whole_number
-from sentinel.commands.pruning import DEFAULT_TEXT, ratio
+from sentinel.commands.arguments import add_machine, add_model, whole_number
+from sentinel.commands.engine import add_engine, open_engine
+from sentinel.commands.pruning import DEFAULT_TEXT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", metavar="TEXT", default=DEFAULT_TEXT,
         help=f"files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their test splits)",
     )  # fmt: skip
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of level 3: int8 (default) or int4")
-    parser.add_argument("--level", type=int, default=1, metavar="0-3", help="optimisation level (default 1)")
-    parser.add_argument(
-        "--heads", metavar="R", type=ratio, default=0.0, help="stored pruning level of an elastic model"
-    )
-    parser.add_argument("--neurons", metavar="R", type=ratio, default=0.0, help="likewise")
+    add_engine(parser)
     parser.add_argument("--context", metavar="N", type=whole_number(2), default=512, help="tokens seen (default 512)")
     parser.add_argument("--stride", metavar="N", type=whole_number(1), help="default: half the context")
     parser.add_argument("--max-tokens", metavar="N", type=whole_number(1), help="stop after N tokens (default: all)")
@@ -31,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.corpora import load_texts, refuse_seen_text
-    from sentinel.commands.arguments import set_pruning_level
     from sentinel.errors import InputError
     from sentinel.files import check_output_file
-    from sentinel.infer.engines import check_level, check_precision, make_engine
     from sentinel.measure import environment
     from sentinel.measure.perplexity import evaluate
     from sentinel.measure.results import Result, ResultSet
@@ -42,23 +36,19 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.models.sources import load
     from sentinel.report.terminal import print_tables
 
-    check_level(options.level)
-    precision = check_precision(options.level, options.precision)
     if options.json is not None:
         check_output_file(options.json)
     texts = load_texts(options.text, "test")
-    loaded = load_model(options)
-    loaded.require_real_weights("its quality")
+    opened = open_engine(options)
+    opened.require_real_weights("its quality")
     refuse_seen_text(options.model, texts)
-    tokenizer = loaded.require_tokenizer()
-    set_pruning_level(loaded.decoder, options.heads, options.neurons)
-    engine = make_engine(loaded.decoder, options.level, precision=precision, threads=options.threads)
+    engine, tokenizer = opened.engine, opened.require_tokenizer()
     judged: Any = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
     teacher = load(options.teacher, device=options.device) if options.teacher is not None else None
-    if teacher is not None and teacher.spec.vocab_size != loaded.spec.vocab_size:
+    if teacher is not None and teacher.spec.vocab_size != engine.spec.vocab_size:
         raise InputError(
-            f"--teacher {options.teacher} has {teacher.spec.vocab_size} tokens, {loaded.name} has "
-            f"{loaded.spec.vocab_size}; a teacher needs the same vocabulary"
+            f"--teacher {options.teacher} has {teacher.spec.vocab_size} tokens, {opened.name} has "
+            f"{engine.spec.vocab_size}; a teacher needs the same vocabulary"
         )
     found = evaluate(
         judged, tokenizer, texts, context=options.context, stride=options.stride, max_tokens=options.max_tokens,
@@ -67,14 +57,14 @@ def run(options: argparse.Namespace) -> None:
     variety = sample_variety(engine, tokenizer, texts)
     result = Result(
         suite="evaluate",
-        model=loaded.name,
-        weights=loaded.weights,
+        model=opened.name,
+        weights=opened.weights,
         engine=engine.name,
-        level=options.level,
-        precision=precision,
-        heads_pruned=options.heads,
-        neurons_pruned=options.neurons,
-        parameters=loaded.spec.parameter_count(),
+        level=engine.level,
+        precision=engine.precision,
+        heads_pruned=options.heads or 0.0,
+        neurons_pruned=options.neurons or 0.0,
+        parameters=engine.spec.parameter_count(),
         text=found.text,
         context=found.context,
         tokens=found.tokens,

@@ -19,9 +19,20 @@ from sentinel.errors import InputError
 if TYPE_CHECKING:
     from sentinel.adapt.plan import PruningPlan, RemovalOrder
     from sentinel.adapt.prune import Pruner
+    from sentinel.measure.judge import Judge
     from sentinel.models.decoder import Decoder
     from sentinel.models.sources import LoadedModel
 
+COLUMNS = [
+    "model",
+    "heads",
+    "neurons",
+    "parameters",
+    "weights MB",
+    "read per token MB",
+    "perplexity",
+    "over dense",
+]
 MOST_HEADS, MOST_NEURONS = 0.7, 0.5  # how far a target may go: beyond, little is left of a model without training
 
 
@@ -117,59 +128,44 @@ def _print_table(
 ) -> None:
     from pathlib import Path
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from sentinel.measure.judge import Judge
+    from sentinel.report.terminal import print_table, stdout_console
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in (
-        "model",
-        "heads",
-        "neurons",
-        "parameters",
-        "weights MB",
-        "read per token MB",
-        "perplexity",
-        "over dense",
-    ):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     judge = None
     if texts:
         each = -(-options.eval_tokens // len(texts))
         judge = Judge(dense, loaded.require_tokenizer(), texts, tokens_per_text=each)
-    tokens = 0
-    rows = [("before", None, dense), *(("after", plan, model) for plan, model in zip(plans, models, strict=True))]
-    for label, plan, model in rows:
-        judged = ("random weights", "–")
-        if judge is not None:
-            found = judge(model)
-            tokens = int(found["tokens"])
-            judged = (
-                f"{found['perplexity']:.2f} ± {found['perplexity_stderr']:.2f}",
-                f"{found['perplexity_ratio']:.3f}x ± {found['perplexity_ratio_stderr']:.3f}",
-            )
-        heads, neurons = (sum(getattr(la, n) for la in model.spec.layers) for n in ("n_head", "intermediate_size"))
-        share = ("", "") if plan is None else (f" (-{plan.heads:.0%})", f" (-{plan.neurons:.0%})")
-        table.add_row(
-            label,
-            f"{heads:,}{share[0]}",
-            f"{neurons:,}{share[1]}",
-            f"{model.spec.parameter_count():,}",
-            f"{model.spec.parameter_count() * 4 / 1e6:,.1f}",
-            f"{model.spec.weight_bytes_per_token() / 1e6:,.1f}",
-            *judged,
-        )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+    rows = [_row("before", dense, None, judge)]
+    rows += [_row("after", model, plan, judge) for plan, model in zip(plans, models, strict=True)]
+    console = stdout_console()
+    print_table(console, COLUMNS, rows)
     if judge is not None:
         labels = ", ".join(text.label for text in texts)
         console.print(
-            f"Perplexity on {labels}, {tokens:,} tokens, context {judge.context}; the ratio is the mean over texts, with "
-            "the standard error of paired differences.",
+            f"Perplexity on {labels}, {judge.tokens:,} tokens, context {judge.context}; the ratio is the mean over texts, "
+            "with the standard error of paired differences.",
             style="dim",
         )
     print(Path(options.output))
+
+
+def _row(label: str, model: Decoder, plan: PruningPlan | None, judge: Judge | None) -> list[str]:
+    judged = ["random weights", "–"]
+    if judge is not None:
+        found = judge(model)
+        judged = [
+            f"{found['perplexity']:.2f} ± {found['perplexity_stderr']:.2f}",
+            f"{found['perplexity_ratio']:.3f}x ± {found['perplexity_ratio_stderr']:.3f}",
+        ]
+    spec = model.spec
+    heads, neurons = spec.n_head_total, sum(layer.intermediate_size for layer in spec.layers)
+    share = ("", "") if plan is None else (f" (-{plan.heads:.0%})", f" (-{plan.neurons:.0%})")
+    return [
+        label,
+        f"{heads:,}{share[0]}",
+        f"{neurons:,}{share[1]}",
+        f"{spec.parameter_count():,}",
+        f"{spec.parameter_count() * 4 / 1e6:,.1f}",
+        f"{spec.weight_bytes_per_token() / 1e6:,.1f}",
+        *judged,
+    ]

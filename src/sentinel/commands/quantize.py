@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.infer.quantised import save_quantised
     from sentinel.models.elastic import at_current_level
+    from sentinel.models.folder import history_of
 
     if options.precision == "int8" and (options.calibration or options.calibration_tokens or options.no_calibration):
         raise InputError("int8 needs no calibration; leave the calibration options out, or ask for --precision int4")
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     windows = calibration_windows(loaded, options)
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
     weights, levels = quantised(at_current_level(loaded.decoder), options.precision, windows)
-    record: dict[str, Any] = {"source": loaded.name}
+    record: dict[str, Any] = {**history_of(options.model), "source": loaded.name}
     if windows is not None:
         record["quantisation"] = {
             "calibration": options.calibration or DEFAULT_TEXT,

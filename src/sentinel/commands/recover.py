@@ -108,11 +108,11 @@ def settings_of(options: argparse.Namespace) -> RecoverySettings:
 
 def _share_cores(options: argparse.Namespace) -> None:
     """Processes that ``accelerate launch`` started on one machine share its cores."""
-    import psutil
+    from sentinel.cores import physical_cores
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if processes > 1 and options.threads is None:
-        options.threads = max(1, (psutil.cpu_count(logical=False) or 1) // processes)
+        options.threads = max(1, physical_cores() // processes)
     set_threads(options.threads)
 
 
@@ -139,12 +139,8 @@ def _record(
     options: argparse.Namespace, settings: RecoverySettings, found: Recovery, documents: list[str]
 ) -> dict[str, Any]:
     """What ``config.json`` says of how the model was made: pruning as before, and its recovery."""
-    from sentinel.models.folder import read_config
-    from sentinel.models.sources import locate
+    from sentinel.models.folder import history_of
 
-    place = locate(options.model)
-    before = read_config(place) if place.is_dir() else {}
-    kept = {name: before[name] for name in ("weights", "pruning") if name in before}
     recovery = {
         "teacher": options.teacher,
         "text": options.text,
@@ -155,31 +151,26 @@ def _record(
         "held_out": [dataclasses.asdict(result) for result in found.held_out],
         "documents": documents,
     }
-    return {**kept, "recovery": recovery}
+    return {**history_of(options.model), "recovery": recovery}
 
 
 def _print(found: Recovery, state: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from sentinel.report.terminal import print_table, stdout_console
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("level", "perplexity before", "after", "over teacher", "KL before", "after"):
-        table.add_column(name, justify="left" if name == "level" else "right", no_wrap=True)
     first, best = found.held_out[0], found.best
-    for level, perplexity in best.perplexity.items():
-        table.add_row(
+    rows = [
+        [
             level,
             f"{first.perplexity[level]:.2f}",
             f"{perplexity:.2f}",
             f"{perplexity / found.teacher_perplexity:.3f}x",
             f"{first.kl[level]:.4f}",
             f"{best.kl[level]:.4f}",
-        )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+        ]
+        for level, perplexity in best.perplexity.items()
+    ]
+    console = stdout_console()
+    print_table(console, ["level", "perplexity before", "after", "over teacher", "KL before", "after"], rows)
     console.print(
         f"On held-out text, after {best.step} of {len(found.steps)} steps; {found.tokens:,} training tokens at "
         f"{found.tokens_per_s:.0f} tokens/s, all told. Metrics are in {state}.",

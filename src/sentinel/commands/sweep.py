@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import listed, whole_number
+from sentinel.commands.arguments import listed, names, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 from sentinel.errors import InputError
 
@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from sentinel.measure.sweep import Job, Outcome, SweepSettings
 
 COMPENSATE = {"both": (False, True), "yes": (True,), "no": (False,)}
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Argument type: names with commas between."""
-    found = tuple(part.strip() for part in text.split(","))
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name")
-    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,11 +90,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _outcomes(options: argparse.Namespace, jobs: list[Job], settings: SweepSettings) -> Iterator[Outcome]:
-    from sentinel.measure.sweep_backends import cores, in_processes, on_ray
+    from sentinel.cores import physical_cores
+    from sentinel.measure.sweep_backends import in_processes, on_ray
     from sentinel.progress import say
 
     if options.backend == "ray":
         return on_ray(jobs, settings, options.workers, options.address)
-    if options.workers > cores():
-        say(f"warning: {options.workers} workers on {cores()} cores will be slower than {cores()}")
+    if options.workers > physical_cores():
+        say(f"warning: {options.workers} workers on {physical_cores()} cores will be slower than {physical_cores()}")
     return in_processes(jobs, settings, options.workers)

@@ -78,10 +78,7 @@ class StaticTorchEngine(TorchEngine):
         rotary = {
             dim: (cos[0, 0][places][:, None], sin[0, 0][places][:, None]) for dim, (cos, sin) in self._rotary.items()
         }
-        x = self._plain.embedded(tokens, places)
-        for index, block in enumerate(self._plain.blocks):
-            x = block(x, rotary, self._view, index, mask)
-        return self._plain.logits(x)
+        return self._plain.logits(self._plain.through_layers(tokens, places, rotary, self._view, mask))
 
 
 class _WholeCache:

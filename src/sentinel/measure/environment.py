@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import psutil
 import torch
 
 import sentinel
+from sentinel.cores import physical_cores
 from sentinel.infer.native.memory import buffer
 from sentinel.measure.results import Environment
 
@@ -97,7 +97,7 @@ def describe(device: str = "cpu", *, measure_bandwidth: bool = True) -> Environm
             versions[name] = importlib.metadata.version(name)
     return Environment(
         cpu=cpu_name(),
-        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        cores=physical_cores(),
         threads=torch.get_num_threads(),
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         bandwidth_gb_s=round(memory_bandwidth_gb_s(), 1) if measure_bandwidth and device == "cpu" else None,

@@ -28,6 +28,7 @@ class Judge:
         self.context = min(context, dense.spec.max_seq_len)
         self._tokenizer, self._tokens = tokenizer, tokens_per_text
         self._model, self._dense = dense, self._evaluate(dense)
+        self.tokens = sum(q.tokens for q in self._dense)
 
     def _evaluate(self, model: Decoder | Scorer) -> list[Quality]:
         return [
@@ -45,9 +46,8 @@ class Judge:
     def __call__(self, model: Decoder | Scorer) -> dict[str, float | int]:
         """Fields of a `sentinel.measure.results.Result`: means over the texts, weighted by tokens but for the ratio."""
         found = self._dense if model is self._model else self._evaluate(model)
-        tokens = sum(q.tokens for q in found)
-        perplexity = float(np.exp(sum(q.nll * q.tokens for q in found) / tokens))
-        relative = np.sqrt(sum((q.perplexity_stderr / q.perplexity * q.tokens) ** 2 for q in found)) / tokens
+        perplexity = float(np.exp(sum(q.nll * q.tokens for q in found) / self.tokens))
+        relative = np.sqrt(sum((q.perplexity_stderr / q.perplexity * q.tokens) ** 2 for q in found)) / self.tokens
         ratio, ratio_stderr = perplexity_ratio(found, self._dense)
         return {
             "perplexity": perplexity,
@@ -55,5 +55,5 @@ class Judge:
             "perplexity_ratio": ratio,
             "perplexity_ratio_stderr": ratio_stderr,
             "bits_per_byte": float(np.mean([q.bits_per_byte for q in found])),
-            "tokens": tokens,
+            "tokens": self.tokens,
         }

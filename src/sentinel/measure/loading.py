@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sentinel.errors import InputError
+from sentinel.measure.child import ask
 from sentinel.measure.memory import peak_rss_mb, reset_peak
 from sentinel.measure.results import Sample
 
@@ -36,12 +35,7 @@ def measure_load(kind: Kind, folder: Path, prompt_tokens: int, threads: int | No
     Raises `InputError` when the process fails.
     """
     request = LoadRequest(kind, str(folder), prompt_tokens, threads, time.time())
-    command = [sys.executable, "-m", "sentinel.measure.loading", json.dumps(asdict(request))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"loading {folder} could not be measured ({said})")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return ask("sentinel.measure.loading", request, f"loading {folder}")
 
 
 def _serve(request: LoadRequest) -> Sample:

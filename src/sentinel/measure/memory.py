@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import resource
-import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentinel.errors import InputError
+from sentinel.measure.child import ask
 
 if TYPE_CHECKING:
     from sentinel.infer.engines import Engine
@@ -66,12 +65,7 @@ def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) ->
             file = Path(scratch) / "model.safetensors"
             engine.weights.save(file)
             request = replace(request, model=str(file), random_weights=None)
-        command = [sys.executable, "-m", "sentinel.measure.memory", json.dumps(asdict(request))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"memory of {request.engine} could not be measured ({said})")
-    return float(done.stdout.strip().splitlines()[-1])
+        return float(ask("sentinel.measure.memory", request, f"memory of {request.engine}"))
 
 
 def _serve(request: MemoryRequest) -> None:

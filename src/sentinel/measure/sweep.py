@@ -30,7 +30,6 @@ from sentinel.files import check_output_file
 from sentinel.measure import environment
 from sentinel.measure.judge import Judge
 from sentinel.measure.results import Result, ResultSet
-from sentinel.measure.suites.quality import replace_settings
 from sentinel.models.decoder import Decoder
 from sentinel.models.sources import load
 
@@ -189,7 +188,7 @@ def _pruned_rows(subject: _Subject, settings: SweepSettings, job: Job) -> Iterat
     subject.calibrated = pruner if pruner.has_calibration else subject.calibrated
     plans = [order.plan(heads, neurons) for heads, neurons in settings.levels]
     for compensate in settings.compensate:
-        for plan, model in _models(replace_settings(pruner, compensate=compensate), plans):
+        for plan, model in _models(pruner.with_compensation(compensate), plans):
             yield subject.row(
                 model,
                 criterion=job.criterion,

@@ -13,9 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 
+from sentinel.cores import physical_cores
 from sentinel.errors import InputError
 from sentinel.measure.sweep import Job, Outcome, SweepSettings, run_job
 from sentinel.progress import console
@@ -26,11 +26,6 @@ LOST = (
 )
 
 
-def cores() -> int:
-    """Physical cores of this machine."""
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
 def in_processes(jobs: Sequence[Job], settings: SweepSettings, workers: int) -> Iterator[Outcome]:
     """Run ``jobs`` on ``workers`` processes, each with its share of the cores.
 
@@ -39,7 +34,7 @@ def in_processes(jobs: Sequence[Job], settings: SweepSettings, workers: int) -> 
     workers = max(1, min(workers, len(jobs)))
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (max(1, cores() // workers),))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (max(1, physical_cores() // workers),))
     finished = False
     try:
         with _interrupts_kept_from_children():
@@ -149,7 +144,7 @@ def _connect(ray: Any, workers: int, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address is None:
-            ray.init(address="local", num_cpus=max(cores(), workers), include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=max(physical_cores(), workers), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:

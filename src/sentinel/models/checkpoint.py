@@ -91,8 +91,8 @@ def read_spec(folder: Path) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type == MODEL_TYPE and "precision" in config:
         raise InputError(
-            f"{folder} is quantised ({config['precision']}), so that only level 3 of 'sentinel generate' runs it; give the "
-            "model that it was made from"
+            f"{folder} is quantised ({config['precision']}), so that only level 3 of 'generate', 'evaluate' "
+            "and 'profile' runs it; give the model that it was made from"
         )
     if model_type == MODEL_TYPE:
         if not isinstance(config.get("spec"), dict):

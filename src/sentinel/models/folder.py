@@ -9,7 +9,7 @@ from sentinel.errors import InputError
 from sentinel.models.tokenizer import read_json
 
 MODEL_TYPE = "sentinel"
-WRITTEN = ("model_type", "architectures", "dtype", "eos_token_id", "tie_word_embeddings", "spec", "levels")
+WRITTEN = ("model_type", "architectures", "dtype", "eos_token_id", "tie_word_embeddings", "spec", "levels", "precision")
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from sentinel.models.families import family_of
 from sentinel.models.families.weights import read_weights
 from sentinel.models.folder import read_config
 from sentinel.models.gguf_file import GGUFFile
+from sentinel.models.origin import Origin
 from sentinel.models.packages import SMOLLM2_ALIAS, gpt2_tokenizer_folder, smollm2_folder
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
@@ -44,7 +45,7 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class LoadedModel:
+class LoadedModel(Origin):
     """A decoder with its tokenizer and its origin.
 
     ``weights`` is "random" where the numbers mean nothing but the shape; ``tokenizer`` is None where there is none.
@@ -53,24 +54,11 @@ class LoadedModel:
     name: str
     decoder: Decoder
     tokenizer: TextTokenizer | None
-    weights: Literal["real", "random"]
+    weights: str
 
     @property
     def spec(self) -> ModelSpec:
         return self.decoder.spec
-
-    def require_tokenizer(self) -> TextTokenizer:
-        """The tokenizer, or `InputError` when the model came without one."""
-        if self.tokenizer is None:
-            raise InputError(f"{self.name} has no tokenizer, so it can't read or write text")
-        return self.tokenizer
-
-    def require_real_weights(self, purpose: str) -> None:
-        """Refuse to judge quality by random weights."""
-        if self.weights == "random":
-            raise InputError(
-                f"{self.name} has random weights, so {purpose} would mean nothing; leave out --random-weights"
-            )
 
 
 def load(model: str, *, random_weights: int | None = None, device: str = "cpu") -> LoadedModel:

@@ -172,7 +172,7 @@ def quality_chart(results: Sequence[Result]) -> Any:
     rows = [
         {
             "criterion": r.criterion,
-            "kind": kinds[r.compensated],
+            "kind": kinds[r.compensated] + ("" if r.precision in (None, "fp32") else f", {r.precision}"),
             "share": r.heads_pruned or 0,
             "perplexity over dense": round(r.perplexity_ratio or 1, 4),
             "perplexity": round(r.perplexity or 0, 2),

@@ -5,39 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from sentinel.measure.profiling.profile import Profile
 from sentinel.report.charts import WIDTH
+from sentinel.report.terminal import new_table, stdout_console
 
 
 def print_profile(profile: Profile, model: str, weights: str) -> None:
     """Print times and memory to stdout."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    table = _table(f"{model}, {profile.engine}: time per component", "component")
-    for name in ("ms per token", "share", "prefill ms"):
-        table.add_column(name, justify="right")
-    table.add_column("fused with it")
+    console = stdout_console()
+    times = new_table(
+        ["component", "ms per token", "share", "prefill ms"], f"{model}, {profile.engine}: time per component"
+    )
+    times.add_column("fused with it")
     for part in profile.components:
-        table.add_row(part.name, f"{part.decode_ms:.3f}", f"{part.share:.1%}", f"{part.prefill_ms:.2f}", part.fused)
-    console.print(table)
+        times.add_row(part.name, f"{part.decode_ms:.3f}", f"{part.share:.1%}", f"{part.prefill_ms:.2f}", part.fused)
+    console.print(times)
     console.print(_times_note(profile, weights), style="dim", markup=False)
-    table = _table("Memory", "kind")
-    table.add_column("MB", justify="right")
-    table.add_column("what is counted")
+    memory = new_table(["kind", "MB"], "Memory")
+    memory.add_column("what is counted")
     for use in profile.memory:
-        table.add_row(use.name, f"{use.mb:,.2f}", use.note)
-    console.print(table)
-
-
-def _table(title: str, first: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    table.add_column(first)
-    return table
+        memory.add_row(use.name, f"{use.mb:,.2f}", use.note)
+    console.print(memory)
 
 
 def _times_note(profile: Profile, weights: str) -> str:

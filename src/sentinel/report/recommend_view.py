@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from sentinel.errors import InputError
 from sentinel.measure.results import ResultSet
@@ -25,6 +20,7 @@ from sentinel.report.recommend import (
     recommend,
 )
 from sentinel.report.tables import Table
+from sentinel.report.terminal import print_table, stdout_console
 
 COLUMNS = ["configuration", "tokens/s", "perplexity over dense", "weights MB", "peak MB", "ms per token"]
 
@@ -97,25 +93,14 @@ def recommendation_json(found: Recommendation, model: str) -> str:
 
 def print_recommendation(found: Recommendation, results: ResultSet, model: str) -> None:
     """Print the choice, its commands, the frontier, the original report's presets, and what is missing."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
+    console = stdout_console()
     console.print(found.reason, markup=False, style="bold")
     for command in found.commands:
         console.print(f"  {command}", markup=False, soft_wrap=True)
     frontier = [["*" if c is found.chosen else "", *cells(c)] for c in found.frontier]
-    _print(console, "Frontier of speed, perplexity and bytes of weights", ["", *COLUMNS], frontier)
+    print_table(console, ["", *COLUMNS], frontier, "Frontier of speed, perplexity and bytes of weights", left=2)
     presets = presets_table(results, model)
-    _print(console, presets.title, presets.columns, presets.rows)
+    print_table(console, presets.columns, presets.rows, presets.title, left=2)
     console.print(presets.note, style="dim", markup=False)
     for sentence in found.missing:
         console.print(sentence, style="dim", markup=False)
-
-
-def _print(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    drawn = RichTable(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index < 2 else "right")
-    for row in rows:
-        drawn.add_row(*row)
-    console.print(drawn)

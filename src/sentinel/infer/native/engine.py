@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sentinel.cores import physical_cores
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
 
@@ -14,7 +15,7 @@ from .kernels import layout
 from .kernels.layout import S
 from .levels import Level, check_counts
 from .tables import Tables
-from .threads import Team, physical_cores
+from .threads import Team
 from .weights import NativeWeights
 
 MAX_BATCH = layout.MAX_WANTED

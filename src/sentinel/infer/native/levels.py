@@ -79,8 +79,11 @@ class Level:
         own, metadata = read_packed(path)
         if "level" not in metadata or metadata.get("precision") != precision:
             raise InputError(f"{path} is no pruning level of a model in {precision}")
-        counts = json.loads(metadata["level"])
-        heads, neurons = tuple(counts["n_kv_head"]), tuple(counts["n_neuron"])
+        try:
+            counts = json.loads(metadata["level"])
+            heads, neurons = tuple(map(int, counts["n_kv_head"])), tuple(map(int, counts["n_neuron"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: its header is damaged ({error}); write the checkpoint again") from error
         try:
             check_counts(spec, heads, neurons)
         except InputError as error:

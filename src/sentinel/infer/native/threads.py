@@ -6,30 +6,13 @@ waits there for the next pass; after about a millisecond without one it goes to 
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
-from pathlib import Path
 from typing import Any
 
 from .program import Program, program
 
 _SPINS = 20_000  # looks for a new pass before sleeping; about a millisecond
-
-
-def physical_cores() -> int:
-    """Cores this process may run on, counting hardware threads of one core once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
 
 
 class Team:

@@ -143,7 +143,7 @@ _SUITES = (
             **_GENERATION,
             "levels": (0, 1),
             "heads": (0.0, 0.5),
-            "recovery_steps": 60,
+            "recovery_steps": 20,
             "calibration": "built-in",
             "calibration_tokens": 8192,
             "text": "built-in",

@@ -83,7 +83,7 @@ def _criterion_rows(
     """Rows of one criterion; of the first one also those of ``whole``, the model as it came, and of level 3."""
     plans = [order.plan(ratio) for ratio in settings.heads]
     compensated = pruner.apply(plans)
-    plain = replace_settings(pruner, compensate=False).apply(plans)
+    plain = pruner.with_compensation(False).apply(plans)
     samples = _speeds({0.0: pruner.dense, **dict(zip(settings.heads, plain, strict=True))}, settings)
     ranks = [[int(rank) for rank in layer] for layer in order.group_ranks]
     rows: list[Result] = []
@@ -123,11 +123,6 @@ def _quantised(row: Result, judge: Judge, pruner: Pruner, model: Decoder, settin
         )
         engine.close()
     return found
-
-
-def replace_settings(pruner: Pruner, *, compensate: bool) -> Pruner:
-    """The same pruner with or without compensation."""
-    return Pruner(pruner.dense, replace(pruner.settings, compensate=compensate), pruner.windows)
 
 
 def _timed(row: Result, samples: dict[float, list[Sample]], ratio: float, model: Decoder) -> Result:

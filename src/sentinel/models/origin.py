@@ -1,0 +1,27 @@
+"""What a command may ask of a model, however it runs; known without importing torch."""
+
+from __future__ import annotations
+
+from sentinel.errors import InputError
+from sentinel.models.tokenizer import TextTokenizer
+
+
+class Origin:
+    """A model's name, its tokenizer if it has one, and whether its weights are "real" or "random"."""
+
+    name: str
+    tokenizer: TextTokenizer | None
+    weights: str
+
+    def require_tokenizer(self) -> TextTokenizer:
+        """The tokenizer, or `InputError` when the model came without one."""
+        if self.tokenizer is None:
+            raise InputError(f"{self.name} has no tokenizer, so it can't read or write text")
+        return self.tokenizer
+
+    def require_real_weights(self, purpose: str) -> None:
+        """Refuse to judge quality by random weights."""
+        if self.weights == "random":
+            raise InputError(
+                f"{self.name} has random weights, so {purpose} would mean nothing; leave out --random-weights"
+            )
