@@ -52,7 +52,7 @@ _SUITES = (
         "decode",
         "generation by every level and by Hugging Face, with peak memory",
         {**_GENERATION, "levels": (0, 1, 2, 3), "precision": ("int8", "int4")},
-        {"rounds": 3, "precision": ("int8",)},
+        {"rounds": 3, "new_tokens": 8, "levels": (1, 2, 3), "precision": ("int8",)},
     ),
     Suite(
         "quality",
@@ -75,7 +75,7 @@ _SUITES = (
             "precision": ("int8",),
             "heads": (0.5,),
             "calibration_tokens": 2048,
-            "eval_tokens": 1024,
+            "eval_tokens": 768,
         },
         needs_text=True,
     ),
@@ -155,7 +155,7 @@ _SUITES = (
         "scaling",
         "what being adaptive costs models of several sizes: parameters, speed, memory",
         {**_GENERATION, "shapes": ("gpt2", "gpt2-medium", "gpt2-large")},
-        {"rounds": 3, "prompt_tokens": 32, "new_tokens": 8, "shapes": ("gpt2",)},
+        {"rounds": 3, "prompt_tokens": 32, "new_tokens": 8, "shapes": ()},
     ),
 )
 
