@@ -198,7 +198,7 @@ def test_training_reaches_all_that_is_new_and_nothing_of_the_baseline(rank):
 
 def test_an_elastic_model_keeps_its_levels(tmp_path):
     dense, tokens = expand_kv(filled_decoder(SPECS["llama-grouped"])), some_tokens(SPECS["llama-grouped"])
-    order = removal_order(dense.spec, CRITERIA["magnitude"].scores(dense, None, 0))
+    order = removal_order(dense.spec, CRITERIA["magnitude"].scores(dense, None, 0, True))
     plans = [order.plan(0.3, 0.0), order.plan(0.5, 0.5)]
     elastic = make_elastic(dense, order, plans, [compact(dense, plan) for plan in plans])
     made = integrate(elastic, "all", rank=4, baseline=in_nested_order(dense, order))

@@ -72,21 +72,23 @@ def fisher(calibration: Calibration) -> Scores:
     return _from_sums("fisher", calibration)
 
 
-def reconstruction(decoder: Decoder, calibration: Calibration) -> Scores:
+def reconstruction(decoder: Decoder, calibration: Calibration, neurons: bool) -> Scores:
     """Greedy removal by the error that is left after the exact re-solve of the rest, from the Gram matrix.
 
     Removing block u of the output projection W and re-solving the others costs tr(W_u P_uu^-1 W_u'), P being the inverse
     Gram matrix (optimal brain surgeon, Hassibi and Stork 1993; per head as in OSSCAR, Meng et al. 2024). A unit's score
-    is the layer's accumulated error when it goes, relative to the layer's output.
+    is the layer's accumulated error when it goes, relative to the layer's output. Neurons are scored (else all the same)
+    only where ``neurons`` is true, since they take by far the most time.
     """
-    groups, neurons = [], []
+    of_groups, of_neurons = [], []
     for index, (block, layer) in enumerate(zip(decoder.blocks, decoder.spec.layers, strict=True)):
         unit = layer.group_size * layer.head_dim
         gram, out = calibration.of_layer("attn_gram", index), block.attn.out_proj.weight.detach()
-        groups.append(_greedy(gram, out, unit, layer.n_kv_head))
+        of_groups.append(_greedy(gram, out, unit, layer.n_kv_head))
         gram, down = calibration.of_layer("mlp_gram", index), block.mlp.down_proj.weight.detach()
-        neurons.append(_greedy(gram, down, 1, layer.intermediate_size))
-    return Scores("reconstruction", tuple(groups), tuple(neurons))
+        count = layer.intermediate_size
+        of_neurons.append(_greedy(gram, down, 1, count) if neurons else np.zeros(count))
+    return Scores("reconstruction", tuple(of_groups), tuple(of_neurons))
 
 
 def _greedy(gram: Tensor, weight: Tensor, unit: int, count: int) -> NDArray[np.float64]:
@@ -108,8 +110,8 @@ def _greedy(gram: Tensor, weight: Tensor, unit: int, count: int) -> NDArray[np.f
         scores[gone] = error / output
         columns = slice(gone * unit, (gone + 1) * unit)
         step = torch.linalg.solve(inverse[columns, columns], inverse[columns])
-        w -= w[:, columns] @ step
-        inverse -= inverse[:, columns] @ step
+        w.addmm_(w[:, columns].clone(), step, alpha=-1)
+        inverse.addmm_(inverse[:, columns].clone(), step, alpha=-1)
         inverse[columns, :], inverse[:, columns], w[:, columns] = 0.0, 0.0, 0.0
         inverse[columns, columns] = torch.eye(unit, dtype=torch.float64)
         alive[gone] = False
@@ -127,9 +129,12 @@ def _removal_costs(w: Tensor, inverse: Tensor, unit: int, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Criterion:
-    """How to get the scores: from the weights alone, or from calibration statistics too."""
+    """How to get the scores: from the weights alone, or from calibration statistics too.
 
-    scores: Callable[[Decoder, Calibration | None, int], Scores]
+    ``scores`` takes model, calibration, seed, and whether neurons are wanted as well as heads.
+    """
+
+    scores: Callable[[Decoder, Calibration | None, int, bool], Scores]
     needs_calibration: bool
     scores_neurons: bool = True
 
@@ -141,12 +146,12 @@ def _needs(calibration: Calibration | None) -> Calibration:
 
 
 CRITERIA: dict[str, Criterion] = {
-    "random": Criterion(lambda decoder, _, seed: random(decoder, seed), False),
-    "magnitude": Criterion(lambda decoder, _c, _s: magnitude(decoder), False),
-    "entropy": Criterion(lambda _d, calibration, _s: entropy(_needs(calibration)), True, scores_neurons=False),
-    "gradient": Criterion(lambda _d, calibration, _s: gradient(_needs(calibration)), True),
-    "fisher": Criterion(lambda _d, calibration, _s: fisher(_needs(calibration)), True),
-    "reconstruction": Criterion(lambda decoder, calibration, _s: reconstruction(decoder, _needs(calibration)), True),
+    "random": Criterion(lambda decoder, _c, seed, _n: random(decoder, seed), False),
+    "magnitude": Criterion(lambda decoder, _c, _s, _n: magnitude(decoder), False),
+    "entropy": Criterion(lambda _d, calibration, _s, _n: entropy(_needs(calibration)), True, scores_neurons=False),
+    "gradient": Criterion(lambda _d, calibration, _s, _n: gradient(_needs(calibration)), True),
+    "fisher": Criterion(lambda _d, calibration, _s, _n: fisher(_needs(calibration)), True),
+    "reconstruction": Criterion(lambda d, calibration, _s, n: reconstruction(d, _needs(calibration), n), True),
 }
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sentinel.adapt.gates import GatedModel, short_windows
 from sentinel.adapt.plan import Scores
+from sentinel.adapt.student import bf16_pays
 from sentinel.adapt.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
@@ -28,7 +29,7 @@ from sentinel.progress import track
 CRITERION = "learned"
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 START = 2.5  # log-alpha: open with probability 0.98
-STEPS, BATCH, LENGTH = 200, 2, 256
+STEPS, BATCH, LENGTH = 100, 2, 256
 LEARNING_RATE = 0.1
 RAMP = 0.7  # of the steps, until the asked share should be closed
 MULTIPLIER_RATE = 0.5  # by which the penalty, nats for the share of open gates, follows the gap in every step
@@ -68,7 +69,9 @@ def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0
         share = open_probability(log_alpha).mean()
         gap = float(share.detach()) - (1 - closed * min(1.0, (step + 1) / (RAMP * steps)))
         gates = sample_gates(log_alpha, generator).split(counts)
-        loss = model.divergence(gates, chosen.tolist()) + max(0.0, multiplier + STIFFNESS * gap) * share
+        with torch.autocast(dense.device.type, torch.bfloat16, enabled=bf16_pays(dense.device)):
+            loss = model.divergence(gates, chosen.tolist())
+        loss = loss + max(0.0, multiplier + STIFFNESS * gap) * share
         if not torch.isfinite(loss):
             raise InputError("the model predicts NaN while its gates are learned; check its weights")
         (log_alpha.grad,) = torch.autograd.grad(loss, [log_alpha])

@@ -97,9 +97,10 @@ class Pruner:
         if other is not None and other.dense is self.dense and other.windows is self.windows:
             self._calibration = other._calibration
 
-    def scores(self, heads: float) -> Scores:
-        """Importance by the criterion of the settings (not for "stepwise", which has no single score). ``heads`` is the
-        ratio to be removed, which learned gates are trained for."""
+    def scores(self, heads: float, neurons: float = 0.0) -> Scores:
+        """Importance by the criterion of the settings (not for "stepwise", which has no single score). ``heads`` and
+        ``neurons`` are the ratios to be removed: learned gates are trained for them, and what stays whole may go unscored.
+        """
         if self.settings.criterion == LEARNED:
             assert self.windows is not None
             return learn_gates(self.dense, self.windows.tokens, closed=heads, seed=self.settings.seed)
@@ -107,7 +108,7 @@ class Pruner:
         if criterion.needs_calibration and self._calibration is None:
             assert self.windows is not None
             self._calibration = calibrate(self.dense, self.windows, self.settings.statistics_file)
-        return criterion.scores(self.dense, self._calibration, self.settings.seed)
+        return criterion.scores(self.dense, self._calibration, self.settings.seed, neurons > 0)
 
     def order(self, heads: float, neurons: float) -> RemovalOrder:
         """The removal order, good at least down to these ratios."""
@@ -133,7 +134,7 @@ class Pruner:
             raise InputError(f"criterion {settings.criterion} scores heads only; leave out --neurons or take another")
         return removal_order(
             self.dense.spec,
-            self.scores(heads),
+            self.scores(heads, neurons),
             scope=settings.scope,
             floor_groups=settings.floor_groups,
             floor_neurons=settings.floor_neurons,

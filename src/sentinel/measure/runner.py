@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -48,11 +49,14 @@ def run_suites(
             continue
         if len(suites) > 1:
             say(f"suite {name} ({number} of {len(suites)})")
+        start = time.monotonic()
         bandwidth = found.environment.bandwidth_gb_s
         request = Request(loaded, source, random_weights, bandwidth, engines, settings[name], frozenset(suites[name]))
         rows = suite_of(name).run(request)
         found = ResultSet(_at_end(found.environment, before), [*found.results, *rows], {**found.runs, name: runs[name]})
         keep(found)
+        if len(suites) > 1:
+            say(f"suite {name} took {time.monotonic() - start:.0f} s")
     return found
 
 
