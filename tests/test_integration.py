@@ -16,8 +16,10 @@ from sentinel.adapt.plan import removal_order
 from sentinel.adapt.prune import Pruner, Settings, make_elastic
 from sentinel.cli import main
 from sentinel.errors import InputError
+from sentinel.infer.cpu_engine import CpuEngine, pack
 from sentinel.infer.engines import make_engine
 from sentinel.infer.generate import generate_tokens
+from sentinel.infer.native import NativeWeights
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
@@ -141,6 +143,38 @@ def test_levels_0_and_1_cached_agree_with_uncached(name, configuration):
                 for step in steps:
                     assert step[row] == int(decoder(torch.tensor([text]))[0, -1].argmax())
                     text.append(step[row])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rank", [4, None])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_compiled_step_does_the_same(name, rank, threads):
+    decoder = integrated(SPECS[name], "all", rank)
+    prompts = [[3, 1, 4, 1, 5], [9, 2]]
+    eager = make_engine(decoder, 1)
+    for level, precision, tolerance in ((2, None, 1e-5), (3, "int8", 0.05), (3, "int4", 0.6)):
+        engine = make_engine(decoder, level, precision=precision, threads=threads)
+        for batch in (prompts, prompts[:1]):
+            pairs = [(engine.prefill(batch, 4), eager.prefill(batch, 4))]
+            for token in (7, 8, 9):
+                pairs.append(tuple(e.decode_one_token([token] * len(batch)) for e in (engine, eager)))
+            for found, expected in pairs:
+                assert largest_difference(torch.tensor(found), torch.tensor(expected)) < tolerance
+        assert isinstance(engine, CpuEngine)
+        with torch.no_grad():
+            text = [1, 2, 3, 4, 5, 6, 7]
+            assert largest_difference(torch.tensor(engine.score(text)), decoder(torch.tensor([text]))[0]) < tolerance
+        engine.close()
+
+
+def test_a_quantised_integration_is_saved_and_loaded(tmp_path):
+    decoder = integrated(SPECS["gpt2"])
+    weights = pack(decoder, "int8")
+    weights.save(tmp_path / "packed.safetensors")
+    again = CpuEngine(NativeWeights.load(tmp_path / "packed.safetensors"))
+    assert again.spec == decoder.spec
+    expected = CpuEngine(weights).prefill([[1, 2, 3]], 1)
+    assert (again.prefill([[1, 2, 3]], 1) == expected).all()
 
 
 @pytest.mark.parametrize("configuration", FEATURES)

@@ -39,11 +39,16 @@ class CpuEngine:
 
     def weight_bytes_per_token(self) -> int:
         """Bytes of packed weights read to decode one token at batch 1, at the level that is set."""
-        stored = self.weights.n_byte - 4 * self.spec.max_seq_len * self.spec.n_embd * (self.spec.positions == "learned")
+        stored = self.weights.n_byte - self._bytes_of_tables()
         if self._level is None:
             return stored
         smaller = self.spec.with_counts(self._level.n_kv_head, self._level.n_neuron)
         return round(stored * smaller.streamed_weights_per_token() / self.spec.streamed_weights_per_token())
+
+    def _bytes_of_tables(self) -> int:
+        """Bytes of what is looked up by row: learned positions, and the embedding of a baseline."""
+        names = ("positions.weight", "baseline.positions.weight", "baseline.embed.packed", "baseline.embed.scale")
+        return sum(self.weights.parts[name].n_byte for name in names if name in self.weights.parts)
 
     def set_level(self, level: Level) -> None:
         """Use the first head groups and neurons of each layer only, as ``level`` says. A batch under way ends."""
@@ -127,8 +132,6 @@ def pack(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> 
     """
     from sentinel.models.elastic import ElasticDecoder, dense_state
 
-    if decoder.spec.integration is not None:
-        raise InputError("levels 2 and 3 can't run skips or a baseline on the CPU yet; take level 0 or 1")
     state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
     arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
     return NativeWeights.from_arrays(decoder.spec, arrays, precision, grams=grams)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentinel.models.spec import RopeSpec
+from sentinel.models.spec import ModelSpec, RopeSpec
 
 from . import memory, packing
 from .kernels import layout
@@ -30,7 +30,8 @@ class Tables:
         self.spec = weights.spec
         self.weights = weights
         self.state = np.zeros(S.N_FIELD, np.int64)
-        self.layers = np.zeros((self.spec.n_layer, layout.LAYER_FIELDS), np.int64)
+        self._described = self.spec.with_baseline_layers()  # the model's layers, then those of its baseline
+        self.layers = np.zeros((self._described.n_layer, layout.LAYER_FIELDS), np.int64)
         self._threads, self._max_batch, self._half_kv = threads, max_batch, half_kv
         self._context = packing.padded(max_tokens)
         self._buffers: dict[str, NDArray[Any]] = {}
@@ -38,11 +39,14 @@ class Tables:
         self._allocate()
         self._allocate_cache()
         self._describe_model()
+        if self.spec.integration is not None:
+            self._describe_baseline()
+            self._describe_fusions()
 
     def set_level(self, level: Level) -> None:
         """Make the layer table say what ``level`` uses."""
         for i in range(self.spec.n_layer):
-            self._describe_layer(i, level)
+            self._describe_layer(self.layers[i], self.spec, f"layers.{i}", i, level)
         self._level = level
 
     # --- buffers ----------------------------------------------------------------------------------------------------
@@ -71,10 +75,11 @@ class Tables:
 
     def _strides(self) -> dict[S, int]:
         """Bytes per row of every buffer: odd numbers of cache lines, so that a tile's rows lie in different sets."""
-        spec = self.spec
+        spec, fused = self._described, self.spec.integration
         heads = max(y.n_head * y.head_dim for y in spec.layers)
-        neurons = max(y.intermediate_size for y in spec.layers)
-        widest = packing.padded(max(spec.n_embd, heads, neurons))
+        states = spec.n_embd if fused is None else 2 * spec.n_embd
+        neurons = max(0 if fused is None else fused.rank or 0, *(y.intermediate_size for y in spec.layers))
+        widest = packing.padded(max(states, heads, neurons))
         has_fp32 = any(p.kind == "fp32" for p in self.weights.parts.values())
         scores = max(TILE_TOKENS) * (self._context + 32) * 4
         return {
@@ -85,7 +90,7 @@ class Tables:
             S.INPUT_STRIDE: _odd_lines((4 if has_fp32 else 2) * widest),
             S.INPUT_SUM_STRIDE: _odd_lines(4 * widest // 32),
             S.LOGITS_STRIDE: _odd_lines(4 * packing.padded(spec.vocab_size)),
-            S.PRIVATE_STRIDE: _odd_lines(layout.P_SCORES + max(scores, 4 * packing.padded(spec.n_embd))),
+            S.PRIVATE_STRIDE: _odd_lines(layout.P_SCORES + max(scores, 4 * packing.padded(states))),
         }
 
     def _sizes(self, strides: dict[S, int]) -> dict[S, int]:
@@ -111,13 +116,13 @@ class Tables:
     def _allocate_cache(self) -> None:
         size = 2 if self._half_kv else 4
         sizes = []
-        for y in self.spec.layers:
+        for y in self._described.layers:
             heads = self._max_batch * y.n_kv_head * self._context * size
             sizes += [packing.padded(heads * y.head_dim, 64), packing.padded(heads * packing.padded(y.head_dim), 64)]
         area = memory.buffer(sum(sizes), huge=False)  # filled bit by bit as sequences grow
         self._buffers["cache"] = area
         start = area.ctypes.data
-        for i, y in enumerate(self.spec.layers):
+        for i, y in enumerate(self._described.layers):
             self.layers[i, layout.L_KEYS] = start
             self.layers[i, layout.L_VALUES] = start + sizes[2 * i]
             self.layers[i, layout.L_KV_STRIDE] = y.n_kv_head
@@ -141,20 +146,63 @@ class Tables:
         address = self.weights.address
         st[S.POSITIONS] = address("positions.weight")
         st[S.FINAL_NORM], st[S.FINAL_NORM_BIAS] = address("final_norm.weight"), address("final_norm.bias")
-        for head_dim in {y.head_dim for y in spec.layers} if spec.rope is not None else ():
+        for head_dim in {y.head_dim for y in self._described.layers} if spec.rope is not None else ():
             assert spec.rope is not None
             self._buffers[f"cos{head_dim}"], self._buffers[f"sin{head_dim}"] = rope_tables(
                 spec.rope, head_dim, self._context
             )
 
-    def _describe_layer(self, i: int, level: Level) -> None:
-        spec, y, fields = self.spec, self.spec.layers[i], self.layers[i]
+    def _describe_baseline(self) -> None:
+        """The baseline's layers, all of each, its embeddings, and which of its states are kept."""
+        assert self.spec.integration is not None
+        baseline, st, n_layer = self.spec.integration.baseline, self.state, self.spec.n_layer
+        if baseline is None:
+            return
+        level = Level.full(baseline)
+        for i in range(baseline.n_layer):
+            self._describe_layer(self.layers[n_layer + i], baseline, f"baseline.layers.{i}", i, level)
+        embed = np.array(_matrix(self.weights, "baseline.embed", baseline.vocab_size, baseline.n_embd), np.int64)
+        self._buffers["baseline embed"] = embed
+        st[S.N_BASELINE], st[S.BASELINE_EMBED] = baseline.n_layer, embed.ctypes.data
+        st[S.BASELINE_POSITIONS] = self.weights.address("baseline.positions.weight")
+
+    def _describe_fusions(self) -> None:
+        """Where early states and those of the baseline are kept, and the fusions that read them."""
+        wanted, n_layer = self.spec.integration, self.spec.n_layer
+        assert wanted is not None
+        pairs, size = n_layer // 2, int(self.state[S.X_STRIDE]) * layout.MAX_ROWS
+        kept = memory.buffer(2 * pairs * size, huge=False)
+        self._buffers["kept states"] = kept
+        for late in range(pairs):
+            layer = n_layer - pairs + late
+            early, unpruned = (kept.ctypes.data + (place + late) * size for place in (0, pairs))
+            if wanted.skips:
+                self.layers[n_layer - layer, layout.L_KEEP] = early  # the input of the layer after the early one
+                self._describe_fusion(layer, layout.L_SKIP, f"integration.skips.{late}", early)
+            if wanted.baseline is not None:
+                if late + 1 < pairs:
+                    self.layers[n_layer + layer, layout.L_KEEP] = unpruned
+                else:
+                    self.state[S.BASELINE_KEEP] = unpruned
+                self._describe_fusion(layer, layout.L_ADAPTER, f"integration.adapters.{late}", unpruned)
+
+    def _describe_fusion(self, layer: int, start: int, name: str, other: int) -> None:
+        address, width = self.weights.address, self.spec.n_embd
+        assert self.spec.integration is not None
+        rank = self.spec.integration.rank
+        norms = [address(f"{name}.{norm}.{part}") for norm in ("other_norm", "norm") for part in ("weight", "bias")]
+        down = [0] * layout.MATRIX_FIELDS if rank is None else _matrix(self.weights, f"{name}.down", rank, 2 * width)
+        up = _matrix(self.weights, f"{name}.up", width, 2 * width if rank is None else rank)
+        self.layers[layer, start : start + layout.FUSION_FIELDS] = [other, *norms, *down, *up]
+
+    def _describe_layer(self, fields: NDArray[np.int64], spec: ModelSpec, prefix: str, i: int, level: Level) -> None:
+        y = spec.layers[i]
         n_kv_head, n_neuron = level.n_kv_head[i], level.n_neuron[i]
         n_head = y.group_size * n_kv_head
         fields[layout.L_HEAD], fields[layout.L_KV_HEAD] = n_head, n_kv_head
         fields[layout.L_HEAD_DIM], fields[layout.L_NEURON] = y.head_dim, n_neuron
         fields[layout.L_GATED] = spec.gated_mlp
-        address, prefix = self.weights.address, f"layers.{i}"
+        address = self.weights.address
         fields[layout.L_NORM1], fields[layout.L_NORM2] = (
             address(f"{prefix}.{norm}.weight") for norm in ("attn_norm", "mlp_norm")
         )

@@ -17,6 +17,7 @@ from .packed_file import Collector, PackedTensors, Part, read_packed, write_pack
 
 Precision = Literal["fp32", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+ENDS = ("embed", "lm_head", "baseline.embed")
 Grams = Callable[[str], "NDArray | None"]
 
 
@@ -56,14 +57,16 @@ class NativeWeights(PackedTensors):
         head = head_precision or ("int8" if precision == "int4" else precision)
         tensors = Collector()
         for name, n_row, n_column, bias in matrices_of(spec):
-            kind = head if name in ("embed", "lm_head") else precision
+            kind = head if name in ENDS or name.startswith("integration.") else precision
             source = "embed" if name == "lm_head" and spec.tied_head else name
             if n_row and n_column:
                 weight = checked(arrays, f"{source}.weight", (n_row, n_column))
                 columns = _gates(spec, arrays, name)
                 add_matrix(tensors, name, kind, weight if columns is None else weight * columns, grams)
             if bias and n_row:
-                tensors.add_vector(f"{name}.bias", checked(arrays, f"{name}.bias", (n_row,)))
+                gate = _fusion_gate(arrays, name)
+                vector = checked(arrays, f"{name}.bias", (n_row,))
+                tensors.add_vector(f"{name}.bias", vector if gate is None else vector * gate)
         for name, shape in vectors_of(spec):
             tensors.add_vector(name, checked(arrays, name, shape).reshape(-1))
         return cls(spec, precision, *tensors.joined())
@@ -103,8 +106,32 @@ def matrices_of(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
             found.append((f"layers.{i}.mlp.gate_proj", f, c, spec.up_bias))
         found.append((f"layers.{i}.mlp.up_proj", f, c, spec.up_bias))
         found.append((f"layers.{i}.mlp.down_proj", c, f, spec.down_bias))
+    found += _integration_matrices(spec)
     found.append(("lm_head", spec.vocab_size, c, False))
     return found
+
+
+def _integration_matrices(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
+    """`matrices_of` the fusions and of the baseline, whose LM head does not exist."""
+    c = spec.n_embd
+    found: list[tuple[str, int, int, bool]] = []
+    for name in _fusions(spec):
+        rank = spec.integration.rank if spec.integration is not None else None
+        if rank is not None:
+            found.append((f"{name}.down", rank, 2 * c, False))
+        found.append((f"{name}.up", c, 2 * c if rank is None else rank, True))
+    baseline = None if spec.integration is None else spec.integration.baseline
+    if baseline is not None:
+        found.append(("baseline.embed", baseline.vocab_size, c, False))
+        found += [(f"baseline.{name}", *sizes) for name, *sizes in matrices_of(baseline) if name not in ENDS]
+    return found
+
+
+def _fusions(spec: ModelSpec) -> list[str]:
+    """Names of all fusions."""
+    wanted = spec.integration
+    kinds = [] if wanted is None else ["skips"] * wanted.skips + ["adapters"] * (wanted.baseline is not None)
+    return [f"integration.{kind}.{i}" for kind in kinds for i in range(spec.n_layer // 2)]
 
 
 def vectors_of(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
@@ -117,6 +144,13 @@ def vectors_of(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
             found.append((f"{name}.bias", (spec.n_embd,)))
     if spec.positions == "learned":
         found.append(("positions.weight", (spec.max_seq_len, spec.n_embd)))
+    for name in (f"{fusion}.{norm}" for fusion in _fusions(spec) for norm in ("other_norm", "norm")):
+        found.append((f"{name}.weight", (spec.n_embd,)))
+        if spec.norm == "layernorm":
+            found.append((f"{name}.bias", (spec.n_embd,)))
+    baseline = None if spec.integration is None else spec.integration.baseline
+    if baseline is not None:
+        found += [(f"baseline.{name}", shape) for name, shape in vectors_of(baseline) if "final_norm" not in name]
     return found
 
 
@@ -154,14 +188,24 @@ def checked(arrays: Mapping[str, NDArray], name: str, shape: tuple[int, ...]) ->
 
 
 def _gates(spec: ModelSpec, arrays: Mapping[str, NDArray], name: str) -> NDArray[np.float32] | None:
-    """Factors of the columns of ``name``: an output projection's head gates, if the model has any."""
+    """Factors of the columns of ``name``: an output projection's head gates or a fusion's gate, if the model has any."""
     if not name.endswith(".out_proj"):
-        return None
+        return _fusion_gate(arrays, name)
     gate = name.removesuffix("out_proj") + "gate"
-    layer = spec.layers[int(name.split(".")[1])]
+    if name.startswith("baseline."):
+        assert spec.integration is not None and spec.integration.baseline is not None
+        spec = spec.integration.baseline
+    layer = spec.layers[int(name.removeprefix("baseline.").split(".")[1])]
     if gate not in arrays or layer.n_head == 0:
         return None
     return np.repeat(checked(arrays, gate, (layer.n_head,)), layer.head_dim)
+
+
+def _fusion_gate(arrays: Mapping[str, NDArray], name: str) -> NDArray[np.float32] | None:
+    """The gate of a fusion, for its last matrix; None for every other matrix."""
+    if not (name.startswith("integration.") and name.endswith(".up")):
+        return None
+    return checked(arrays, name.removesuffix("up") + "gate", (1,))
 
 
 def _check_parts(weights: NativeWeights, path: Path) -> None:

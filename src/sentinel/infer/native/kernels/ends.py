@@ -24,16 +24,15 @@ from .matrix import add_bias, block_product, block_range
 from .vector import FAST
 
 _THREADS, _N_EMBD = int(S.THREADS), int(S.N_EMBD)
-_EMBED, _POSITIONS = int(S.EMBED), int(S.POSITIONS)
 _LOGITS, _LOGITS_STRIDE, _BEST = int(S.LOGITS), int(S.LOGITS_STRIDE), int(S.BEST)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _NO_LOGIT = np.float32(-np.inf)
 
 
 @njit(**FAST)
-def embed(st, token, position, first, end, x):
-    """Columns first..end of a token's embedding (and its position's, if learned)."""
-    m = i64_view(st[_EMBED], MATRIX_FIELDS)
+def embed(st, table, positions, token, position, first, end, x):
+    """Columns first..end of a token's embedding, from the matrix of fields ``table`` (and its position's, if learned)."""
+    m = i64_view(table, MATRIX_FIELDS)
     block, row = token // 32, token % 32
     w = m[WEIGHT] + block * m[BLOCK_BYTES]
     out = f32_view(x, st[_N_EMBD])
@@ -51,8 +50,8 @@ def embed(st, token, position, first, end, x):
                 byte = group + (c // 8 * 2 + row // 16) * 64 + (row % 16 * 2 + c % 2) * 2 + c % 8 // 4
                 nibble = (np.int64(i8_view(byte, 1)[0]) >> (c % 4 // 2 * 4)) & 15
                 out[k] = (np.float32(nibble) * half_at(group + 512 + row * 2) + half_at(group + 576 + row * 2)) * scale
-    if st[_POSITIONS] != 0:
-        added = f32_view(st[_POSITIONS] + position * st[_N_EMBD] * 4, st[_N_EMBD])
+    if positions != 0:
+        added = f32_view(positions + position * st[_N_EMBD] * 4, st[_N_EMBD])
         for k in range(first, end):
             out[k] += added[k]
 

@@ -11,12 +11,16 @@ from numba import njit
 
 from .attention import attend, cache_row
 from .ends import embed, gather_best, head_logits
+from .fusion import fuse, keep
 from .intrinsics import cycles, float_bits, i64_table, i64_view
 from .layout import (
+    FUSION_FIELDS,
+    L_ADAPTER,
     L_DOWN,
     L_GATE,
     L_GATED,
     L_HEAD,
+    L_KEEP,
     L_KV_HEAD,
     L_NEURON,
     L_NORM1,
@@ -25,6 +29,7 @@ from .layout import (
     L_NORM2_BIAS,
     L_OUT,
     L_QKV,
+    L_SKIP,
     L_UP,
     LAST_ROWS,
     LAST_TILES,
@@ -59,6 +64,9 @@ _FINAL_NORM, _FINAL_BIAS = int(S.FINAL_NORM), int(S.FINAL_NORM_BIAS)
 _X, _X_STRIDE, _QKV, _QKV_STRIDE = int(S.X), int(S.X_STRIDE), int(S.QKV), int(S.QKV_STRIDE)
 _ATTENTION, _ATTENTION_STRIDE = int(S.ATTENTION), int(S.ATTENTION_STRIDE)
 _HIDDEN, _HIDDEN_STRIDE = int(S.HIDDEN), int(S.HIDDEN_STRIDE)
+_EMBED, _POSITIONS, _N_BASELINE = int(S.EMBED), int(S.POSITIONS), int(S.N_BASELINE)
+_BASELINE_EMBED, _BASELINE_POSITIONS = int(S.BASELINE_EMBED), int(S.BASELINE_POSITIONS)
+_BASELINE_KEEP = int(S.BASELINE_KEEP)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _SYNC, _PLAN, _PROFILE = int(S.SYNC), int(S.PLAN), int(S.PROFILE)
 
@@ -94,14 +102,14 @@ def _clock(st, thread, part, since):
 
 
 @njit(**FAST)
-def _embed_rows(st, rows, n, private, thread, n_thread):
+def _embed_rows(st, table, positions, rows, n, private, thread, n_thread):
     width = st[_N_EMBD]
     if n == 1:
         first, end = width * thread // n_thread, width * (thread + 1) // n_thread
-        embed(st, rows[0, R_TOKEN], rows[0, R_POSITION], first, end, st[_X])
+        embed(st, table, positions, rows[0, R_TOKEN], rows[0, R_POSITION], first, end, st[_X])
     else:
         for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
-            embed(st, rows[r, R_TOKEN], rows[r, R_POSITION], 0, width, st[_X] + r * st[_X_STRIDE])
+            embed(st, table, positions, rows[r, R_TOKEN], rows[r, R_POSITION], 0, width, st[_X] + r * st[_X_STRIDE])
     barrier(st[_SYNC], private, n_thread)
 
 
@@ -173,6 +181,35 @@ def _mlp(st, layer, following, n, private, thread, n_thread, clock):
 
 
 @njit(**FAST)
+def _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clock):
+    """Take ``n`` rows through the layers of the baseline; the states that the model borrows are kept."""
+    _embed_rows(st, st[_BASELINE_EMBED], st[_BASELINE_POSITIONS], rows, n, private, thread, n_thread)
+    clock = _clock(st, thread, 0, clock)
+    first, end = st[_N_LAYER], st[_N_LAYER] + st[_N_BASELINE]
+    for i in range(first, end):
+        layer = layers[i]
+        keep(st, layer[L_KEEP], n, private, thread, n_thread)
+        if layer[L_HEAD] > 0:
+            clock = _fill_cache(st, layer, rows, n, private, thread, n_thread, clock)
+            clock = _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock)
+        if layer[L_OUT + N_ROW] > 0:
+            clock = _out_projection(st, layer, n, private, thread, n_thread, clock)
+        following = layers[i + 1 if i + 1 < end else 0][L_QKV : L_QKV + MATRIX_FIELDS]
+        clock = _mlp(st, layer, following, n, private, thread, n_thread, clock)
+    keep(st, st[_BASELINE_KEEP], n, private, thread, n_thread)
+    return clock
+
+
+@njit(**FAST)
+def _borrow(st, layer, n, private, thread, n_thread, clock):
+    """Keep the input of a layer for a later one, and add to it what is borrowed from other states."""
+    keep(st, layer[L_KEEP], n, private, thread, n_thread)
+    fuse(st, layer[L_SKIP : L_SKIP + FUSION_FIELDS], n, private, thread, n_thread)
+    fuse(st, layer[L_ADAPTER : L_ADAPTER + FUSION_FIELDS], n, private, thread, n_thread)
+    return _clock(st, thread, 11, clock)
+
+
+@njit(**FAST)
 def forward(state, thread):
     """One thread's part of a pass; ``state`` is the address of the state."""
     st = i64_view(state, _N_FIELD)
@@ -182,13 +219,16 @@ def forward(state, thread):
     n, n_layer = st[_ROWS], st[_N_LAYER]
     rows = i64_table(st[_ROW_TABLE], n, ROW_FIELDS)
     n_tile, tiles = plan[N_TILE], plan[TILES : TILES + 2 * MAX_ROWS]
-    layers = i64_table(st[_LAYERS], n_layer, LAYER_FIELDS)
+    layers = i64_table(st[_LAYERS], n_layer + st[_N_BASELINE], LAYER_FIELDS)
     head = i64_view(st[_HEAD], MATRIX_FIELDS)
     clock = cycles()
-    _embed_rows(st, rows, n, private, thread, n_thread)
+    if st[_N_BASELINE] > 0:
+        clock = _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clock)
+    _embed_rows(st, st[_EMBED], st[_POSITIONS], rows, n, private, thread, n_thread)
     clock = _clock(st, thread, 0, clock)
     for i in range(n_layer):
         layer = layers[i]
+        clock = _borrow(st, layer, n, private, thread, n_thread, clock)
         if layer[L_HEAD] > 0:
             clock = _fill_cache(st, layer, rows, n, private, thread, n_thread, clock)
         if i == n_layer - 1 and plan[N_WANTED] < n:

@@ -20,7 +20,15 @@ INT4_GROUP_BYTES = INT4_NIBBLE_BYTES + 2 * ROWS * 2  # 32 rows x 32 columns: nib
 KIND, WEIGHT, SCALE, BIAS, BLOCK_BYTES, N_ROW, N_COLUMN = range(7)
 MATRIX_FIELDS = 7
 
-# Fields of one layer: sizes, norms, KV cache, rotary table, then five matrices.
+# Fields of a fusion: the other state (0: no fusion), the norms of both states, then two matrices, the first of which a
+# fusion of full rank does not have.
+F_OTHER, F_OTHER_NORM, F_OTHER_BIAS, F_NORM, F_BIAS = range(5)
+F_DOWN = 5
+F_UP = F_DOWN + MATRIX_FIELDS
+FUSION_FIELDS = F_UP + MATRIX_FIELDS
+
+# Fields of one layer: sizes, norms, KV cache, rotary table, five matrices, then where its input is kept for a fusion (0:
+# nowhere), and its own fusions with an early state and with one of the baseline.
 L_HEAD, L_KV_HEAD, L_HEAD_DIM, L_KV_STRIDE, L_NEURON, L_GATED = range(6)
 L_NORM1, L_NORM1_BIAS, L_NORM2, L_NORM2_BIAS, L_KEYS, L_VALUES, L_COS, L_SIN = range(6, 14)
 L_QKV = 14
@@ -28,7 +36,10 @@ L_OUT = L_QKV + MATRIX_FIELDS
 L_GATE = L_OUT + MATRIX_FIELDS
 L_UP = L_GATE + MATRIX_FIELDS
 L_DOWN = L_UP + MATRIX_FIELDS
-LAYER_FIELDS = L_DOWN + MATRIX_FIELDS
+L_KEEP = L_DOWN + MATRIX_FIELDS
+L_SKIP = L_KEEP + 1
+L_ADAPTER = L_SKIP + FUSION_FIELDS
+LAYER_FIELDS = L_ADAPTER + FUSION_FIELDS
 
 # Fields of one row (a token of one sequence).
 R_TOKEN, R_SEQUENCE, R_POSITION, R_WANTED = range(4)
@@ -76,7 +87,11 @@ class S(IntEnum):
     SYNC = 35
     PLAN = 36  # int64: counts, then attention tiles and wanted rows (below)
     PROFILE = 37  # int64 [PROFILE_FIELDS] cycles of thread 0 per part
-    N_FIELD = 38
+    N_BASELINE = 38  # layers of the baseline, which follow those of the model in the table
+    BASELINE_EMBED = 39  # address of a matrix's fields
+    BASELINE_POSITIONS = 40  # float32 [S, C], or 0
+    BASELINE_KEEP = 41  # where the state after the baseline's last layer is kept, or 0
+    N_FIELD = 42
 
 
 # In a thread's private area, in bytes.
@@ -102,5 +117,5 @@ Y_JOB = 0  # number of the newest job
 Y_ARRIVED = 64  # arrivals at barriers
 Y_PARKED = 128  # per thread: 1 while it sleeps
 
-PARTS = ("embed", "norm", "qkv", "cache", "attention", "out", "norm2", "up", "quantise", "down", "head")
+PARTS = ("embed", "norm", "qkv", "cache", "attention", "out", "norm2", "up", "quantise", "down", "head", "fuse")
 ACTIVATIONS = ("gelu_new", "gelu", "silu", "relu")

@@ -67,6 +67,18 @@ def put_norm(st, matrix, x, row, weight, bias, eps, scratch):
 
 
 @njit(**FAST)
+def put_pair(st, matrix, x, other, row, norms, eps, scratch):
+    """Make row ``row`` of the input of ``matrix`` from the norms of the values at ``other`` and at ``x``, side by side.
+
+    ``norms`` are the addresses of weight and bias of the other's norm, then of the own.
+    """
+    n = matrix[N_COLUMN] // 2
+    normalise(other, scratch, n, norms[0], norms[1], st[_LAYERNORM], eps)
+    normalise(x, scratch + 4 * n, n, norms[2], norms[3], st[_LAYERNORM], eps)
+    put_input(st, matrix, scratch, row)
+
+
+@njit(**FAST)
 def block_product(st, matrix, block, row0, n_token, y):
     """One block of ``matrix`` times ``n_token`` rows of the input from ``row0``: float32 [tokens][32 rows] at ``y``."""
     stride = matrix[BLOCK_BYTES]
