@@ -41,12 +41,13 @@ def fuse(st, fusion, n, private, thread, n_thread):
     first = down if low_rank else up
     norms = fusion[F_OTHER_NORM : F_OTHER_NORM + 4]
     eps, scratch = float_bits(np.int32(st[_EPS])), private + P_SCORES
-    # With one token every thread makes the input for itself; then nobody may write the stream before all have read it.
+    # With one token every thread makes the input for itself.
     start, end = (0, 1) if n == 1 else (n * thread // n_thread, n * (thread + 1) // n_thread)
     for r in range(start, end):
         offset = r * st[_X_STRIDE]
         put_pair(st, first, st[_X] + offset, other + offset, thread if n == 1 else r, norms, eps, scratch)
-    barrier(st[_SYNC], private, n_thread)
+    if n > 1 or not low_rank:  # nobody may write the stream before all have read it
+        barrier(st[_SYNC], private, n_thread)
     row0 = thread if n == 1 else 0
     if low_rank:
         project(st, down, row0, n, st[_HIDDEN], st[_HIDDEN_STRIDE], False, private, thread, n_thread)
