@@ -42,7 +42,9 @@ def fuse(st, fusion, n, private, thread, n_thread):
     norms = fusion[F_OTHER_NORM : F_OTHER_NORM + 4]
     eps, scratch = float_bits(np.int32(st[_EPS])), private + P_SCORES
     # With one token every thread makes the input for itself.
-    start, end = (0, 1) if n == 1 else (n * thread // n_thread, n * (thread + 1) // n_thread)
+    start, end = n * thread // n_thread, n * (thread + 1) // n_thread
+    if n == 1:
+        start, end = 0, 1
     for r in range(start, end):
         offset = r * st[_X_STRIDE]
         put_pair(st, first, st[_X] + offset, other + offset, thread if n == 1 else r, norms, eps, scratch)
