@@ -69,6 +69,10 @@ def worded_request(tmp_path, **settings) -> Request:
     return Request(loaded, "tiny", None, None, Engines(loaded), given)
 
 
+def replace_settings(request: Request, **changed) -> Request:
+    return replace(request, settings=replace(request.settings, **changed))
+
+
 def test_every_configuration_is_judged_after_the_same_recovery(tmp_path):
     request = worded_request(tmp_path, recovery_steps=3)
     before = {name: tensor.clone() for name, tensor in request.loaded.decoder.state_dict().items()}
@@ -81,6 +85,13 @@ def test_every_configuration_is_judged_after_the_same_recovery(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in request.loaded.decoder.state_dict().items())
     (table,) = tables(rows)
     assert "at most 3 steps" in table.note and "U-Net skips " in table.note and "x the speed" in table.note
+
+
+def test_the_compiled_levels_run_every_configuration_and_int8_has_no_perplexity_of_fp32(tmp_path):
+    rows = integration.run(replace_settings(worded_request(tmp_path, recovery_steps=2), levels=(2, 3)))
+    assert [(row.level, row.precision) for row in rows[1:5]] == [(2, "fp32"), (3, "int8")] * 2
+    assert all((row.perplexity is None) == (row.level == 3) for row in rows)
+    assert all(row.recovery_steps == 2 for row in rows if row.heads_pruned)
 
 
 def test_recovery_that_was_asked_for_is_not_left_out_in_silence():

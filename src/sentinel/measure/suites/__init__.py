@@ -141,7 +141,7 @@ _SUITES = (
         "skips and baseline integration against the plain model: speed, parameters, perplexity after recovery",
         {
             **_GENERATION,
-            "levels": (0, 1),
+            "levels": (0, 1, 2, 3),
             "heads": (0.0, 0.5),
             "recovery_steps": 20,
             "calibration": "built-in",

@@ -24,6 +24,7 @@ from sentinel.models.decoder import Decoder
 from sentinel.progress import working
 
 ORIGINAL, PLAIN = "original", "minimal"
+HOW = ("recovery_steps", "criterion", "compensated")  # how a model was made, whatever precision it then runs in
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ def _rows_at(request: Request, heads: float, quality: Recovered | None) -> list[
         assert isinstance(one.subject, Configured)
         spec = one.subject.spec
         before = spec.parameter_count(baseline=False) - spec.fusion_weights
+        told = judged[one.subject.configuration]
+        if one.subject.precision != "fp32":  # it was judged in fp32
+            told = {name: told[name] for name in HOW if name in told}
         rows.append(
             replace(
                 one.row,
@@ -76,7 +80,7 @@ def _rows_at(request: Request, heads: float, quality: Recovered | None) -> list[
                 parameters=before + spec.fusion_weights,
                 parameters_before=before,
                 growth=spec.fusion_weights / before,
-                **judged[one.subject.configuration],
+                **told,
             )
         )
     return rows
