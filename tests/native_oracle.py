@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from sentinel.infer.native import quantise
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 
@@ -171,3 +172,15 @@ def plain_logits(spec, arrays, tokens):
         elif spec.down_bias:
             x = x + a[p + "mlp.down_proj.bias"]
     return norm(x, "final_norm") @ a["embed.weight" if spec.tied_head else "lm_head.weight"].T
+
+
+def dequantised(weight, kind):
+    """The float32 weights that a packed matrix of that precision stands for."""
+    if kind == "fp32":
+        return weight
+    if kind == "int8":
+        q, scale = quantise.int8(weight)
+        return q * scale[:, None]
+    q, step, low, scale = quantise.int4(weight)
+    wide_step, wide_low = (np.repeat(v.astype(np.float32), 32, axis=1) for v in (step, low))
+    return ((q * wide_step + wide_low) * scale[:, None])[:, : weight.shape[1]]

@@ -61,26 +61,14 @@ def test_logits_equal_hugging_face(name):
 @pytest.mark.parametrize("head", ["fp32", "int8", "int4"])
 def test_quantised_model_equals_its_own_dense_weights(precision, head):
     """The kernels add no error of their own: dense float32 of the same quantised weights gives the same logits."""
-    from sentinel.infer.native import quantise
-
     spec, arrays = oracle.canonical(oracle.gpt2(n_head=2, n_embd=70, n_inner=130))
-
-    def dense(weight, kind):
-        if kind == "fp32":
-            return weight
-        if kind == "int8":
-            q, s = quantise.int8(weight)
-            return q * s[:, None]
-        q, step, low, s = quantise.int4(weight)
-        wide_step, wide_low = (np.repeat(v.astype(np.float32), 32, axis=1) for v in (step, low))
-        return ((q * wide_step + wide_low) * s[:, None])[:, : weight.shape[1]]
 
     same = dict(arrays)
     for name, array in arrays.items():
         if name == "embed.weight":
-            same[name] = dense(array, head)
+            same[name] = oracle.dequantised(array, head)
         elif name.endswith("_proj.weight"):
-            same[name] = dense(array, precision)
+            same[name] = oracle.dequantised(array, precision)
     engine = NativeEngine(NativeWeights.from_arrays(spec, arrays, precision, head_precision=head))
     np.testing.assert_allclose(engine.score(TOKENS), engine_of(spec, same).score(TOKENS), atol=2e-3)
     np.testing.assert_allclose(stepwise(engine, TOKENS, 9), engine.score(TOKENS)[8:], atol=2e-3)

@@ -10,13 +10,14 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, some_tokens
 
+from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.infer.engines import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.measure.profiling.native_counters import PART_COMPONENTS
 from sentinel.measure.profiling.profile import profile_engine
-from sentinel.measure.profiling.spans import COMPONENTS
+from sentinel.measure.profiling.spans import COMPONENTS, components_of
 from sentinel.measure.profiling.tensor_memory import LiveTensors
 from sentinel.measure.profiling.trace import chrome_trace
 from sentinel.models.checkpoint import save_checkpoint
@@ -27,15 +28,18 @@ PROMPT = list(range(1, 9))
 
 
 @pytest.mark.parametrize(
-    "spec", [spec_of("gpt2"), spec_of("llama-grouped"), unequal_spec()], ids=["gpt2", "llama", "unequal"]
+    "model",
+    [filled_decoder(spec) for spec in (spec_of("gpt2"), spec_of("llama-grouped"), unequal_spec())]
+    + [integrate(filled_decoder(spec_of("llama-grouped")), rank=2)],
+    ids=["gpt2", "llama", "unequal", "integrated"],
 )
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
-def test_components_are_whole_and_nothing_stays_behind(spec, level):
-    engine = make_engine(filled_decoder(spec), level, threads=2)
+def test_components_are_whole_and_nothing_stays_behind(model, level):
+    engine = make_engine(model, level, threads=2)
     before = list(generate_tokens(engine, [PROMPT], 6))
     state = {id(m): set(vars(m)) for m in engine.decoder.modules()} if level < 2 else {}
     found = profile_engine(engine, PROMPT, 6, rounds=2)
-    assert tuple(part.name for part in found.components) == COMPONENTS
+    assert tuple(part.name for part in found.components) == components_of(model.spec)
     assert all(part.decode_ms > 0 and part.prefill_ms > 0 for part in found.components)
     assert sum(part.share for part in found.components) == pytest.approx(1)
     assert found.unprofiled_step_ms > 0 and found.unprofiled_prefill_ms > 0
@@ -88,7 +92,7 @@ def test_trace_and_chart_hold_the_profile():
     for first, second in itertools.pairwise(steps):
         assert second["ts"] >= first["ts"] + first["dur"] - 0.01
     inside = [e for e in events if e["ph"] == "X" and e["cat"] != "step"]
-    assert {e["cat"] for e in inside} >= set(COMPONENTS) - {"other"}
+    assert {e["cat"] for e in inside} >= set(components_of(spec_of("gpt2"))) - {"other"}
     assert any(e["name"] == "layer 2 q/k/v" for e in inside)
     assert chart_text(profile_chart(found, "tiny"), ".svg").startswith("<svg")
 
@@ -112,7 +116,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "LM head" in said and "the final norm" in said and "not profiled" in said and "KV cache" in said
     (row,) = json.loads(files["--json"].read_text())["results"]
-    assert row["engine"] == "level 2" and {c["name"] for c in row["components"]} == set(COMPONENTS)
+    assert row["engine"] == "level 2" and {c["name"] for c in row["components"]} == set(components_of(spec_of("gpt2")))
     assert "vegaEmbed" in files["--chart"].read_text() and "traceEvents" in files["--trace"].read_text()
     assert main(["profile", str(tmp_path / "m"), "--chart", "p.png"]) == 2
     assert ".html or .svg" in capsys.readouterr().err

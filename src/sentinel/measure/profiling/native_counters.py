@@ -11,7 +11,7 @@ from numba import njit
 from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.native.kernels.intrinsics import cycles
-from sentinel.measure.profiling.spans import OTHER, SAMPLING, Span, Step, greedy_steps
+from sentinel.measure.profiling.spans import FUSIONS, OTHER, SAMPLING, Span, Step, components_of, greedy_steps
 
 # Component of each part of the compiled step (`sentinel.infer.native.kernels.layout.PARTS`).
 PART_COMPONENTS = {
@@ -26,6 +26,7 @@ PART_COMPONENTS = {
     "quantise": "MLP",
     "down": "MLP",
     "head": "LM head",
+    "fuse": FUSIONS,
 }
 
 
@@ -76,6 +77,8 @@ class CounterMeter:
         parts = {name: count / self._per_ms for name, count in self.engine.profile().items()}
         unknown = set(parts) - set(PART_COMPONENTS)
         assert not unknown, f"parts of the compiled step that no component covers: {unknown}"
+        known = components_of(self.engine.spec)
+        parts = {name: ms for name, ms in parts.items() if PART_COMPONENTS[name] in known}
         rest = max(0.0, total_ms - sampling_ms - sum(parts.values()))
         spans = [Span(OTHER, "step", 0.0, total_ms, rest)]
         start = rest  # the parts of all layers are summed, so that a trace can only show them one after another

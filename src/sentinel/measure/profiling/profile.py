@@ -11,7 +11,7 @@ from sentinel.errors import InputError
 from sentinel.infer.engines import Engine, check_prompts
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.infer.torch_engine import TorchEngine
-from sentinel.measure.profiling.spans import COMPONENTS, Meter, Step
+from sentinel.measure.profiling.spans import Meter, Step, components_of
 from sentinel.progress import track
 
 
@@ -108,7 +108,7 @@ def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, round
         new_tokens=new_tokens,
         rounds=rounds,
         method=meter.method,
-        components=_components(profiled, meter.fused),
+        components=_components(components_of(engine.spec), profiled, meter.fused),
         step_ms=_median([step.total_ms for steps in profiled for step in steps[1:]]),
         unprofiled_step_ms=_median([ms for stamps in plain for ms in stamps[1:]]),
         prefill_ms=_median([steps[0].total_ms for steps in profiled]),
@@ -118,12 +118,13 @@ def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, round
     )
 
 
-def _components(profiled: Sequence[Sequence[Step]], fused: dict[str, str]) -> tuple[Component, ...]:
+def _components(
+    names: Sequence[str], profiled: Sequence[Sequence[Step]], fused: dict[str, str]
+) -> tuple[Component, ...]:
     prefills = [steps[0].components() for steps in profiled]
     decodes = [step.components() for steps in profiled for step in steps[1:]]
     found = {
-        name: tuple(_median([step.get(name, 0.0) for step in kind]) for kind in (prefills, decodes))
-        for name in COMPONENTS
+        name: tuple(_median([step.get(name, 0.0) for step in kind]) for kind in (prefills, decodes)) for name in names
     }
     total = sum(decode for _, decode in found.values())
     return tuple(

@@ -10,12 +10,20 @@ from typing import Protocol
 
 from sentinel.infer.engines import Engine
 from sentinel.infer.sampling import Sampler, SamplingSettings
+from sentinel.models.spec import ModelSpec
 
 OTHER = "other"
 SAMPLING = "sampling"
+FUSIONS = "fusions"  # of skips and baseline integration
 COMPONENTS = (
-    "embedding", "norms", "q/k/v", "attention", "output projection", "MLP", "LM head", SAMPLING, OTHER,
+    "embedding", "norms", "q/k/v", "attention", "output projection", "MLP", FUSIONS, "LM head", SAMPLING, OTHER,
 )  # fmt: skip
+
+
+def components_of(spec: ModelSpec) -> tuple[str, ...]:
+    """The components that a model has: fusions only where it borrows from other states. A baseline's own parts count as
+    the model's."""
+    return tuple(name for name in COMPONENTS if name != FUSIONS or spec.integration is not None)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import torch
 
 from sentinel.errors import InputError
 from sentinel.infer.torch_engine import TorchEngine
-from sentinel.measure.profiling.spans import OTHER, SAMPLING, Span, Step, greedy_steps
+from sentinel.measure.profiling.spans import FUSIONS, OTHER, SAMPLING, Span, Step, greedy_steps
 from sentinel.models.decoder import Attention, Decoder
+from sentinel.models.integration import Fusion
 from sentinel.models.reference import ReferenceAttention, ReferenceHead
 
 
@@ -153,8 +154,19 @@ def places_of(decoder: Decoder) -> Iterator[tuple[object, str, str, str]]:
     yield decoder, "rotary", "embedding", "rotary tables"
     yield decoder, "logits", "LM head", "LM head"
     yield decoder.final_norm, "forward", "norms", "final norm"
+    yield from _places_of_layers(decoder, "")
+    if decoder.integration is not None:
+        for fusion in (module for module in decoder.integration.modules() if isinstance(module, Fusion)):
+            yield fusion, "forward", FUSIONS, "fusion"
+    if decoder.baseline is not None:
+        yield decoder.baseline, "embedded", "embedding", "embedding of the baseline"
+        yield decoder.baseline, "rotary", "embedding", "rotary tables of the baseline"
+        yield from _places_of_layers(decoder.baseline, "baseline ")
+
+
+def _places_of_layers(decoder: Decoder, prefix: str) -> Iterator[tuple[object, str, str, str]]:
     for index, block in enumerate(decoder.blocks):
-        where = f"layer {index} "
+        where = f"{prefix}layer {index} "
         yield block.attn_norm, "forward", "norms", f"{where}attention norm"
         yield block.mlp_norm, "forward", "norms", f"{where}MLP norm"
         yield block.mlp, "forward", "MLP", f"{where}MLP"
