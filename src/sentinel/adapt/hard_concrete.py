@@ -29,7 +29,7 @@ from sentinel.progress import track
 CRITERION = "learned"
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 START = 2.5  # log-alpha: open with probability 0.98
-STEPS, BATCH, LENGTH = 100, 2, 256
+STEPS, BATCH, LENGTH = 200, 2, 128
 LEARNING_RATE = 0.1
 RAMP = 0.7  # of the steps, until the asked share should be closed
 MULTIPLIER_RATE = 0.5  # by which the penalty, nats for the share of open gates, follows the gap in every step
@@ -51,7 +51,7 @@ def open_probability(log_alpha: Tensor) -> Tensor:
 def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0, steps: int = STEPS) -> Scores:
     """Importance of every head group: its log-alpha after training until the share ``closed`` (0..1) is closed.
 
-    ``windows`` [W, T] are calibration tokens; a step takes two pieces of 256 of them. Neurons are not scored (all the
+    ``windows`` [W, T] are calibration tokens; a step takes two pieces of 128 of them. Neurons are not scored (all the
     same). Raises `InputError` for NaN.
     """
     counts = [layer.n_kv_head for layer in dense.spec.layers]

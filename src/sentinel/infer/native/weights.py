@@ -123,7 +123,7 @@ def _integration_matrices(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
     baseline = None if spec.integration is None else spec.integration.baseline
     if baseline is not None:
         found.append(("baseline.embed", baseline.vocab_size, c, False))
-        found += [(f"baseline.{name}", *sizes) for name, *sizes in matrices_of(baseline) if name not in ENDS]
+        found += [(f"baseline.{name}", n, k, bias) for name, n, k, bias in matrices_of(baseline) if name not in ENDS]
     return found
 
 
