@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 
 .PHONY: report full-report test lint clean
 
-report: $(READY)  ## measure SmolLM2-135M here and write report/report.html: about five minutes
+report: $(READY)  ## measure SmolLM2-135M here and write report/report.html: about four minutes
 	$(VENV)/bin/sentinel report --quick
 
 full-report: $(READY)  ## the same with every criterion and more rounds: well over half an hour
