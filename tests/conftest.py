@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import filled_decoder
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from helpers import filled_decoder, letter_tokenizer
 
 from sentinel.adapt.corpora import Windows
 from sentinel.models.checkpoint import save_checkpoint
@@ -16,7 +13,6 @@ from sentinel.models.families import family_of
 from sentinel.models.packages import smollm2_folder
 from sentinel.models.sources import LoadedModel, load, random_decoder
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
-from sentinel.models.tokenizer import TextTokenizer
 
 torch.set_num_threads(2)
 
@@ -134,12 +130,10 @@ def copier():
 @pytest.fixture(scope="session")
 def worded(tmp_path_factory) -> str:
     """A tiny checkpoint with a tokenizer of single letters."""
-    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate("abcdefghijklmnop")}}, "<end>"))
-    tokenizer.pre_tokenizer = Whitespace()
     folder = tmp_path_factory.mktemp("models") / "worded"
     spec = spec_of("llama-grouped")
     spec = ModelSpec(**{**vars(spec), "vocab_size": 17})
-    save_checkpoint(filled_decoder(spec), folder, TextTokenizer(tokenizer, (0,)))
+    save_checkpoint(filled_decoder(spec), folder, letter_tokenizer())
     return str(folder)
 
 

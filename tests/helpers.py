@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from sentinel.cli import main
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import ModelSpec
+from sentinel.models.tokenizer import TextTokenizer
+
+LETTERS = "abcdefghijklmnop"
+
+
+def letter_tokenizer() -> TextTokenizer:
+    """A tokenizer of 17 words: an end, and `LETTERS`."""
+    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate(LETTERS)}}, "<end>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return TextTokenizer(tokenizer, (0,))
 
 
 def filled_decoder(spec: ModelSpec, seed: int = 0) -> Decoder:

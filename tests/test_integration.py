@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 
 import native_oracle as oracle
@@ -9,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder, largest_difference, some_tokens
+from helpers import LETTERS, filled_decoder, largest_difference, letter_tokenizer, some_tokens
 
 from sentinel.adapt.compact import compact, expand_kv, in_nested_order, select
 from sentinel.adapt.criteria import CRITERIA
+from sentinel.adapt.grams import InputGrams
 from sentinel.adapt.integration import CONFIGURATIONS, baseline_spec, fresh_fusions, integrate, plain
 from sentinel.adapt.plan import removal_order
 from sentinel.adapt.prune import Pruner, Settings, make_elastic
@@ -76,7 +79,7 @@ def test_configurations_without_features_are_the_plain_model(configuration):
     decoder = filled_decoder(SPECS["gpt2"])
     assert integrate(decoder, configuration) is decoder
     assert integrate(integrated(SPECS["gpt2"]), configuration).spec.integration is None
-    assert CONFIGURATIONS[configuration].level == (0 if configuration == "original" else 1)
+    assert CONFIGURATIONS[configuration].head_by_head == (configuration == "original")
 
 
 def test_skips_and_baseline_stand_where_the_design_says():
@@ -192,6 +195,55 @@ def test_quantised_fusions_and_baseline_equal_their_own_dense_weights(name, rank
     plain.close()
 
 
+def test_passes_that_are_cut_into_pieces_borrow_the_right_rows():
+    """More tokens than one pass takes, from sequences of several lengths."""
+    decoder = integrated(SPECS["llama-grouped"])
+    prompts = [some_tokens(decoder.spec, 1, length, seed=length)[0].tolist() for length in (60, 41, 57, 55)]
+    compiled, eager = make_engine(decoder, 2, threads=2), make_engine(decoder, 1)
+    for found, expected in zip(passes(compiled, prompts), passes(eager, prompts), strict=True):
+        assert largest_difference(torch.tensor(found), torch.tensor(expected)) < 1e-5
+
+
+def test_calibration_reads_what_the_projections_of_an_integrated_model_read():
+    decoder, windows = integrated(SPECS["gpt2"]), some_tokens(SPECS["gpt2"], batch=10, length=12)
+    assert decoder.baseline is not None
+    seen: dict[str, torch.Tensor] = {}
+    hooks = []
+    for prefix, model in (("", decoder), ("baseline.", decoder.baseline)):
+        for i, block in enumerate(model.blocks):
+            keep = functools.partial(seen.__setitem__, f"{prefix}layers.{i}.attn.qkv_proj")
+            hooks.append(
+                block.attn_norm.register_forward_hook(lambda m, a, y, keep=keep: keep(y.flatten(0, 1).double()))
+            )
+    with torch.no_grad():
+        decoder(windows)
+    for hook in hooks:
+        hook.remove()
+    grams = InputGrams(decoder, windows)
+    names = [name for name, *_ in matrices_of(decoder.spec) if name.endswith("qkv_proj")]
+    assert any(name.startswith("baseline.") for name in names) and set(names) == set(seen)
+    for name in names:
+        found = grams(name)
+        assert found is not None
+        np.testing.assert_allclose(found, seen[name].T @ seen[name], rtol=1e-4, atol=1e-3)
+
+
+def test_an_integrated_folder_is_quantised_on_text_and_generates(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(LETTERS[i * i % 16] for i in range(3000)))
+    decoder = integrated(dataclasses.replace(SPECS["llama-grouped"], vocab_size=17))
+    save_checkpoint(decoder, tmp_path / "m", letter_tokenizer())
+    for precision, how in (("int8", []), ("int4", ["--calibration", str(text), "--calibration-tokens", "256"])):
+        out = str(tmp_path / precision)
+        assert main(["quantize", str(tmp_path / "m"), "--precision", precision, *how, "-o", out]) == 0
+        capsys.readouterr()
+        ask = ["generate", out, "a b a b a b", "--max-new-tokens", "8", "-q"]
+        assert main(ask) == 0
+        plain = capsys.readouterr().out
+        assert main([*ask, "--lookup"]) == 0
+        assert capsys.readouterr().out == plain and len(plain) > 8
+
+
 def test_a_quantised_integration_is_saved_and_loaded(tmp_path):
     decoder = integrated(SPECS["gpt2"])
     weights = pack(decoder, "int8")
@@ -274,6 +326,8 @@ def test_an_elastic_model_keeps_its_levels(tmp_path):
             assert largest_difference(made(tokens), elastic(tokens)) > 1e-4
             head_by_head = torch.tensor(make_engine(made, 0).prefill(tokens.tolist(), 1))
             assert largest_difference(head_by_head, made(tokens)[:, -1]) < 1e-5
+            compiled = torch.tensor(make_engine(made, 2).prefill(tokens.tolist(), 1))
+            assert largest_difference(compiled, made(tokens)[:, -1]) < 1e-5
 
 
 def test_spec_round_trip_and_arithmetic():

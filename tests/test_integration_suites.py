@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import spec_of
-from helpers import filled_decoder
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from helpers import LETTERS, filled_decoder, letter_tokenizer
 
 from sentinel.adapt.integration import integrate
 from sentinel.errors import InputError
@@ -25,7 +22,6 @@ from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tokenizer import TextTokenizer
 from sentinel.report.tables import tables
 from sentinel.report.verdicts import features_that_pay
 
@@ -55,15 +51,12 @@ def test_integration_suite_has_five_configurations_at_every_ratio():
 
 def worded_request(tmp_path, **settings) -> Request:
     """A model that has a tokenizer of letters, and texts of letters to learn from and to be judged by."""
-    letters = "abcdefghijklmnop"
-    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate(letters)}}, "<end>"))
-    tokenizer.pre_tokenizer = Whitespace()
     texts = {name: str(tmp_path / f"{name}.txt") for name in ("calibration", "text")}
     for seed, path in enumerate(texts.values()):
         rng = random.Random(seed)
-        Path(path).write_text(" ".join(rng.choice(letters) for _ in range(5000)))
+        Path(path).write_text(" ".join(rng.choice(LETTERS) for _ in range(5000)))
     decoder = filled_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
-    loaded = LoadedModel("tiny", decoder, TextTokenizer(tokenizer, (0,)), "real")
+    loaded = LoadedModel("tiny", decoder, letter_tokenizer(), "real")
     sizes = {"prompt_tokens": 6, "new_tokens": 3, "rounds": 2, "calibration_tokens": 256, "eval_tokens": 500}
     given = Settings(levels=(1,), heads=(0.0, 0.5), **texts, **sizes, **settings)
     return Request(loaded, "tiny", None, None, Engines(loaded), given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -12,11 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder, refused, some_tokens
+from helpers import LETTERS, filled_decoder, letter_tokenizer, refused, some_tokens
 from test_adapt import some_order
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from sentinel.adapt.grams import InputGrams
 from sentinel.adapt.prune import make_elastic
@@ -31,16 +29,8 @@ from sentinel.infer.quantised import StoredLevel, load_level, load_quantised, sa
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.elastic import ElasticDecoder, require_levels
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tokenizer import TextTokenizer
 
 PROMPT = [5, 3, 2, 8, 1]
-LETTERS = "abcdefghijklmnop"
-
-
-def letters() -> TextTokenizer:
-    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate(LETTERS)}}, "<end>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return TextTokenizer(tokenizer, (0,))
 
 
 def elastic_decoder(spec: ModelSpec) -> ElasticDecoder:
@@ -150,7 +140,7 @@ def test_stored_levels_equal_the_elastic_model(spec, tmp_path):
 
 def test_quantize_keeps_levels_and_generate_sets_them(tmp_path, capsys):
     spec = ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17})
-    save_checkpoint(elastic_decoder(spec), tmp_path / "elastic", letters())
+    save_checkpoint(elastic_decoder(spec), tmp_path / "elastic", letter_tokenizer())
     assert main(["quantize", str(tmp_path / "elastic"), "-o", str(tmp_path / "q")]) == 0
     assert "2 pruning levels" in capsys.readouterr().out
     said = {}
@@ -169,9 +159,21 @@ def test_quantize_keeps_levels_and_generate_sets_them(tmp_path, capsys):
     assert "quantised at one pruning level" in capsys.readouterr().err
 
 
+def test_random_weights_are_still_known_to_be_random(tmp_path, capsys):
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "m", extra={"weights": "real"})
+    assert main(["quantize", str(tmp_path / "m"), "--random-weights", "0", "-o", str(tmp_path / "q")]) == 0
+    assert json.loads((tmp_path / "q/config.json").read_text())["weights"] == "random"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_embedding_that_is_no_head_is_not_streamed(precision):
+    tied, untied = (dataclasses.replace(spec_of("gpt2"), tied_head=tied) for tied in (True, False))
+    assert len({engine_of(filled_decoder(spec), precision).weight_bytes_per_token() for spec in (tied, untied)}) == 1
+
+
 def test_int4_calibration_on_the_command_line(tmp_path, capsys):
     spec = ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17})
-    save_checkpoint(filled_decoder(spec), tmp_path / "m", letters())
+    save_checkpoint(filled_decoder(spec), tmp_path / "m", letter_tokenizer())
     rng = np.random.default_rng(0)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(rng.choice(list(LETTERS), 3000)))
@@ -207,7 +209,9 @@ def checkpoint(tmp_path):
     decoder = elastic_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
     weights = pack(decoder, "int8")
     decoder.set_level(0.7, 0.7)
-    save_quantised(weights, [StoredLevel(0.7, 0.7, pack_level(decoder, "int8"))], tmp_path / "q", letters(), {})
+    save_quantised(
+        weights, [StoredLevel(0.7, 0.7, pack_level(decoder, "int8"))], tmp_path / "q", letter_tokenizer(), {}
+    )
     return tmp_path / "q"
 
 

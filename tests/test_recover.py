@@ -14,11 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import spec_of
-from helpers import largest_difference
+from helpers import LETTERS, largest_difference, letter_tokenizer
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch.nn import functional
 
 from sentinel.adapt.distillation import TeacherTargets, divergence, judged, likeliest
@@ -34,7 +31,6 @@ from sentinel.models.elastic import ElasticDecoder, require_levels
 from sentinel.models.folder import read_config
 from sentinel.models.sources import random_decoder
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tokenizer import TextTokenizer
 
 SHORT = RecoverySettings(steps=12, train="projections", batch=4, learning_rate=3e-3, evaluations=2, bf16=False)
 
@@ -286,14 +282,11 @@ def test_unusable_input_is_refused(tmp_path):
 def worded(tmp_path_factory) -> tuple[Path, Path, Path]:
     """Folders of a tiny teacher and its pruned student with a tokenizer of letters, and a text of letters."""
     folder = tmp_path_factory.mktemp("worded")
-    letters = "abcdefghijklmnop"
-    tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate(letters)}}, "<end>"))
-    tokenizer.pre_tokenizer = Whitespace()
     dense = teacher_model(vocab_size=17)
     for name, model in (("teacher", dense), ("student", pruned(dense))):
-        save_checkpoint(model, folder / name, TextTokenizer(tokenizer, (0,)), extra={"pruning": {"source": "teacher"}})
+        save_checkpoint(model, folder / name, letter_tokenizer(), extra={"pruning": {"source": "teacher"}})
     rng = random.Random(0)
-    (folder / "text.txt").write_text(" ".join(rng.choice(letters) for _ in range(2000)))
+    (folder / "text.txt").write_text(" ".join(rng.choice(LETTERS) for _ in range(2000)))
     return folder / "student", folder / "teacher", folder / "text.txt"
 
 

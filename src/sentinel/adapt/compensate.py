@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sentinel.adapt.compact import compact
 from sentinel.adapt.grams import gram_of
+from sentinel.adapt.integration import require_plain
 from sentinel.adapt.plan import PruningPlan
 from sentinel.adapt.streams import HALVES, Half, Stream, check_finite, half_of
 from sentinel.errors import InputError
@@ -97,7 +98,8 @@ def solve(normal: Normal, prior: Tensor, damping: float) -> Tensor:
 def best_solution(train: Normal, held_out: Normal, prior: Tensor) -> tuple[Tensor, float]:
     """The ridge solution over all tokens with the damping that does best on the held-out ones; and that damping.
 
-    The held-out error has one valley over the dampings, so that the search walks downhill from the middle.
+    It is chosen by about `TRIED` of the outputs. The held-out error has one valley over the dampings, so that the search
+    walks downhill from the middle.
     """
     step = max(1, prior.shape[1] // TRIED)
     some, judges, before = train.of_outputs(step), held_out.of_outputs(step), prior[:, ::step]
@@ -122,6 +124,7 @@ def compensate(
     n_embd for each stream, and float64 normal equations of one projection. Raises `InputError` for NaN activations, with
     the layer.
     """
+    require_plain(dense, "compensation")
     if windows.shape[0] < 2:
         raise InputError("compensation needs at least two windows of calibration text; give more text")
     teacher = Stream(dense, windows)

@@ -15,6 +15,7 @@ from torch import Tensor
 from sentinel.adapt.streams import HALVES, Half, Stream
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.integration import Borrowing
 
 GRAM_BLOCKS = 4
 
@@ -35,20 +36,25 @@ class InputGrams:
     """Sums over calibration tokens of x x^T [K, K] in float32, x being the inputs of a projection.
 
     Called with a projection's name (``layers.3.mlp.up_proj``), layers in ascending order: only one layer's matrices
-    are kept, 4 bytes x (2 C^2 + (H D)^2 + F^2), and the residual stream of all windows, 4 C bytes a token. Inputs are
-    those of the unquantised model; an output projection's are the heads' outputs before their gates. ``advance`` is
-    called once per layer.
+    are kept, 4 bytes x (2 C^2 + (H D)^2 + F^2), and the residual stream of all windows, 4 C bytes a token, with skips
+    half as many times as there are layers. Inputs are those of the unquantised model; an output projection's are the
+    heads' outputs before their gates. ``advance`` is called once per layer. The layers of a baseline
+    (``baseline.layers.3...``) come after the model's own.
     """
 
     def __init__(self, decoder: Decoder, windows: Tensor, advance: Callable[[], None] | None = None) -> None:
         self._decoder = decoder
         self._stream = Stream(decoder, windows)
+        self._borrowings = _borrowings(decoder, windows, self._stream)
+        self._baseline = None if decoder.baseline is None else InputGrams(decoder.baseline, windows)
         self._advance = advance
         self._index = -1
         self._found: dict[str, Tensor] = {}
 
     def __call__(self, name: str) -> NDArray[np.float32] | None:
         """The Gram matrix of that projection's inputs; None for a matrix outside the layers."""
+        if self._baseline is not None and name.startswith("baseline."):
+            return self._baseline(name.removeprefix("baseline."))
         if not name.startswith("layers."):
             return None
         index = int(name.split(".")[1])
@@ -65,6 +71,9 @@ class InputGrams:
     def _layer(self, index: int) -> dict[str, Tensor]:
         """All Gram matrices of one layer; the stream moves on to the next."""
         block, found = self._decoder.blocks[index], {}
+        for batch, borrowing in zip(self._stream.batches(), self._borrowings, strict=bool(self._borrowings)):
+            states = self._stream.states[batch]
+            states[:] = borrowing.enter(index, states.clone())  # it keeps some of what it is given
         norms = {"attn": block.attn_norm, "mlp": block.mlp_norm}
         for half in HALVES:
             entering, leaving = _NAMES[half]
@@ -83,6 +92,19 @@ class InputGrams:
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
+
+
+def _borrowings(decoder: Decoder, windows: Tensor, stream: Stream) -> list[Borrowing]:
+    """What each batch of windows borrows; nothing for a plain model."""
+    if decoder.integration is None:
+        return []
+    positions = torch.arange(windows.shape[1])[None]
+    made = []
+    for batch in stream.batches():
+        borrowing = Borrowing(decoder.integration, decoder.baseline, decoder.spec.n_layer, None, None)
+        borrowing.start(windows[batch], positions)
+        made.append(borrowing)
+    return made
 
 
 _NAMES: dict[Half, tuple[tuple[str, ...], str]] = {

@@ -26,23 +26,23 @@ PARTS = ("integration.", "baseline.")  # where their weights stand in a decoder'
 
 @dataclass(frozen=True)
 class Configuration:
-    """A row of the integration table: which features there are, and the level that the table runs them at."""
+    """A row of the integration table: which features there are; ``head_by_head``: the reference, at level 0."""
 
     name: str
     skips: bool
     baseline: bool
-    level: int
     description: str
+    head_by_head: bool = False
 
 
 CONFIGURATIONS = {
     row.name: row
     for row in (
-        Configuration("original", False, False, 0, "the plain model, computed head by head (level 0)"),
-        Configuration("all", True, True, 1, "U-Net skips and baseline integration"),
-        Configuration("no-baseline", True, False, 1, "U-Net skips alone"),
-        Configuration("no-unet", False, True, 1, "baseline integration alone"),
-        Configuration("minimal", False, False, 1, "the plain model, optimised"),
+        Configuration("original", False, False, "the plain model, computed head by head (level 0)", head_by_head=True),
+        Configuration("all", True, True, "U-Net skips and baseline integration"),
+        Configuration("no-baseline", True, False, "U-Net skips alone"),
+        Configuration("no-unet", False, True, "baseline integration alone"),
+        Configuration("minimal", False, False, "the plain model, optimised"),
     )
 }
 

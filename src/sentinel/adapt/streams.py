@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sentinel.adapt.integration import require_plain
 from sentinel.errors import InputError
 from sentinel.models.decoder import MLP, Attention, Block, Decoder, Rotary
 
@@ -21,10 +20,12 @@ BATCH = 8  # windows at once: bounds the memory of activations, whatever the len
 
 
 class Stream:
-    """Residual states [windows, T, C] in fp32 of all calibration windows, between two half layers."""
+    """Residual states [windows, T, C] in fp32 of all calibration windows, between two half layers.
+
+    What late layers borrow by skips or a baseline is not added here.
+    """
 
     def __init__(self, decoder: Decoder, windows: Tensor) -> None:
-        require_plain(decoder, "compensation")
         self.decoder = decoder
         positions = torch.arange(windows.shape[1])[None]
         self.rotary: Rotary = decoder.rotary(positions)

@@ -68,5 +68,5 @@ def run(options: argparse.Namespace) -> None:
         + (f", {frozen:,} frozen ones of the baseline" if frozen else "")
         + f"; {size:,.1f} MB"
     )
-    if wanted.level == 0:
+    if wanted.head_by_head:
         print(f"run it head by head with: sentinel generate {options.output} PROMPT --level 0")

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     windows = calibration_windows(loaded, options)
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
     weights, levels = quantised(at_current_level(loaded.decoder), options.precision, windows)
-    record: dict[str, Any] = {**history_of(options.model), "source": loaded.name}
+    record: dict[str, Any] = {**history_of(options.model), "source": loaded.name, "weights": loaded.weights}
     if windows is not None:
         record["quantisation"] = {
             "calibration": options.calibration or DEFAULT_TEXT,

@@ -46,8 +46,9 @@ class CpuEngine:
         return round(stored * smaller.streamed_weights_per_token() / self.spec.streamed_weights_per_token())
 
     def _bytes_of_tables(self) -> int:
-        """Bytes of what is looked up by row: learned positions, and the embedding of a baseline."""
-        names = ("positions.weight", "baseline.positions.weight", "baseline.embed.packed", "baseline.embed.scale")
+        """Bytes of what is looked up by row: learned positions, and embeddings that are not the LM head too."""
+        tables = ("positions.weight", "embed.packed", "embed.scale")
+        names = (f"{prefix}{name}" for prefix in ("", "baseline.") for name in tables)
         return sum(self.weights.parts[name].n_byte for name in names if name in self.weights.parts)
 
     def set_level(self, level: Level) -> None:

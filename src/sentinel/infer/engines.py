@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 
 def check_level(level: int) -> Level:
-    """The level of that number; `InputError` when there is none or when it can't run yet."""
+    """The level of that number; `InputError` when there is none."""
     if not 0 <= level < len(LEVELS):
         raise InputError(f"level {level} does not exist; the levels are 0 to {len(LEVELS) - 1}")
     return LEVELS[level]

@@ -151,8 +151,8 @@ def integration_note(results: Sequence[Result]) -> str:
     quality = "Not recovered and not judged here: speed and parameters alone."
     if any(row.perplexity is not None for row in results):
         quality = (
-            f"Perplexity on {first.text} after the same recovery of every pruned configuration, at most {steps} steps; not "
-            f"pruned, all compute what the plain model does. {features_that_pay(results)}"
+            f"Perplexity in fp32 on {first.text} after the same recovery of every pruned configuration, at most {steps} "
+            f"steps; not pruned, all compute what the plain model does. {features_that_pay(results)}"
         )
     return (
         f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy. "

@@ -1,4 +1,4 @@
-"""Packed tensors in one buffer, in the order of use, and the file that holds them.
+"""Packed tensors in one buffer, and the file that holds them.
 
 A file is a valid safetensors file whose data are that buffer, so loading is one read into huge pages. Its metadata hold
 what the tensors are for, and a checksum of each.

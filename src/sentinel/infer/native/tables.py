@@ -171,11 +171,12 @@ class Tables:
         wanted, n_layer = self.spec.integration, self.spec.n_layer
         assert wanted is not None
         pairs, size = n_layer // 2, int(self.state[S.X_STRIDE]) * layout.MAX_ROWS
-        kept = memory.buffer(2 * pairs * size, huge=False)
+        kinds = wanted.skips + (wanted.baseline is not None)
+        kept = memory.buffer(kinds * pairs * size, huge=False)
         self._buffers["kept states"] = kept
         for late in range(pairs):
             layer = n_layer - pairs + late
-            early, unpruned = (kept.ctypes.data + (place + late) * size for place in (0, pairs))
+            early, unpruned = (kept.ctypes.data + (place + late) * size for place in (0, pairs * wanted.skips))
             if wanted.skips:
                 self.layers[n_layer - layer, layout.L_KEEP] = early  # the input of the layer after the early one
                 self._describe_fusion(layer, layout.L_SKIP, f"integration.skips.{late}", early)

@@ -47,10 +47,11 @@ class NativeWeights(PackedTensors):
     ) -> NativeWeights:
         """Pack the float32 arrays of a model (canonical names, [outputs, inputs]).
 
-        ``head_precision`` is that of embedding and LM head: that of the rest by default, but int8 where it is int4.
+        ``head_precision`` is that of embeddings, LM head and fusions: that of the rest by default, but int8 where it is
+        int4.
         ``grams`` gives, for a matrix name (as ``layers.0.mlp.up_proj``), the sum [K, K] of x x^T over its inputs x on
-        some text, or None; with it int4 loses less. It is asked once per int4 matrix, in the order of use. An output
-        projection's inputs are the heads' outputs before their gates.
+        some text, or None; with it int4 loses less. It is asked once per int4 matrix, in the order of `matrices_of`. An
+        output projection's inputs are the heads' outputs before their gates.
         """
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r} is not one of fp32, int8 and int4")
@@ -95,7 +96,8 @@ class NativeWeights(PackedTensors):
 
 
 def matrices_of(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
-    """Name, outputs, inputs and whether there is a bias, of every matrix in the order of use; empty ones included."""
+    """Name, outputs, inputs and whether there is a bias, of every matrix, empty ones included: layer by layer, then fusions
+    and the baseline's layers, then the head."""
     c = spec.n_embd
     found = [] if spec.tied_head else [("embed", spec.vocab_size, c, False)]
     for i, layer in enumerate(spec.layers):
@@ -115,8 +117,8 @@ def _integration_matrices(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
     """`matrices_of` the fusions and of the baseline, whose LM head does not exist."""
     c = spec.n_embd
     found: list[tuple[str, int, int, bool]] = []
+    rank = None if spec.integration is None else spec.integration.rank
     for name in _fusions(spec):
-        rank = spec.integration.rank if spec.integration is not None else None
         if rank is not None:
             found.append((f"{name}.down", rank, 2 * c, False))
         found.append((f"{name}.up", c, 2 * c if rank is None else rank, True))

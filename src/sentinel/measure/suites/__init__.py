@@ -75,7 +75,7 @@ _SUITES = (
             "precision": ("int8",),
             "heads": (0.5,),
             "calibration_tokens": 2048,
-            "eval_tokens": 768,
+            "eval_tokens": 512,
         },
         needs_text=True,
     ),
@@ -109,7 +109,7 @@ _SUITES = (
         "batch",
         "generation of 1-16 sequences at once",
         {"prompt_tokens": 64, "new_tokens": 20, "rounds": 5, **_LEVELS, "batches": (1, 2, 4, 8, 16)},
-        {"rounds": 3, "new_tokens": 4, "prompt_tokens": 32, "batches": (1, 4, 16)},
+        {"rounds": 3, "new_tokens": 4, "prompt_tokens": 32, "batches": (1, 8)},
     ),
     Suite(
         "load",
@@ -149,7 +149,7 @@ _SUITES = (
             "text": "built-in",
             "eval_tokens": 2048,
         },
-        {"rounds": 3, "prompt_tokens": 32, "new_tokens": 8, "levels": (1,), "recovery_steps": 0},
+        {"rounds": 3, "prompt_tokens": 16, "new_tokens": 4, "levels": (1,), "recovery_steps": 0},
     ),
     Suite(
         "scaling",

@@ -189,6 +189,7 @@ def _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clo
     for i in range(first, end):
         layer = layers[i]
         keep(st, layer[L_KEEP], n, private, thread, n_thread)
+        clock = _clock(st, thread, 11, clock)
         if layer[L_HEAD] > 0:
             clock = _fill_cache(st, layer, rows, n, private, thread, n_thread, clock)
             clock = _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock)
@@ -197,7 +198,7 @@ def _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clo
         following = layers[i + 1 if i + 1 < end else 0][L_QKV : L_QKV + MATRIX_FIELDS]
         clock = _mlp(st, layer, following, n, private, thread, n_thread, clock)
     keep(st, st[_BASELINE_KEEP], n, private, thread, n_thread)
-    return clock
+    return _clock(st, thread, 11, clock)
 
 
 @njit(**FAST)

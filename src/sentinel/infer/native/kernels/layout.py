@@ -72,7 +72,7 @@ class S(IntEnum):
     QKV_STRIDE = 20
     ATTENTION = 21  # heads' outputs
     ATTENTION_STRIDE = 22
-    HIDDEN = 23  # MLP neurons
+    HIDDEN = 23  # MLP neurons, or a low-rank fusion
     HIDDEN_STRIDE = 24
     INPUT = 25  # a matrix's input: float32 or int16 [rows][...]
     INPUT_STRIDE = 26
@@ -86,7 +86,7 @@ class S(IntEnum):
     PRIVATE_STRIDE = 34
     SYNC = 35
     PLAN = 36  # int64: counts, then attention tiles and wanted rows (below)
-    PROFILE = 37  # int64 [PROFILE_FIELDS] cycles of thread 0 per part
+    PROFILE = 37  # int64 [PARTS] cycles of thread 0 per part
     N_BASELINE = 38  # layers of the baseline, which follow those of the model in the table
     BASELINE_EMBED = 39  # address of a matrix's fields
     BASELINE_POSITIONS = 40  # float32 [S, C], or 0
