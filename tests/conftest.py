@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import filled_decoder, letter_tokenizer
+from hypothesis import settings
 
 from sentinel.adapt.corpora import Windows
 from sentinel.models.checkpoint import save_checkpoint
@@ -15,6 +16,8 @@ from sentinel.models.sources import LoadedModel, load, random_decoder
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 torch.set_num_threads(2)
+settings.register_profile("no time limit", deadline=None)  # a busy machine is no failure
+settings.load_profile("no time limit")
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 97, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
 LLAMA = {

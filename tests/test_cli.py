@@ -443,7 +443,7 @@ def test_interrupt_leaves_nothing_half_written(tiny, tmp_path):
         assert process.poll() is None
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert not out.exists() and list(tmp_path.iterdir()) == []
