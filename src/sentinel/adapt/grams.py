@@ -71,9 +71,10 @@ class InputGrams:
     def _layer(self, index: int) -> dict[str, Tensor]:
         """All Gram matrices of one layer; the stream moves on to the next."""
         block, found = self._decoder.blocks[index], {}
-        for batch, borrowing in zip(self._stream.batches(), self._borrowings, strict=bool(self._borrowings)):
-            states = self._stream.states[batch]
-            states[:] = borrowing.enter(index, states.clone())  # it keeps some of what it is given
+        if self._borrowings:
+            for batch, borrowing in zip(self._stream.batches(), self._borrowings, strict=True):
+                states = self._stream.states[batch]
+                states[:] = borrowing.enter(index, states.clone())  # it keeps some of what it is given
         norms = {"attn": block.attn_norm, "mlp": block.mlp_norm}
         for half in HALVES:
             entering, leaving = _NAMES[half]

@@ -51,7 +51,7 @@ from .layout import (
     TILES,
     S,
 )
-from .matrix import neurons, project, put_input, put_norm, warm
+from .matrix import neurons, project, put_norm, warm
 from .plan import keep_wanted
 from .sync import barrier
 from .vector import FAST
@@ -79,16 +79,6 @@ def _norm_inputs(st, matrix, n, weight, bias, private, thread, n_thread):
         return
     for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
         put_norm(st, matrix, st[_X] + r * st[_X_STRIDE], r, weight, bias, eps, private + P_SCORES)
-    barrier(st[_SYNC], private, n_thread)
-
-
-@njit(**FAST)
-def _inputs(st, matrix, n, x, x_stride, private, thread, n_thread):
-    if n == 1:
-        put_input(st, matrix, x, thread)
-        return
-    for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
-        put_input(st, matrix, x + r * x_stride, r)
     barrier(st[_SYNC], private, n_thread)
 
 
@@ -146,7 +136,7 @@ def _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, cloc
 @njit(**FAST)
 def _out_projection(st, layer, n, private, thread, n_thread, clock):
     out = layer[L_OUT : L_OUT + MATRIX_FIELDS]
-    _inputs(st, out, n, st[_ATTENTION], st[_ATTENTION_STRIDE], private, thread, n_thread)
+    put_inputs(st, out, n, st[_ATTENTION], st[_ATTENTION_STRIDE], private, thread, n_thread)
     row0 = thread if n == 1 else 0
     project(st, out, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
     warm(layer[L_UP : L_UP + MATRIX_FIELDS], thread, n_thread)
@@ -171,7 +161,7 @@ def _mlp(st, layer, following, n, private, thread, n_thread, clock):
         barrier(st[_SYNC], private, n_thread)
         clock = _clock(st, thread, 7, clock)
     if down[N_ROW] > 0:
-        _inputs(st, down, n, st[_HIDDEN], st[_HIDDEN_STRIDE], private, thread, n_thread)
+        put_inputs(st, down, n, st[_HIDDEN], st[_HIDDEN_STRIDE], private, thread, n_thread)
         clock = _clock(st, thread, 8, clock)
         project(st, down, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
         warm(following, thread, n_thread)

@@ -7,7 +7,7 @@ from numba import njit
 
 from .intrinsics import f32_view, float_bits
 from .layout import F_DOWN, F_OTHER, F_OTHER_NORM, F_UP, MATRIX_FIELDS, N_ROW, P_SCORES, S
-from .matrix import project, put_input, put_pair
+from .matrix import project, put_inputs, put_pair
 from .sync import barrier
 from .vector import FAST
 
@@ -54,9 +54,6 @@ def fuse(st, fusion, n, private, thread, n_thread):
     if low_rank:
         project(st, down, row0, n, st[_HIDDEN], st[_HIDDEN_STRIDE], False, private, thread, n_thread)
         barrier(st[_SYNC], private, n_thread)
-        for r in range(start, end):
-            put_input(st, up, st[_HIDDEN] + r * st[_HIDDEN_STRIDE], thread if n == 1 else r)
-        if n > 1:
-            barrier(st[_SYNC], private, n_thread)
+        put_inputs(st, up, n, st[_HIDDEN], st[_HIDDEN_STRIDE], private, thread, n_thread)
     project(st, up, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
     barrier(st[_SYNC], private, n_thread)

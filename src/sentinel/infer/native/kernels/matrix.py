@@ -21,12 +21,13 @@ from .layout import (
     WEIGHT,
     S,
 )
+from .sync import barrier
 from .tiles import float_block, int4_block, int8_block
 from .vector import FAST, activate, copy_row, normalise, quantise_row
 
 _X, _X_STRIDE = int(S.INPUT), int(S.INPUT_STRIDE)
 _SCALE, _SUM, _SUM_STRIDE = int(S.INPUT_SCALE), int(S.INPUT_SUM), int(S.INPUT_SUM_STRIDE)
-_LAYERNORM = int(S.LAYERNORM)
+_LAYERNORM, _SYNC = int(S.LAYERNORM), int(S.SYNC)
 _INT32_MAX = 2**31 - 1
 _INT16_MAX = 32767
 _WARM_BYTES = 16384
@@ -53,6 +54,18 @@ def put_input(st, matrix, x, row):
         top = input_top(matrix[KIND], n)
         sums = st[_SUM] + row * st[_SUM_STRIDE]
         quantise_row(x, target, st[_SCALE] + row * 4, sums, n, n_padded, top)
+
+
+@njit(**FAST)
+def put_inputs(st, matrix, n, x, x_stride, private, thread, n_thread):
+    """Make the input of ``matrix`` from ``n`` rows of float32 values at ``x``, which all threads have written. The rows are
+    shared out, but a single one is made by every thread for itself, as its own row."""
+    if n == 1:
+        put_input(st, matrix, x, thread)
+        return
+    for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
+        put_input(st, matrix, x + r * x_stride, r)
+    barrier(st[_SYNC], private, n_thread)
 
 
 @njit(**FAST)
