@@ -51,7 +51,7 @@ from .layout import (
     TILES,
     S,
 )
-from .matrix import neurons, project, put_norm, warm
+from .matrix import neurons, project, put_inputs, put_norm, warm
 from .plan import keep_wanted
 from .sync import barrier
 from .vector import FAST
