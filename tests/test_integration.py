@@ -237,7 +237,7 @@ def test_an_integrated_folder_is_quantised_on_text_and_generates(tmp_path, capsy
         out = str(tmp_path / precision)
         assert main(["quantize", str(tmp_path / "m"), "--precision", precision, *how, "-o", out]) == 0
         capsys.readouterr()
-        ask = ["generate", out, "a b a b a b", "--max-new-tokens", "8", "-q"]
+        ask = ["generate", out, "a b a b a b", "--max-new-tokens", "8"]
         assert main(ask) == 0
         plain = capsys.readouterr().out
         assert main([*ask, "--lookup"]) == 0
