@@ -1,6 +1,7 @@
 """The quality suite: perplexity and speed of every criterion at every pruning ratio, with and without compensation.
 
-Level 3 is judged too: not pruned, and at every ratio of the first criterion, compensated.
+Level 3 is judged too: not pruned by every precision, and by the first of them at every ratio of the first criterion,
+compensated; that one is the precision whose speed the other suites have at every ratio.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _criterion_rows(
     rows: list[Result] = []
     if whole is not None:
         rows.append(_timed(replace(base, **judge(pruner.dense)), samples, 0.0, pruner.dense))
-        rows += _quantised(base, judge, pruner, whole, settings)
+        rows += _quantised(base, judge, pruner, whole, settings.precision)
     judged = functools.partial(replace, base, criterion=order.criterion, head_ranks=ranks)
     for kind, models in ((False, plain), (True, compensated)):
         for ratio, model in zip(settings.heads, models, strict=True):
@@ -97,14 +98,14 @@ def _criterion_rows(
             row = judged(engine=name, compensated=kind, heads_pruned=ratio, **judge(model))
             rows.append(_timed(row, samples, ratio, model))
             if kind and whole is not None:
-                rows += _quantised(row, judge, pruner, model, settings)
+                rows += _quantised(row, judge, pruner, model, settings.precision[:1])
     return rows
 
 
-def _quantised(row: Result, judge: Judge, pruner: Pruner, model: Decoder, settings: Settings) -> list[Result]:
+def _quantised(row: Result, judge: Judge, pruner: Pruner, model: Decoder, precisions: Sequence[str]) -> list[Result]:
     """Perplexity of ``model`` at level 3; its speed is in other suites. int4 is calibrated as `sentinel quantize` does."""
     found = []
-    for precision in settings.precision:
+    for precision in precisions:
         with working(f"Quantising to {precision}"):
             windows = pruner.windows if precision == "int4" else None
             grams = None if windows is None else InputGrams(model, windows.tokens, lambda: None)
