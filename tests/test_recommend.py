@@ -86,6 +86,9 @@ def test_rows_are_joined_only_when_they_are_of_one_configuration():
     long = speed(2, 0.1, prompt_tokens=2048)  # another workload
     assert candidates([*ROWS, long])[0].tokens_per_s < 1e4
     assert all(c.tokens_per_s < 2e4 for c in candidates([*ROWS, long]))
+    timed = replace(quality(0.5, 1.9), tokens_per_s=5.0, tpot_ms=200.0, prompt_tokens=8, batch=1)
+    many = [replace(timed, criterion=f"c{number}") for number in range(len(ROWS) + 1)]  # more rows, lower preference
+    assert chosen([*ROWS, *QUALITY, *many]) == INT8
 
 
 def test_compensated_models_are_judged_first():

@@ -225,6 +225,12 @@ def test_comparison_tells_only_what_left_the_interval():
     assert (change.row.engine, change.better, found.agreeing, found.compared) == ("level 1", False, 0, 1)
     assert [r.engine for r in found.only_old] == ["level 2"] and found.only_new == []
     assert found.environment == ["threads 2 against 1"]
+    judged = dataclasses.replace(reference, perplexity=20.0, text="a", context=512, tokens=1024)
+    worse = dataclasses.replace(judged, perplexity=21.0)
+    (change,) = compare(ResultSet(PLACE, [judged]), ResultSet(PLACE, [worse])).changes
+    assert (change.quantity, change.better) == ("perplexity", False)
+    other_text = compare(ResultSet(PLACE, [judged]), ResultSet(PLACE, [dataclasses.replace(worse, tokens=2048)]))
+    assert (other_text.compared, other_text.changes) == (0, [])
     with pytest.raises(InputError, match="no row in common"):
         compare(old, ResultSet(PLACE, [row("level 1", (5.0,), (5.0,), batch=2)]))
     with pytest.raises(InputError, match="two rows of decode level 1"):

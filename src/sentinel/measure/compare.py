@@ -30,7 +30,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``compared`` rows are in both runs and are not references, whose speed-up is 1 by definition.
+    """``compared`` rows are in both runs with a speed-up, or with a perplexity on the same text.
 
     ``references`` holds the milliseconds of each reference, old and new; they tell how fast the machine itself was.
     """
@@ -62,9 +62,12 @@ def compare(old: ResultSet, new: ResultSet) -> Comparison:
         if a.is_reference and a.percentiles and b.percentiles:
             quantity = next(reversed(a.percentiles))
             references.append((b, a.percentiles[quantity]["p50"], b.percentiles[quantity]["p50"]))
-        if not a.is_reference or a.perplexity is not None:
-            compared += 1
-            changes += _changes(a, b)
+        speed, perplexity = _same_speed(a, b), _same_text(a, b)
+        compared += speed or perplexity
+        if speed:
+            changes += _speed_change(a, b)
+        if perplexity:
+            changes += _perplexity_change(a, b)
     return Comparison(
         changes,
         compared,
@@ -85,14 +88,27 @@ def _by_key(results: ResultSet, which: str) -> dict[tuple[object, ...], Result]:
     return {row.key: row for row in results.results}
 
 
-def _changes(old: Result, new: Result) -> list[Change]:
-    found: list[Change] = []
-    if old.speedup and new.speedup and old.speedup_low and old.speedup_high and not old.is_reference:
-        low, high = old.speedup_low * (1 - MARGIN), old.speedup_high * (1 + MARGIN)
-        if not low <= new.speedup <= high:
-            found.append(Change(new, "speed-up", old.speedup, new.speedup, low, high))
-    if old.perplexity and new.perplexity:  # of the same text: no sampling noise, only the margin
-        low, high = old.perplexity * (1 - MARGIN), old.perplexity * (1 + MARGIN)
-        if not low <= new.perplexity <= high:
-            found.append(Change(new, "perplexity", old.perplexity, new.perplexity, low, high))
-    return found
+def _same_speed(old: Result, new: Result) -> bool:
+    """True when both have a speed-up, which of a reference is 1 by definition."""
+    return not old.is_reference and None not in (old.speedup, old.speedup_low, old.speedup_high, new.speedup)
+
+
+def _same_text(old: Result, new: Result) -> bool:
+    """True when both have a perplexity, and of the same text: it then has no sampling noise."""
+    texts = ((row.text, row.context, row.tokens) for row in (old, new))
+    return None not in (old.perplexity, new.perplexity) and len(set(texts)) == 1
+
+
+def _speed_change(old: Result, new: Result) -> list[Change]:
+    assert old.speedup and old.speedup_low and old.speedup_high and new.speedup
+    return _change(new, "speed-up", old.speedup, new.speedup, (old.speedup_low, old.speedup_high))
+
+
+def _perplexity_change(old: Result, new: Result) -> list[Change]:
+    assert old.perplexity and new.perplexity
+    return _change(new, "perplexity", old.perplexity, new.perplexity, (old.perplexity, old.perplexity))
+
+
+def _change(row: Result, quantity: str, old: float, new: float, interval: tuple[float, float]) -> list[Change]:
+    low, high = interval[0] * (1 - MARGIN), interval[1] * (1 + MARGIN)
+    return [] if low <= new <= high else [Change(row, quantity, old, new, low, high)]

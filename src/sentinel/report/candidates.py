@@ -98,7 +98,7 @@ def rows_of_model(results: Sequence[Result], model: str) -> list[Result]:
 
 
 def candidates(rows: Sequence[Result]) -> list[Candidate]:
-    """All configurations of one model whose speed was measured at batch 1 and with the most common workload."""
+    """All configurations of one model whose speed was measured at batch 1 and with the same workload."""
     known = perplexity_ratios(rows)
     found: dict[tuple[int, Shape], Candidate] = {}
     for row in _same_workload(rows):
@@ -148,9 +148,9 @@ def missing(found: Sequence[Candidate], rows: Sequence[Result], model: str) -> l
 
 
 def _same_workload(rows: Sequence[Result]) -> list[Result]:
-    """Rows of the suites of speed in order of preference, all of the workload that most of them share."""
+    """Rows of the suites of speed in order of preference, all of the workload of the first suite that was measured."""
     timed = [r for suite in SPEED_SUITES for r in rows if r.suite == suite and r.tokens_per_s and r.batch == 1]
-    counts = Counter((r.prompt_tokens, r.new_tokens) for r in timed)
+    counts = Counter((r.prompt_tokens, r.new_tokens) for r in timed if r.suite == timed[0].suite)
     common = counts.most_common(1)[0][0] if counts else None
     return [r for r in timed if (r.prompt_tokens, r.new_tokens) == common]
 
