@@ -23,6 +23,7 @@ from sentinel.adapt.integration import integrate
 from sentinel.adapt.prune import Pruner, Settings, make_elastic
 from sentinel.adapt.recover import recover
 from sentinel.adapt.recovery_settings import RecoverySettings
+from sentinel.adapt.recovery_state import HeldOut, Progress
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
@@ -246,6 +247,17 @@ def test_early_stopping_returns_the_best():
     assert found.best.step == 0
     before = pruned(dense).state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_a_start_that_was_better_does_not_end_it():
+    def after(*divergences: float) -> Progress:
+        return Progress(held_out=[HeldOut(i, float(i), {"all": kl}, {}) for i, kl in enumerate(divergences)])
+
+    assert not after(0.2).is_stale(1)
+    assert not after(0.2, 0.28, 0.27, 0.25, 0.22).is_stale(2)  # the learning rate is falling, the divergence too
+    assert not after(0.2, 0.28, 0.29).is_stale(2)
+    assert after(0.2, 0.28, 0.29, 0.3).is_stale(2)
+    assert not after(0.2, 0.28, 0.29, 0.27).is_stale(2)
 
 
 def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing_half_written(tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ class RecoveryRun:
                 judged = done >= 1 or int(done * settings.evaluations) > int(before * settings.evaluations)
                 if judged:
                     self._judge(metrics)
-                progress.finished = done >= 1 or self._is_stale()
+                progress.finished = done >= 1 or progress.is_stale(settings.patience)
                 if progress.finished or judged or progress.seconds - saved >= 60 * settings.checkpoint_minutes:
                     self.folder.save_state(self._tensors(), progress)
                     saved = progress.seconds
@@ -203,10 +203,6 @@ class RecoveryRun:
             self.folder.save_best(self._tensors(optimizer=False))
         if accelerator.is_main_process:
             say(_line(found, progress, self.settings))
-
-    def _is_stale(self) -> bool:
-        best = self.progress.best.step
-        return sum(found.step > best for found in self.progress.held_out) >= self.settings.patience
 
     def _over_processes(self, values: Tensor, reduction: str) -> Tensor:
         reduced = self.accelerator.reduce(values, reduction)

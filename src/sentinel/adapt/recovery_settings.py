@@ -18,7 +18,7 @@ class RecoverySettings:
     It ends after ``steps`` updates or ``minutes`` in all, whichever comes first. A step takes ``batch`` windows at once,
     ``accumulate`` times, in every process. ``top`` of the teacher's tokens are kept per position. ``state_weight`` adds
     the relative distance of the final states to the loss. Held-out text is judged ``evaluations`` times, and learning
-    ends early after ``patience`` of them without a lower divergence. ``bf16`` None means: where it pays.
+    ends early after ``patience`` of them without a lower divergence, the start aside. ``bf16`` None means: where it pays.
     """
 
     steps: int | None = None

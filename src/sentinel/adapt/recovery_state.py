@@ -67,6 +67,14 @@ class Progress:
     def best(self) -> HeldOut:
         return min(self.held_out, key=lambda found: found.mean_kl)
 
+    def is_stale(self, patience: int) -> bool:
+        """True after ``patience`` judgements without a lower divergence.
+
+        The start does not count: at the highest learning rate a well compensated model is worse for a while.
+        """
+        learned = [found.mean_kl for found in self.held_out[1:]]
+        return bool(learned) and len(learned) - 1 - learned.index(min(learned)) >= patience
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
