@@ -173,6 +173,7 @@ def test_a_run_that_was_interrupted_goes_on(loaded, monkeypatch):
     monkeypatch.undo()
     assert {r.suite for r in kept[-1].results} == {"attention"}
     monkeypatch.setattr("sentinel.measure.suites.attention.run", interrupt)  # must not be measured again
+    monkeypatch.setattr("sentinel.measure.environment.memory_bandwidth_gb_s", lambda: 0.1)  # lower than it was
     whole = run_suites(loaded, SUITES_ASKED, source="tiny", threads=1, resume=kept[-1])
     assert whole.results[: len(kept[-1].results)] == kept[-1].results
     assert {r.suite for r in whole.results} == set(whole.runs) == {"attention", "batch"}
@@ -209,6 +210,21 @@ def test_bench_resumes_from_the_command_line(tmp_path, capsys):
     out.write_text(out.read_text()[:300])
     assert main(["compare", str(out), str(out)]) == 2
     assert "not valid JSON" in capsys.readouterr().err
+
+
+def test_all_rows_are_at_the_highest_bandwidth_of_a_run(loaded, monkeypatch):
+    measured = iter((10.0, 40.0))
+    monkeypatch.setattr("sentinel.measure.environment.memory_bandwidth_gb_s", lambda: next(measured))
+    asked = {name: {**SMALL, "levels": (1,), "heads": (0.0,)} for name in ("levels", "pruning")}
+    kept: list[ResultSet] = []
+    found = run_suites(loaded, asked, source="tiny", threads=1, keep=kept.append)
+    assert [one.environment.bandwidth_gb_s for one in kept] == [10.0, 40.0]
+    assert found.environment.bandwidth_gb_s == 40.0
+    for before, after in zip(kept[0].results, found.results, strict=False):
+        assert before.roofline_tokens_per_s and before.mbu
+        assert after.roofline_tokens_per_s == pytest.approx(4 * before.roofline_tokens_per_s)
+        assert after.mbu == pytest.approx(before.mbu / 4)
+        assert after.samples == before.samples
 
 
 def test_comparison_tells_only_what_left_the_interval():

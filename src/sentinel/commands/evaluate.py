@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         top1_agreement=found.top1_agreement,
         **vars(variety),
     )
-    results = ResultSet(environment.describe(options.device, measure_bandwidth=False), [result])
+    results = ResultSet(environment.describe(options.device), [result])
     if options.json is not None:
         results.write(options.json)
     print_tables(results.results)

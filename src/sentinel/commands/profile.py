@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         row = asdict(found)
         del row["steps"]  # a trace holds them
         row = {"model": opened.name, "weights": opened.weights, "heads_pruned": options.heads or 0.0, **row}
-        place = environment.describe(options.device, measure_bandwidth=False)
+        place = environment.describe(options.device)
         body = {"schema": SCHEMA, "environment": asdict(place), "results": [row]}
         write_text(options.json, json.dumps(body, indent=1) + "\n")
     print_profile(found, opened.name, opened.weights)

@@ -116,3 +116,10 @@ def with_roofline(row: Result, bandwidth_gb_s: float | None, step_bytes: int | N
         return replace(row, tpot_ms=tpot)
     limit_ms = step_bytes / bandwidth_gb_s / 1e6
     return replace(row, tpot_ms=tpot, roofline_tokens_per_s=(row.batch or 1) / limit_ms * 1e3, mbu=limit_ms / tpot)
+
+
+def at_bandwidth(row: Result, times: float) -> Result:
+    """``row`` with its roofline at so many times the memory bandwidth that it was made with."""
+    if row.roofline_tokens_per_s is None or row.mbu is None:
+        return row
+    return replace(row, roofline_tokens_per_s=row.roofline_tokens_per_s * times, mbu=row.mbu / times)

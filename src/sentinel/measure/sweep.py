@@ -218,7 +218,7 @@ class SweepFile:
         self.failed: dict[Job, str] = {}
         check_output_file(path)
         if not path.exists():
-            self._environment = environment.describe(measure_bandwidth=False)
+            self._environment = environment.describe()
             return
         if not resume:
             raise InputError(f"{path} exists; go on with it by --resume, or name another file")

@@ -25,7 +25,8 @@ METHOD = (
     "draws of rounds in pairs; an interval that spans 1 is printed as no difference.",
     "Tokens/s count new tokens over the whole time, prefill included, unless the phase is decode. Prompts are random token "
     "ids, on which speed does not depend; sampling is greedy.",
-    "A roofline is the measured memory bandwidth over the bytes of weights, keys and values that one step must read.",
+    "A roofline is memory bandwidth over the bytes of weights, keys and values that one step must read; the bandwidth is the "
+    "highest that a copy or a sum reached, measured before every suite.",
     "Perplexities are of texts that share no document with calibration; over dense is the ratio to the model that was not "
     "changed, on the same tokens.",
     "Levels 0 to 2 compute the same function in fp32, so that one perplexity is theirs in common. Speed and quality are "
@@ -126,7 +127,7 @@ def environment_rows(environment: Environment) -> list[tuple[str, str]]:
     return [
         ("Processor", f"{environment.cpu}, {environment.cores} cores, {environment.threads} threads used"),
         ("While measuring", ", ".join(notes) or "not told by the system"),
-        ("Memory", f"{number(environment.memory_gb)} GB; bandwidth of a copy or a sum, the larger: {bandwidth}"),
+        ("Memory", f"{number(environment.memory_gb)} GB; highest bandwidth of a copy or a sum: {bandwidth}"),
         ("System", environment.system),
         ("Device", environment.device),
         ("Versions", ", ".join(f"{name} {version}" for name, version in environment.versions.items())),
