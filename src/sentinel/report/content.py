@@ -25,8 +25,8 @@ METHOD = (
     "draws of rounds in pairs; an interval that spans 1 is printed as no difference.",
     "Tokens/s count new tokens over the whole time, prefill included, unless the phase is decode. Prompts are random token "
     "ids, on which speed does not depend; sampling is greedy.",
-    "A roofline is memory bandwidth over the bytes of weights, keys and values that one step must read; the bandwidth is the "
-    "highest that a copy or a sum reached, measured before every suite.",
+    "A roofline is memory bandwidth over the bytes of weights, keys and values that one step must read; the bandwidth "
+    "is the highest that a copy or a sum reached, measured before every suite.",
     "Perplexities are of texts that share no document with calibration; over dense is the ratio to the model that was not "
     "changed, on the same tokens.",
     "Levels 0 to 2 compute the same function in fp32, so that one perplexity is theirs in common. Speed and quality are "
