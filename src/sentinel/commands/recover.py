@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state-weight", metavar="X", type=real_number, help="weight of the hidden-state loss")
     parser.add_argument("--top", metavar="N", type=whole_number(1), help="tokens kept of each teacher's prediction")
     parser.add_argument("--evaluations", metavar="N", type=whole_number(1), help="how often held-out text is judged")
-    parser.add_argument("--patience", metavar="N", type=whole_number(1), help="of them without gain since the start before it ends")
+    parser.add_argument(
+        "--patience", metavar="N", type=whole_number(1), help="of them without gain that end it; the start is none"
+    )
     parser.add_argument("--checkpoint-minutes", metavar="N", type=real_number, help="between two saved states")
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 products (default: if they pay)"
