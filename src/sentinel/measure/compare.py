@@ -13,7 +13,7 @@ MARGIN = 0.03  # by which the old interval is widened on both sides
 
 @dataclass(frozen=True)
 class Change:
-    """A row whose ``quantity`` left the old one's interval, which was widened by `MARGIN`."""
+    """A row's ``quantity``, old and new, and the old one's interval widened by `MARGIN`, outside which it has changed."""
 
     row: Result
     quantity: str
@@ -62,12 +62,9 @@ def compare(old: ResultSet, new: ResultSet) -> Comparison:
         if a.is_reference and a.percentiles and b.percentiles:
             quantity = next(reversed(a.percentiles))
             references.append((b, a.percentiles[quantity]["p50"], b.percentiles[quantity]["p50"]))
-        speed, perplexity = _same_speed(a, b), _same_text(a, b)
-        compared += speed or perplexity
-        if speed:
-            changes += _speed_change(a, b)
-        if perplexity:
-            changes += _perplexity_change(a, b)
+        pairs = _comparable(a, b)
+        compared += bool(pairs)
+        changes += [pair for pair in pairs if not pair.low <= pair.new <= pair.high]
     return Comparison(
         changes,
         compared,
@@ -88,27 +85,16 @@ def _by_key(results: ResultSet, which: str) -> dict[tuple[object, ...], Result]:
     return {row.key: row for row in results.results}
 
 
-def _same_speed(old: Result, new: Result) -> bool:
-    """True when both have a speed-up, which of a reference is 1 by definition."""
-    return not old.is_reference and None not in (old.speedup, old.speedup_low, old.speedup_high, new.speedup)
-
-
-def _same_text(old: Result, new: Result) -> bool:
-    """True when both have a perplexity, and of the same text: it then has no sampling noise."""
-    texts = ((row.text, row.context, row.tokens) for row in (old, new))
-    return None not in (old.perplexity, new.perplexity) and len(set(texts)) == 1
-
-
-def _speed_change(old: Result, new: Result) -> list[Change]:
-    assert old.speedup and old.speedup_low and old.speedup_high and new.speedup
-    return _change(new, "speed-up", old.speedup, new.speedup, (old.speedup_low, old.speedup_high))
-
-
-def _perplexity_change(old: Result, new: Result) -> list[Change]:
-    assert old.perplexity and new.perplexity
-    return _change(new, "perplexity", old.perplexity, new.perplexity, (old.perplexity, old.perplexity))
-
-
-def _change(row: Result, quantity: str, old: float, new: float, interval: tuple[float, float]) -> list[Change]:
-    low, high = interval[0] * (1 - MARGIN), interval[1] * (1 + MARGIN)
-    return [] if low <= new <= high else [Change(row, quantity, old, new, low, high)]
+def _comparable(old: Result, new: Result) -> list[Change]:
+    """The quantities that both rows have, changed or not: the speed-up, but of a reference, which is 1 by definition, and
+    the perplexity of the same text, which has no sampling noise.
+    """
+    found: list[Change] = []
+    if old.speedup and new.speedup and old.speedup_low and old.speedup_high and not old.is_reference:
+        low, high = old.speedup_low * (1 - MARGIN), old.speedup_high * (1 + MARGIN)
+        found.append(Change(new, "speed-up", old.speedup, new.speedup, low, high))
+    same_text = (old.text, old.context, old.tokens) == (new.text, new.context, new.tokens)
+    if same_text and old.perplexity and new.perplexity:
+        low, high = old.perplexity * (1 - MARGIN), old.perplexity * (1 + MARGIN)
+        found.append(Change(new, "perplexity", old.perplexity, new.perplexity, low, high))
+    return found
