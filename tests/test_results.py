@@ -74,6 +74,11 @@ def test_html_is_self_contained_and_escaped(results):
         (lambda d: {**d, "results": [{**d["results"][0], "samples": []}]}, "no usable samples"),
         (lambda d: {**d, "results": [{**d["results"][0], "samples": [{"total_ms": 0.0}]}]}, "no usable samples"),
         (lambda d: {**d, "results": [{**d["results"][0], "speedup_low": 9.0}]}, "the interval of the speed-up"),
+        (
+            lambda d: {**d, "results": [{**d["results"][0], "passes": 2}]},
+            "3 samples are not as many of each of 2 passes",
+        ),
+        (lambda d: {**d, "results": [{**d["results"][0], "passes": 0}]}, "of each of 0 passes"),
         (lambda d: {**d, "runs": None}, "whole results file"),
         (lambda d: [1], "schema None"),
     ],
@@ -100,6 +105,21 @@ def test_runs_take_turns_and_the_warm_up_is_not_counted():
     found = interleave({"a": lambda: run("a"), "b": lambda: run("b")}, 3, "")
     assert order == ["a", "b"] * 4
     assert [s["total_ms"] for s in found["a"]] == [3, 5, 7]
+
+
+def test_interval_tells_drift_between_passes():
+    # Each pass by itself repeats exactly; the machine was in another state in each of the three.
+    reference = [{"total_ms": ms} for ms in (10.0, 10.0, 12.0, 12.0, 14.0, 14.0)]
+    samples = [{"total_ms": 10.0}] * 6
+    spread = speedup(reference, samples, "total_ms", passes=3)
+    assert (spread.value, spread.low, spread.high) == pytest.approx((1.2, 1.0, 1.4))
+    steady = speedup([{"total_ms": 12.0}] * 6, samples, "total_ms", passes=3)
+    assert (steady.low, steady.high) == pytest.approx((1.2, 1.2))
+    for passes in (1, 2):  # without the stages, or with fewer, the same samples tell less
+        narrower = speedup(reference, samples, "total_ms", passes=passes)
+        assert narrower.high - narrower.low <= spread.high - spread.low
+    with pytest.raises(InputError, match="6 samples are not as many of each of 4 passes"):
+        speedup(reference, samples, "total_ms", passes=4)
 
 
 def test_schema_is_named_with_its_version():

@@ -15,13 +15,14 @@ from sentinel.errors import InputError
 from sentinel.measure import environment
 from sentinel.measure.compare import compare
 from sentinel.measure.results import ResultSet
-from sentinel.measure.runner import run_suites
+from sentinel.measure.runner import _turns, run_suites
 from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings, settings_of
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.report.content import content_of
 
 SMALL = {"rounds": 2, "prompt_tokens": 6, "new_tokens": 2}
 
@@ -159,31 +160,72 @@ def test_table_of_suites_names_real_options():
 
 
 SUITES_ASKED = {"attention": {"rounds": 1, "lengths": (8,)}, "batch": {**SMALL, "batches": (1,), "levels": (1,)}}
+SPREAD = sorted(name for name, suite in SUITES.items() if suite.passes > 1)
+SIZES = {"heads": (0.0, 0.5), "lengths": (8,), "batches": (1, 2), "levels": (1, 3), "precision": ("int8",), **SMALL}
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_rounds_are_spread_over_passes(loaded, tmp_path):
+    source = str(tmp_path / "tiny")  # for the processes that measure memory
+    save_checkpoint(loaded.decoder, source)
+    asked = {name: {k: v for k, v in SIZES.items() if k in SUITES[name].options} for name in SPREAD}
+    kept: list[ResultSet] = []
+    found = run_suites(loaded, asked, source=source, threads=1, keep=kept.append)
+    assert len(kept) == 2 * len(SPREAD)  # two rounds make two passes
+    half = {r.key: r for r in kept[len(SPREAD) - 1].results}
+    assert half.keys() == {r.key for r in found.results} and {r.suite for r in found.results} == set(SPREAD)
+    for r in found.results:
+        before = half[r.key]
+        assert (before.passes, len(before.samples)) == (1, 1)
+        assert (r.passes, len(r.samples)) == (2, 2)
+        assert r.samples[0] == before.samples[0]
+        assert r.speedup_low <= r.speedup <= r.speedup_high
+        assert r.peak_memory_mb == before.peak_memory_mb  # measured once
+    assert all(run["passes"] == 2 for run in found.runs.values())
+    alone = run_suites(loaded, {"levels": asked["levels"]}, source=source, threads=1)
+    assert alone.runs["levels"]["passes"] == 1 and {len(r.samples) for r in alone.results} == {2}
+
+
+def test_suites_of_one_pass_stand_between_those_of_many():
+    turns = _turns({"a": 3, "long": 1, "b": 2, "longer": 1, "longest": 1})
+    assert turns == [
+        ("a", 1), ("b", 1), ("long", 1), ("a", 2), ("b", 2), ("longer", 1), ("longest", 1), ("a", 3)
+    ]  # fmt: skip
+    assert _turns({"a": 1, "b": 1}) == [("a", 1), ("b", 1)]
+    assert _turns({"a": 2, "b": 2}) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
 def test_a_run_that_was_interrupted_goes_on(loaded, monkeypatch):
     kept: list[ResultSet] = []
-
-    def interrupt(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sentinel.measure.suites.batch.run", interrupt)
+    monkeypatch.setattr("sentinel.measure.suites.attention.run", interrupt)  # between the passes of batch
     with pytest.raises(KeyboardInterrupt):
         run_suites(loaded, SUITES_ASKED, source="tiny", threads=1, keep=kept.append)
     monkeypatch.undo()
-    assert {r.suite for r in kept[-1].results} == {"attention"}
-    monkeypatch.setattr("sentinel.measure.suites.attention.run", interrupt)  # must not be measured again
+    assert {(r.suite, len(r.samples)) for r in kept[-1].results} == {("batch", 1)}
+    assert "Suite batch was measured in 1 of 2 passes" in " ".join(content_of(kept[-1]).missing)
     monkeypatch.setattr("sentinel.measure.environment.memory_bandwidth_gb_s", lambda: 0.1)  # lower than it was
     whole = run_suites(loaded, SUITES_ASKED, source="tiny", threads=1, resume=kept[-1])
-    assert whole.results[: len(kept[-1].results)] == kept[-1].results
     assert {r.suite for r in whole.results} == set(whole.runs) == {"attention", "batch"}
+    assert not any("passes" in sentence for sentence in content_of(whole).missing)
+    by_key = {r.key: r for r in whole.results}
+    assert all(by_key[r.key].samples[:1] == r.samples and by_key[r.key].passes == 2 for r in kept[-1].results)
+    for suite in SUITES_ASKED:  # nothing is measured again
+        monkeypatch.setattr(f"sentinel.measure.suites.{suite}.run", interrupt)
+    assert run_suites(loaded, SUITES_ASKED, source="tiny", threads=1, resume=whole).results == whole.results
+    monkeypatch.undo()
+    lost = dataclasses.replace(kept[-1], results=kept[-1].results[:-1])
+    with pytest.raises(InputError, match="the earlier passes hold no row of batch level 1"):
+        run_suites(loaded, SUITES_ASKED, source="tiny", threads=1, resume=lost)
     assert whole.environment.bandwidth_gb_s == kept[-1].environment.bandwidth_gb_s
     for other, said in (
         ({"attention": {"rounds": 2, "lengths": (8,)}}, "suite attention had rounds 1, not 2"),
         ({"attention": {"rounds": 1, "lengths": (9,)}}, r"had lengths \[8\], not \[9\]"),
     ):
         with pytest.raises(InputError, match=said):
-            run_suites(loaded, other, source="tiny", resume=kept[-1])
+            run_suites(loaded, other, source="tiny", resume=whole)
     renamed = dataclasses.replace(loaded, name="other")
     with pytest.raises(InputError, match="had model tiny, not other"):
         run_suites(renamed, SUITES_ASKED, source="tiny", resume=kept[-1])
@@ -213,16 +255,16 @@ def test_bench_resumes_from_the_command_line(tmp_path, capsys):
 
 
 def test_all_rows_are_at_the_highest_bandwidth_of_a_run(loaded, monkeypatch):
-    measured = iter((10.0, 40.0))
+    measured = iter((10.0, 40.0, 20.0, 30.0))
     monkeypatch.setattr("sentinel.measure.environment.memory_bandwidth_gb_s", lambda: next(measured))
     asked = {name: {**SMALL, "levels": (1,), "heads": (0.0,)} for name in ("levels", "pruning")}
     kept: list[ResultSet] = []
     found = run_suites(loaded, asked, source="tiny", threads=1, keep=kept.append)
-    assert [one.environment.bandwidth_gb_s for one in kept] == [10.0, 40.0]
+    assert [one.environment.bandwidth_gb_s for one in kept] == [10.0, 40.0, 40.0, 40.0]
     assert found.environment.bandwidth_gb_s == 40.0
-    first = kept[0].results
+    first, second = kept[0].results, kept[1].results
     assert {row.suite for row in first} == {"levels"}
-    for before, after in zip(first, found.results[: len(first)], strict=True):
+    for before, after in zip(first, second[: len(first)], strict=True):
         assert before.roofline_tokens_per_s and before.mbu
         assert after.roofline_tokens_per_s == pytest.approx(4 * before.roofline_tokens_per_s)
         assert after.mbu == pytest.approx(before.mbu / 4)

@@ -29,12 +29,14 @@ class Generator(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]: ...
 
 
-def interleave(runs: Mapping[str, Run], rounds: int, description: str) -> dict[str, list[Sample]]:
+def interleave(
+    runs: Mapping[str, Run], rounds: int, description: str, *, warm_up: bool = True
+) -> dict[str, list[Sample]]:
     """Call all ``runs`` in turn, ``rounds`` times after one warm-up round; samples by name."""
     if rounds < 1:
         raise InputError(f"{rounds} rounds give no sample; ask for at least one")
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
-    turns = [(r, name) for r in range(-1, rounds) for name in runs]
+    turns = [(r, name) for r in range(-1 if warm_up else 0, rounds) for name in runs]
     for number, name in track(turns, description, len(turns)):
         sample = runs[name]()
         if number >= 0:
@@ -66,11 +68,14 @@ def generate_timed(
     return rows, timing_sample(timings)
 
 
-def with_ratio(row: Result, reference: Sequence[Sample], samples: Sequence[Sample], key: str = "total_ms") -> Result:
+def with_ratio(
+    row: Result, reference: Sequence[Sample], samples: Sequence[Sample], key: str = "total_ms", *, passes: int = 1
+) -> Result:
     """``row`` with its samples, and the speed-up of ``key`` over those of the reference."""
-    ratio = speedup(reference, samples, key)
+    ratio = speedup(reference, samples, key, passes)
     return replace(
         row,
+        passes=passes,
         speedup=ratio.value,
         speedup_low=ratio.low,
         speedup_high=ratio.high,
@@ -84,13 +89,14 @@ def timed_result(
     reference: Sequence[Sample],
     samples: Sequence[Sample],
     *,
+    passes: int = 1,
     bandwidth_gb_s: float | None = None,
     step_bytes: int | None = None,
 ) -> Result:
     """``row`` with the speeds of whole generations; ``step_bytes`` is what one decode step reads at the least."""
     total = median(samples, "total_ms")
     return replace(
-        with_roofline(with_ratio(row, reference, samples), bandwidth_gb_s, step_bytes),
+        with_roofline(with_ratio(row, reference, samples, passes=passes), bandwidth_gb_s, step_bytes),
         tokens_per_s=(row.batch or 1) * (row.new_tokens or 1) / total * 1e3,
         ttft_ms=median(samples, "ttft_ms"),
     )
@@ -101,11 +107,13 @@ def decoding_result(
     reference: Sequence[Sample],
     samples: Sequence[Sample],
     *,
+    passes: int = 1,
     bandwidth_gb_s: float | None = None,
     step_bytes: int | None = None,
 ) -> Result:
     """``row`` with the speeds of decoding alone, without a prefill."""
-    row = with_roofline(with_ratio(row, reference, samples, "tpot_ms"), bandwidth_gb_s, step_bytes)
+    ratio = with_ratio(row, reference, samples, "tpot_ms", passes=passes)
+    row = with_roofline(ratio, bandwidth_gb_s, step_bytes)
     return replace(row, tokens_per_s=(row.batch or 1) / median(samples, "tpot_ms") * 1e3)
 
 

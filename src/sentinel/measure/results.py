@@ -20,7 +20,7 @@ from sentinel.files import write_text
 
 SCHEMA = "sentinel-results/2"
 Sample = dict[str, float]
-
+DRAWS = 2000  # of the bootstrap
 
 KEY_FIELDS = (
     "suite", "model", "weights", "engine", "level", "precision", "phase", "heads_pruned", "neurons_pruned", "batch",
@@ -76,7 +76,8 @@ class Result:
 
     ``tokens_per_s`` counts new tokens of the whole batch over the whole time, prefill included, but for ``phase`` "decode";
     ``mbu`` is the share of the measured memory bandwidth that decoding's weight and KV bytes account for; ``samples`` hold
-    milliseconds. ``load_ms`` and ``first_token_ms`` count from the start of a process.
+    milliseconds. ``passes`` are the stretches of the run, far apart, that the samples come from, as many of each in turn.
+    ``load_ms`` and ``first_token_ms`` count from the start of a process.
     """
 
     suite: str
@@ -128,6 +129,7 @@ class Result:
     distinct_1: float | None = None
     distinct_2: float | None = None
     head_ranks: list[list[int]] | None = None
+    passes: int | None = None
     samples: list[Sample] = field(default_factory=list)
     percentiles: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -162,11 +164,13 @@ def median(samples: Sequence[Sample], key: str) -> float:
     return float(np.median([sample[key] for sample in samples]))
 
 
-def speedup(reference: Sequence[Sample], samples: Sequence[Sample], key: str) -> Interval:
+def speedup(reference: Sequence[Sample], samples: Sequence[Sample], key: str, passes: int = 1) -> Interval:
     """Median time of the reference over that of ``samples``, with a 95 % interval.
 
-    The two were measured in turn, so that rounds are drawn in pairs: what disturbed a round disturbed both sides. Raises
-    `InputError` without usable samples.
+    The two were measured in turn, so that rounds are drawn in pairs: what disturbed a round disturbed both sides. Samples
+    of several ``passes``, as many of each, are drawn in two stages, passes and then rounds of them (the cluster bootstrap
+    of Davison and Hinkley, Bootstrap Methods, 1997, 3.8): rounds of one pass share the state that the machine was in, and
+    the interval tells how far that moves the ratio. Raises `InputError` without usable samples.
     """
     a = np.array([sample[key] for sample in reference])
     b = np.array([sample[key] for sample in samples])
@@ -174,7 +178,11 @@ def speedup(reference: Sequence[Sample], samples: Sequence[Sample], key: str) ->
         raise InputError(f"{len(a)} samples of the reference and {len(b)} of the other give no ratio; measure again")
     if not (np.isfinite(a).all() and np.isfinite(b).all() and a.min() > 0 and b.min() > 0):
         raise InputError(f"a sample of {key} is not a time above zero; measure again")
-    rows = np.random.default_rng(0).integers(0, len(a), size=(2000, len(a)))
+    if len(a) % passes:
+        raise InputError(f"{len(a)} samples are not as many of each of {passes} passes; measure again")
+    random, rounds = np.random.default_rng(0), len(a) // passes
+    starts = rounds * random.integers(0, passes, size=(DRAWS, passes, 1))
+    rows = (starts + random.integers(0, rounds, size=(DRAWS, passes, rounds))).reshape(DRAWS, -1)
     ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
     low, high = np.percentile(ratios, (2.5, 97.5))
     return Interval(float(np.median(a) / np.median(b)), float(low), float(high))
@@ -187,6 +195,10 @@ class ResultSet:
     environment: Environment
     results: list[Result]
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def passes_of(self, suite: str) -> int:
+        """How many passes of a suite the rows come from."""
+        return max((row.passes or 1 for row in self.results if row.suite == suite), default=0)
 
     def to_json(self) -> str:
         body = {
@@ -234,6 +246,10 @@ def _result(number: int, row: dict[str, Any]) -> Result:
         value = getattr(result, name)
         if value is not None and not (isinstance(value, (int, float)) and value > 0):
             raise ValueError(f"{what}: {name} is {value!r}")
+    if result.passes is not None and (
+        not 0 < result.passes <= len(result.samples) or len(result.samples) % result.passes
+    ):
+        raise ValueError(f"{what}: {len(result.samples)} samples are not as many of each of {result.passes} passes")
     if result.speedup is not None:
         if not result.samples or not all(v > 0 for sample in result.samples for v in sample.values()):
             raise ValueError(f"{what}: no usable samples")

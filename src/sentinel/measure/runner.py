@@ -1,4 +1,4 @@
-"""Runs suites one after another on one model, and goes on with an earlier run."""
+"""Runs suites on one model, one after another in as many passes as they ask for, and goes on with an earlier run."""
 
 from __future__ import annotations
 
@@ -34,32 +34,66 @@ def run_suites(
     """Measure ``suites``: by name, the options given for each; what is not given is the suite's own.
 
     ``source`` and ``random_weights`` say how a process of its own loads the model again. What ``resume`` holds is not
-    measured again. ``keep`` gets all results after every suite, so that an interrupted run loses only the last one. Raises
-    `InputError` for an unknown suite, an option that a suite does not take, a model that it can't measure, and a ``resume``
-    of something else.
+    measured again. ``keep`` gets all results after every pass of a suite, so that an interrupted run loses only the last
+    one. Raises `InputError` for an unknown suite, an option that a suite does not take, a model that it can't measure, and
+    a ``resume`` of something else.
     """
     settings = {name: settings_of(suite_of(name), given, quick=quick) for name, given in suites.items()}
+    if len(suites) > 1 and not quick:
+        settings = {name: replace(s, passes=min(suite_of(name).passes, s.rounds)) for name, s in settings.items()}
     runs = {name: _record(loaded, chosen) for name, chosen in settings.items()}
     before = environment.processor_time()
     place = environment.describe(str(loaded.decoder.device))
     found = ResultSet(place, []) if resume is None else _continued(resume, place, runs)
     engines = Engines(loaded, threads)
-    for number, name in enumerate(suites, 1):
-        if name in found.runs:
-            say(f"suite {name} is there already")
+    turns = _turns({name: chosen.passes for name, chosen in settings.items()})
+    for count, (name, number) in enumerate(turns, 1):
+        passes = settings[name].passes
+        what = f"suite {name}{f', pass {number} of {passes}' if passes > 1 else ''}"
+        if number <= found.passes_of(name):
+            say(f"{what} is there already")
             continue
-        if len(suites) > 1:
-            say(f"suite {name} ({number} of {len(suites)})")
+        if len(turns) > 1:
+            say(f"{what} ({count} of {len(turns)})")
         start = time.monotonic()
         found = _with_bandwidth(found)
-        bandwidth = found.environment.bandwidth_gb_s
-        request = Request(loaded, source, random_weights, bandwidth, engines, settings[name], frozenset(suites[name]))
+        earlier = {row.key: row for row in found.results if row.suite == name}
+        request = Request(
+            loaded,
+            source,
+            random_weights,
+            found.environment.bandwidth_gb_s,
+            engines,
+            settings[name],
+            frozenset(suites[name]),
+            number,
+            earlier,
+        )
         rows = suite_of(name).run(request)
-        found = ResultSet(_at_end(found.environment, before), [*found.results, *rows], {**found.runs, name: runs[name]})
+        others = [row for row in found.results if row.suite != name]
+        found = ResultSet(_at_end(found.environment, before), [*others, *rows], {**found.runs, name: runs[name]})
         keep(found)
-        if len(suites) > 1:
-            say(f"suite {name} took {time.monotonic() - start:.0f} s")
+        if len(turns) > 1:
+            say(f"{what} took {time.monotonic() - start:.0f} s")
     return found
+
+
+def _turns(passes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Suites and the numbers of their passes, in the order in which they are measured.
+
+    A machine that others use drifts within minutes, by more than rounds in a row tell. So suites of a single pass, which
+    are the long ones, stand between the passes of the others.
+    """
+    once = [name for name, number in passes.items() if number == 1]
+    last = max(passes.values(), default=1)
+    turns: list[tuple[str, int]] = []
+    for number in range(1, last + 1):
+        turns += [(name, number) for name, of in passes.items() if of > 1 and number <= of]
+        between = (
+            slice(len(once) * (number - 1) // (last - 1), len(once) * number // (last - 1)) if last > 1 else slice(None)
+        )
+        turns += [(name, 1) for name in once[between]]
+    return turns
 
 
 def _record(loaded: LoadedModel, settings: Settings) -> dict[str, Any]:

@@ -23,6 +23,8 @@ METHOD = (
     "round. Compilation is never inside a timing.",
     "A speed is a median over the rounds. A speed-up is a ratio of medians with its 95 % interval, from 2,000 bootstrap "
     "draws of rounds in pairs; an interval that spans 1 is printed as no difference.",
+    "A machine drifts within minutes. Rounds of a suite with several passes are spread over the whole run, and the "
+    "bootstrap draws passes first, then rounds of them, so that intervals tell the drift too.",
     "Tokens/s count new tokens over the whole time, prefill included, unless the phase is decode. Prompts are random token "
     "ids, on which speed does not depend; sampling is greedy.",
     "A roofline is memory bandwidth over the bytes of weights, keys and values that one step must read; the bandwidth "
@@ -65,7 +67,7 @@ def content_of(results: ResultSet) -> Content:
         frontier=frontier_chart(found, _labels(results, model)),
         sections=tables(rows),
         charts=charts(rows),
-        missing=[*_missing_suites(rows, model), *_missing_rows(lead, found, model)],
+        missing=[*_missing_suites(rows, model), *_missing_passes(results), *_missing_rows(lead, found, model)],
         method=METHOD,
         runs=[(name, _settings(run)) for name, run in results.runs.items()],
         environment=environment_rows(results.environment),
@@ -95,6 +97,15 @@ def _missing_suites(rows: Sequence[Result], model: str) -> list[str]:
         f"Suite {suite.name} was not run ({suite.summary}): 'sentinel bench {suite.name} {model}' does."
         for suite in SUITES.values()
         if suite.in_report and suite.name not in there
+    ]
+
+
+def _missing_passes(results: ResultSet) -> list[str]:
+    wanted = {name: run.get("passes", 1) for name, run in results.runs.items()}
+    return [
+        f"Suite {name} was measured in {results.passes_of(name)} of {passes} passes: 'sentinel report --resume' goes on."
+        for name, passes in wanted.items()
+        if results.passes_of(name) < passes
     ]
 
 

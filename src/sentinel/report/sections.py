@@ -54,8 +54,9 @@ def rounds_note(results: Sequence[Result]) -> str:
     """How many samples, and what a speed-up is over."""
     first = next((r for r in results if r.samples), results[0])
     over = sorted({r.speedup_over for r in results if r.speedup_over})
+    passes = f" in {first.passes} passes, far apart in the run" if (first.passes or 1) > 1 else ""
     return (
-        f"Median of {len(first.samples)} rounds, all rows in turn, after one warm-up round; the speed-up is over "
+        f"Median of {len(first.samples)} rounds{passes}, all rows in turn, after one warm-up round; the speed-up is over "
         f"{' or '.join(over) or 'nothing'} with its 95 % interval."
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class Suite:
     """``name`` is the module's too; ``options`` are fields of `Settings`, ``quick`` their values for a quick run.
 
+    A run of several suites spreads the rounds of this one over so many ``passes``; a quick run or a suite alone has one.
     ``needs_text`` is true of a suite that judges a model's text, which needs real weights and a tokenizer.
     """
 
@@ -32,6 +33,7 @@ class Suite:
     quick: Mapping[str, Any] = field(default_factory=dict)
     needs_text: bool = False
     in_report: bool = True
+    passes: int = 1
 
     @property
     def flags(self) -> str:
@@ -43,8 +45,9 @@ class Suite:
         return importlib.import_module(f"{__name__}.{self.name}").run(request)
 
 
+PASSES = 3  # of a run, far apart, that the rounds of most suites are spread over
 # Options of the suites that generate text.
-_GENERATION = {"batch": 1, "prompt_tokens": 64, "new_tokens": 20, "rounds": 5}
+_GENERATION = {"batch": 1, "prompt_tokens": 64, "new_tokens": 20, "rounds": 6}
 _LEVELS = {"levels": (1, 2, 3), "precision": ("int8",)}
 
 _SUITES = (
@@ -53,6 +56,7 @@ _SUITES = (
         "generation by every level and by Hugging Face, with peak memory",
         {**_GENERATION, "levels": (0, 1, 2, 3), "precision": ("int8", "int4")},
         {"rounds": 3, "new_tokens": 8, "levels": (1, 2, 3), "precision": ("int8",)},
+        passes=PASSES,
     ),
     Suite(
         "quality",
@@ -84,19 +88,21 @@ _SUITES = (
         "Hugging Face, the original, levels 1-3 at every pruning ratio, heads alone and with neurons",
         {**_GENERATION, **_LEVELS, "heads": (0.0, 0.3, 0.5, 0.7), "neurons": None, "expand_kv": False},
         {"rounds": 3, "new_tokens": 8, "heads": (0.0, 0.5)},
+        passes=PASSES,
     ),
     Suite(
         "levels",
         "levels 0-3, not pruned and with half of the heads",
         {**_GENERATION, **_LEVELS, "levels": (0, 1, 2, 3), "heads": (0.0, 0.5), "expand_kv": False},
         {"rounds": 3, "new_tokens": 8},
+        passes=PASSES,
     ),
     Suite(
         "context",
         "decoding after 64-1,000 tokens at every pruning ratio: where removed heads pay",
         {
             "new_tokens": 8,
-            "rounds": 7,
+            "rounds": 6,
             "levels": (3, 1),
             "precision": ("int8",),
             "heads": (0.0, 0.3, 0.5, 0.7),
@@ -104,12 +110,14 @@ _SUITES = (
             "expand_kv": False,
         },
         {"rounds": 3, "heads": (0.0, 0.5), "lengths": (64, 1000)},
+        passes=PASSES,
     ),
     Suite(
         "batch",
         "generation of 1-16 sequences at once",
-        {"prompt_tokens": 64, "new_tokens": 8, "rounds": 5, **_LEVELS, "batches": (1, 2, 4, 8, 16)},
+        {"prompt_tokens": 64, "new_tokens": 8, "rounds": 6, **_LEVELS, "batches": (1, 2, 4, 8, 16)},
         {"rounds": 3, "new_tokens": 4, "prompt_tokens": 32, "batches": (1, 8)},
+        passes=PASSES,
     ),
     Suite(
         "load",
@@ -128,6 +136,7 @@ _SUITES = (
             "expand_kv": False,
         },
         {"rounds": 3, "lengths": (32, 128, 512, 2048), "heads": (0.0, 0.5)},
+        passes=PASSES,
     ),
     Suite(
         "peers",
@@ -141,6 +150,7 @@ _SUITES = (
         "skips and baseline integration against the plain model: speed, parameters, perplexity after recovery",
         {
             **_GENERATION,
+            "rounds": 5,
             "levels": (1, 3),
             "heads": (0.0, 0.5),
             "recovery_steps": 10,
@@ -154,7 +164,7 @@ _SUITES = (
     Suite(
         "scaling",
         "what being adaptive costs models of several sizes: parameters, speed, memory",
-        {**_GENERATION, "new_tokens": 10, "shapes": ("gpt2", "gpt2-medium", "gpt2-large")},
+        {**_GENERATION, "rounds": 5, "new_tokens": 10, "shapes": ("gpt2", "gpt2-medium", "gpt2-large")},
         {"rounds": 3, "prompt_tokens": 32, "new_tokens": 8, "shapes": ()},
     ),
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sentinel.adapt.compact import expand_kv
 from sentinel.errors import InputError
-from sentinel.measure.method import Run, interleave, with_ratio
+from sentinel.measure.method import Run, with_ratio
 from sentinel.measure.results import Result, Sample, median
 from sentinel.measure.suites.request import Request
 from sentinel.models.decoder import Attention, Decoder
@@ -105,24 +105,28 @@ def _rows(request: Request, decoder: Decoder, parts: list[_Part], phase: str, le
     for part in parts:
         cache = KVCache(part.cache_spec, batch, past + 1, device=device) if past else None
         runs[part.name] = functools.partial(call, part, cache)
-    samples = interleave(runs, request.settings.rounds, f"Attention, {phase}, {length} tokens")
+    rows = {part.name: _row(request, part, phase, length) for part in parts}
+    samples = request.in_turn(runs, rows, f"Attention, {phase}, {length} tokens")
     whole = [outputs[part.name] for part in parts if not part.heads]
     assert all(torch.allclose(whole[0], other, rtol=1e-3, atol=1e-4) for other in whole), "the two attentions differ"
-    rows = []
+    found = []
     for part in parts:
-        row = Result(
-            suite="attention",
-            model=request.loaded.name,
-            weights=request.loaded.weights,
-            engine=part.engine,
-            level=part.level,
-            precision="fp32",
-            phase=phase,
-            heads_pruned=part.heads,
-            batch=batch,
-            prompt_tokens=length,
-            tokens_per_s=batch * new / median(samples[part.name], "total_ms") * 1e3,
-            speedup_over=REFERENCE,
-        )
-        rows.append(with_ratio(row, samples[parts[0].name], samples[part.name]))
-    return rows
+        row = with_ratio(rows[part.name], samples[parts[0].name], samples[part.name], passes=request.number)
+        found.append(replace(row, tokens_per_s=batch * new / median(samples[part.name], "total_ms") * 1e3))
+    return found
+
+
+def _row(request: Request, part: _Part, phase: str, length: int) -> Result:
+    return Result(
+        suite="attention",
+        model=request.loaded.name,
+        weights=request.loaded.weights,
+        engine=part.engine,
+        level=part.level,
+        precision="fp32",
+        phase=phase,
+        heads_pruned=part.heads,
+        batch=request.settings.batch,
+        prompt_tokens=length,
+        speedup_over=REFERENCE,
+    )

@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
-from sentinel.measure.method import Generator, Run, decoding_result, interleave, random_prompts
+from sentinel.measure.method import Generator, Run, decoding_result, random_prompts
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import level_subjects
@@ -21,7 +20,7 @@ from sentinel.measure.suites.request import Request
 def run(request: Request) -> list[Result]:
     """Rows per length, level and ratio of heads; `InputError` for lengths that were given and do not fit the context."""
     settings = request.settings
-    room = settings.new_tokens * (settings.rounds + 1)
+    room = settings.new_tokens * (settings.rounds_of_pass + 1)
     if "lengths" in request.given:
         request.check_context(max(settings.lengths) + room)
     request.check_context(1 + room)
@@ -40,22 +39,21 @@ def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int)
         subject.select()
         subject.engine.prefill(prompts, room)
     runs: dict[str, Run] = {s.name: functools.partial(_decode, s, settings.new_tokens) for s in subjects}
-    samples = interleave(runs, settings.rounds, f"Context, {length} tokens")
-    context = length + room / 2
-    rows = []
-    for subject in subjects:
-        reference = subject.engine.name
-        row = request.row("context", subject, phase="decode", batch=1, prompt_tokens=length, speedup_over=reference)
-        rows.append(
-            decoding_result(
-                replace(row, new_tokens=settings.new_tokens),
-                samples[reference],
-                samples[subject.name],
-                bandwidth_gb_s=request.bandwidth_gb_s,
-                step_bytes=subject.step_bytes(1, context),
-            )
+    described = functools.partial(request.row, "context", phase="decode", batch=1, prompt_tokens=length)
+    new = {"new_tokens": settings.new_tokens}
+    rows = {s.name: described(s, speedup_over=s.engine.name, **new) for s in subjects}
+    samples = request.in_turn(runs, rows, f"Context, {length} tokens")
+    return [
+        decoding_result(
+            rows[subject.name],
+            samples[subject.engine.name],
+            samples[subject.name],
+            passes=request.number,
+            bandwidth_gb_s=request.bandwidth_gb_s,
+            step_bytes=subject.step_bytes(1, length + room / 2),
         )
-    return rows
+        for subject in subjects
+    ]
 
 
 def _decode(subject: Subject, new_tokens: int) -> Sample:

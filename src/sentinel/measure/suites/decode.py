@@ -7,8 +7,7 @@ from dataclasses import replace
 from sentinel.measure.memory import MemoryRequest, measure_peak_memory
 from sentinel.measure.method import Generator
 from sentinel.measure.results import Result
-from sentinel.measure.suites.engines import Subject
-from sentinel.measure.suites.generation import check_fits, generate_in_turn, level_subjects
+from sentinel.measure.suites.generation import Generated, check_fits, generate_in_turn, level_subjects
 from sentinel.measure.suites.request import Request
 from sentinel.progress import track
 
@@ -23,15 +22,17 @@ def run(request: Request) -> list[Result]:
     return [
         replace(
             one.row,
-            peak_memory_mb=_peak_memory(request, one.subject),
+            peak_memory_mb=_peak_memory(request, one),
             same_tokens_as_reference=one.tokens == reference,
         )
         for one in track(found, "Measuring memory", len(found))
     ]
 
 
-def _peak_memory(request: Request, subject: Subject) -> float:
-    settings = request.settings
+def _peak_memory(request: Request, one: Generated) -> float | None:
+    if request.number > 1:
+        return request.earlier[one.row.key].peak_memory_mb
+    settings, subject = request.settings, one.subject
     asked = MemoryRequest(
         request.source,
         request.random_weights,

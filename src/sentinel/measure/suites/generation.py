@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sentinel.measure.method import Run, generate_timed, interleave, random_prompts, timed_result
+from sentinel.measure.method import Run, generate_timed, random_prompts, timed_result
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.request import Request
@@ -42,25 +42,24 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
         return sample
 
     runs: dict[str, Run] = {subject.name: functools.partial(once, subject) for subject in subjects}
-    samples = interleave(runs, settings.rounds, f"Suite {suite}")
-    reference = subjects[0]
+    reference = subjects[0].name
+    described = functools.partial(request.row, suite, batch=batch, speedup_over=reference)
+    sizes = {"prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens}
+    rows = {subject.name: described(subject, **sizes) for subject in subjects}
+    samples = request.in_turn(runs, rows, f"Suite {suite}")
     context = settings.prompt_tokens + settings.new_tokens // 2
-    rows = []
+    found = []
     for subject in subjects:
-        row = request.row(
-            suite,
-            subject,
-            batch=batch,
-            prompt_tokens=settings.prompt_tokens,
-            new_tokens=settings.new_tokens,
-            speedup_over=reference.name,
-        )
-        step = subject.step_bytes(batch, context)
         timed = timed_result(
-            row, samples[reference.name], samples[subject.name], bandwidth_gb_s=request.bandwidth_gb_s, step_bytes=step
+            rows[subject.name],
+            samples[reference],
+            samples[subject.name],
+            passes=request.number,
+            bandwidth_gb_s=request.bandwidth_gb_s,
+            step_bytes=subject.step_bytes(batch, context),
         )
-        rows.append(Generated(subject, timed, tokens[subject.name]))
-    return rows
+        found.append(Generated(subject, timed, tokens[subject.name]))
+    return found
 
 
 def level_subjects(request: Request, heads: float = 0.0, neurons: float = 0.0) -> list[Subject]:

@@ -20,7 +20,7 @@ from sentinel.progress import say
 CRITERION = "fisher"  # one pass over the text; compensation follows
 LENGTH = 256  # tokens of a window of recovery
 HELD_OUT = 8  # of these windows decide which parameters are kept
-EVALUATIONS = 3
+EVALUATIONS = 1  # besides the start: of so few steps only the end is of interest
 
 Judged = tuple[Decoder, dict[str, Any]]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sentinel.errors import InputError
-from sentinel.measure.results import Result
+from sentinel.measure.method import Run, interleave
+from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites import Suite
 from sentinel.measure.suites.engines import Engines, Subject
 from sentinel.models.sources import LoadedModel
@@ -18,15 +19,17 @@ class Settings:
     """All options of all suites; a suite reads those that its line in the table names.
 
     heads, neurons: ratios that are removed; ``neurons`` None is "as many as heads". batch, batches: sequences at once.
-    lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up. expand_kv: repeat grouped keys and
-    values before pruning. shapes: names of known shapes, which get random weights. recovery_steps: of every
-    model before it is judged; 0 judges nothing.
+    lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up, at the least:
+    every one of the ``passes``, which are no option but the run's, has as many. expand_kv: repeat grouped keys and values
+    before pruning. shapes: names of known shapes, which get random weights. recovery_steps: of every model before it is
+    judged; 0 judges nothing.
     """
 
     batch: int = 1
     prompt_tokens: int = 64
     new_tokens: int = 20
     rounds: int = 5
+    passes: int = 1
     levels: tuple[int, ...] = (0, 1, 2, 3)
     precision: tuple[str, ...] = ("int8",)
     heads: tuple[float, ...] = (0.0,)
@@ -42,13 +45,19 @@ class Settings:
     shapes: tuple[str, ...] = ()
     recovery_steps: int = 0
 
+    @property
+    def rounds_of_pass(self) -> int:
+        """Rounds of each pass."""
+        return -(-self.rounds // self.passes)
+
 
 @dataclass(frozen=True)
 class Request:
     """One run of a suite.
 
     ``source`` and ``random_weights`` say how a process of its own loads the model again; ``engines`` are shared by all
-    suites of a run; ``given`` names the settings that the caller chose.
+    suites of a run; ``given`` names the settings that the caller chose. ``number`` counts passes from 1, ``earlier`` holds
+    the rows of the one before, by key.
     """
 
     loaded: LoadedModel
@@ -58,6 +67,8 @@ class Request:
     engines: Engines
     settings: Settings = Settings()
     given: frozenset[str] = frozenset()
+    number: int = 1
+    earlier: Mapping[tuple[object, ...], Result] = field(default_factory=dict)
 
     def row(self, suite: str, subject: Subject, **fields: Any) -> Result:
         """A result of ``suite`` for ``subject``, its speed not filled in."""
@@ -71,6 +82,20 @@ class Request:
             "weight_bytes_per_token": subject.weight_bytes,
         }
         return Result(suite=suite, model=self.loaded.name, weights=self.loaded.weights, **{**described, **fields})
+
+    def in_turn(self, runs: Mapping[str, Run], rows: Mapping[str, Result], description: str) -> dict[str, list[Sample]]:
+        """Samples by name, of all passes so far: this one calls ``runs`` in turn, and ``rows`` by the same names tell which
+        earlier ones they belong to. What was compiled and warmed up in the first pass still is.
+        """
+        found = interleave(runs, self.settings.rounds_of_pass, description, warm_up=self.number == 1)
+        if self.number == 1:
+            return found
+        lost = next((row for row in rows.values() if row.key not in self.earlier), None)
+        if lost is not None:
+            raise InputError(
+                f"the earlier passes hold no row of {lost.suite} {lost.engine} to go on from; measure anew"
+            )
+        return {name: [*self.earlier[rows[name].key].samples, *samples] for name, samples in found.items()}
 
     def check_context(self, tokens: int) -> None:
         """Refuse more tokens than the model's context."""
