@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from sentinel.report.charts import charts
 from sentinel.report.content import content_of
 from sentinel.report.head_map import head_map
 from sentinel.report.render import render_html, render_markdown, write_report
+from sentinel.report.sections import section_of
 
 SUITES_THERE = ("decode", "levels", "quality", "pruning", "context", "batch", "attention", "load")
 
@@ -64,6 +66,31 @@ def test_the_first_row_of_a_suite_alone_makes_a_report(suite):
 def test_no_rows_are_refused():
     with pytest.raises(InputError, match="hold no rows"):
         render_html(ResultSet(PLACE, []))
+
+
+def test_notes_tell_where_fewer_heads_read_more_bytes():
+    rows = [speed(3, 1.5, heads, "int8", roofline_tokens_per_s=limit) for heads, limit in ((0.0, 500.0), (0.3, 480.0))]
+    rows += [speed(3, 1.5, 0.5, "int8", roofline_tokens_per_s=520.0), speed(2, 3.0, 0.5, roofline_tokens_per_s=90.0)]
+    rows += [speed(3, 1.5, 0.5, "int8", neurons_pruned=0.5, roofline_tokens_per_s=400.0)]
+    for suite in ("pruning", "levels", "context"):
+        note = section_of(suite).note([dataclasses.replace(r, suite=suite) for r in rows])
+        assert "Without 30 % of the heads a step can read more bytes" in note
+        assert "read more bytes" not in section_of(suite).note(rows[:1] + rows[2:])
+
+
+def test_settings_are_those_that_a_suite_reads():
+    run = {
+        "model": "m",
+        "rounds": 6,
+        "passes": 3,
+        "heads": [0.0, 0.5],
+        "expand_kv": False,
+        "eval_tokens": 9,
+        "criteria": [],
+    }
+    settings = dict(content_of(ResultSet(PLACE, [row("hf-generate")], {"levels": run, "sweep": run})).runs)
+    assert settings["levels"] == "rounds 6; passes 3; heads 0, 0.5; expand kv False"
+    assert "eval tokens 9" in settings["sweep"]  # no suite of the table
 
 
 def test_a_suite_without_a_section_of_its_own_still_gets_a_table():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 
 import pytest
@@ -196,6 +197,28 @@ def test_suites_of_one_pass_stand_between_those_of_many():
     ]  # fmt: skip
     assert _turns({"a": 1, "b": 1}) == [("a", 1), ("b", 1)]
     assert _turns({"a": 2, "b": 2}) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_engines_are_warmed_up_where_other_work_was_between(loaded, monkeypatch):
+    asked = {
+        name: {k: v for k, v in SIZES.items() if k in SUITES[name].options} for name in ("levels", "batch", "load")
+    }
+    for name in asked:
+        run = importlib.import_module(f"sentinel.measure.suites.{name}").run
+
+        def noted(request, name=name, run=run):
+            seen.append((name, request.number, request.warm_up))
+            return run(request) if name != "load" else []
+
+        monkeypatch.setattr(f"sentinel.measure.suites.{name}.run", noted)
+    seen: list[tuple[str, int, bool]] = []
+    kept: list[ResultSet] = []
+    run_suites(loaded, asked, source="tiny", threads=1, keep=kept.append)
+    expected = [("levels", 1, True), ("batch", 1, True), ("load", 1, True), ("levels", 2, True), ("batch", 2, False)]
+    assert seen == expected
+    seen.clear()
+    run_suites(loaded, asked, source="tiny", threads=1, resume=kept[1])  # engines of a new process are cold
+    assert seen == [("load", 1, True), ("levels", 2, True), ("batch", 2, True)]
 
 
 def test_a_run_that_was_interrupted_goes_on(loaded, monkeypatch):

@@ -47,6 +47,8 @@ def run_suites(
     found = ResultSet(place, []) if resume is None else _continued(resume, place, runs)
     engines = Engines(loaded, threads)
     turns = _turns({name: chosen.passes for name, chosen in settings.items()})
+    ran: set[str] = set()  # in this process
+    after_other = True  # work than these engines', which leaves the machine in another state
     for count, (name, number) in enumerate(turns, 1):
         passes = settings[name].passes
         what = f"suite {name}{f', pass {number} of {passes}' if passes > 1 else ''}"
@@ -68,11 +70,14 @@ def run_suites(
             frozenset(suites[name]),
             number,
             earlier,
+            after_other or name not in ran,
         )
         rows = suite_of(name).run(request)
         others = [row for row in found.results if row.suite != name]
         found = ResultSet(_at_end(found.environment, before), [*others, *rows], {**found.runs, name: runs[name]})
         keep(found)
+        ran.add(name)
+        after_other = passes == 1
         if len(turns) > 1:
             say(f"{what} took {time.monotonic() - start:.0f} s")
     return found

@@ -62,7 +62,7 @@ def bars_chart(results: Sequence[Result]) -> Any:
     """Bars of tokens/s per engine and pruning level, the roofline beside them as a tick."""
     rows = [{"name": _name(r), "model": r.model, "reference": r.is_reference, **_speed(r)} for r in results]
     base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=150)), tooltip=SPEED_TIPS
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=220)), tooltip=SPEED_TIPS
     )
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.6}).encode(
         x=alt.X("tokens per second:Q", title="tokens/s (tick: roofline of the weights' format)"),

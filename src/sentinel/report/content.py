@@ -69,7 +69,7 @@ def content_of(results: ResultSet) -> Content:
         charts=charts(rows),
         missing=[*_missing_suites(rows, model), *_missing_passes(results), *_missing_rows(lead, found, model)],
         method=METHOD,
-        runs=[(name, _settings(run)) for name, run in results.runs.items()],
+        runs=[(name, _settings(name, run)) for name, run in results.runs.items()],
         environment=environment_rows(results.environment),
     )
 
@@ -115,12 +115,12 @@ def _missing_rows(lead: Recommendation | None, found: Sequence[Candidate], model
     return [] if found else [f"No level of {model} was timed, so that nothing can be recommended."]
 
 
-def _settings(run: dict[str, Any]) -> str:
-    """The settings of a suite as words; lists with commas."""
-    skipped = ("model", "weights")
+def _settings(suite: str, run: dict[str, Any]) -> str:
+    """The settings that a suite reads as words; lists with commas."""
+    read = {*SUITES[suite].options, "passes"} if suite in SUITES else run.keys() - {"model", "weights"}
     said = []
     for name, value in run.items():
-        if name in skipped or value in (None, [], ""):
+        if name not in read or value in (None, [], ""):
             continue
         text = ", ".join(
             f"{v:g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, list) else [value])

@@ -32,7 +32,7 @@ def frontier_chart(found: Sequence[Candidate], labels: Mapping[str, Candidate]) 
     x = alt.X("tokens per second:Q", scale=alt.Scale(padding=36), title="tokens/s")
     y = alt.Y(
         "increase:Q",
-        scale=alt.Scale(type="symlog", constant=0.02, padding=14),
+        scale=alt.Scale(type="symlog", constant=0.02, padding=14, nice=False),
         axis=alt.Axis(format="+.0%", values=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 3, 10, 30, 100]),
         title="perplexity over the dense model's",
     )

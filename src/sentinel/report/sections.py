@@ -71,6 +71,35 @@ def generation_note(results: Sequence[Result]) -> str:
     )
 
 
+def more_bytes_note(results: Sequence[Result]) -> str:
+    """Names the shares of heads without which a step reads more than with all of them, by the rooflines."""
+    whole = {_shape(r): r.roofline_tokens_per_s for r in results if not r.heads_pruned and not r.neurons_pruned}
+    shares = sorted(
+        {
+            r.heads_pruned
+            for r in results
+            if r.heads_pruned
+            and not r.neurons_pruned
+            and r.roofline_tokens_per_s
+            and r.roofline_tokens_per_s < (whole.get(_shape(r)) or 0)
+        }
+    )
+    if not shares:
+        return ""
+    return (
+        f" Without {' or '.join(percent(share) for share in shares)} of the heads a step can read more bytes than with all "
+        "of them, as the rooflines tell: grouped keys and values are repeated first, so that single heads can go."
+    )
+
+
+def _shape(result: Result) -> tuple[object, ...]:
+    return (result.level, result.precision, result.batch, result.prompt_tokens)
+
+
+def levels_note(results: Sequence[Result]) -> str:
+    return f"{generation_note(results)}{more_bytes_note(results)}"
+
+
 def decode_note(results: Sequence[Result]) -> str:
     return f"{generation_note(results)} Peak memory: of a process of its own."
 
@@ -78,7 +107,7 @@ def decode_note(results: Sequence[Result]) -> str:
 def pruning_note(results: Sequence[Result]) -> str:
     return (
         f"{generation_note(results)} Heads and neurons are removed in random order here, which is right for speed, "
-        "since it knows only counts."
+        f"since it knows only counts.{more_bytes_note(results)}"
     )
 
 
@@ -87,7 +116,7 @@ def context_note(results: Sequence[Result]) -> str:
     return (
         f"{first.model}, batch 1: tokens that are decoded after a prompt of that length, {first.new_tokens} a sample, the "
         f"prompt not timed. {rounds_note(results)} The reference of each level is that level, not pruned."
-        f"{weights_note(results)}"
+        f"{more_bytes_note(results)}{weights_note(results)}"
     )
 
 
@@ -197,7 +226,7 @@ def sweep_note(results: Sequence[Result]) -> str:
 
 
 SECTIONS = (
-    Section("levels", "Optimisation levels", (ENGINE, HEADS, *RUN, SPEEDUP)),
+    Section("levels", "Optimisation levels", (ENGINE, HEADS, *RUN, SPEEDUP), levels_note),
     Section(
         "decode",
         "Generation",

@@ -75,7 +75,7 @@ def _rows_at(request: Request, heads: float, quality: Recovered | None) -> list[
         rows.append(
             replace(
                 one.row,
-                engine=one.subject.name,
+                engine=f"{one.subject.configuration}, {one.subject.engine.name}",
                 configuration=one.subject.configuration,
                 parameters=before + spec.fusion_weights,
                 parameters_before=before,

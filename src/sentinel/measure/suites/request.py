@@ -57,7 +57,7 @@ class Request:
 
     ``source`` and ``random_weights`` say how a process of its own loads the model again; ``engines`` are shared by all
     suites of a run; ``given`` names the settings that the caller chose. ``number`` counts passes from 1, ``earlier`` holds
-    the rows of the one before, by key.
+    the rows of the one before, by key; without ``warm_up`` the engines have just run.
     """
 
     loaded: LoadedModel
@@ -69,6 +69,7 @@ class Request:
     given: frozenset[str] = frozenset()
     number: int = 1
     earlier: Mapping[tuple[object, ...], Result] = field(default_factory=dict)
+    warm_up: bool = True
 
     def row(self, suite: str, subject: Subject, **fields: Any) -> Result:
         """A result of ``suite`` for ``subject``, its speed not filled in."""
@@ -85,9 +86,9 @@ class Request:
 
     def in_turn(self, runs: Mapping[str, Run], rows: Mapping[str, Result], description: str) -> dict[str, list[Sample]]:
         """Samples by name, of all passes so far: this one calls ``runs`` in turn, and ``rows`` by the same names tell which
-        earlier ones they belong to. What was compiled and warmed up in the first pass still is.
+        earlier ones they belong to.
         """
-        found = interleave(runs, self.settings.rounds_of_pass, description, warm_up=self.number == 1)
+        found = interleave(runs, self.settings.rounds_of_pass, description, warm_up=self.warm_up)
         if self.number == 1:
             return found
         lost = next((row for row in rows.values() if row.key not in self.earlier), None)
