@@ -32,7 +32,7 @@ class Generator(Protocol):
 def interleave(
     runs: Mapping[str, Run], rounds: int, description: str, *, warm_up: bool = True
 ) -> dict[str, list[Sample]]:
-    """Call all ``runs`` in turn, ``rounds`` times after one warm-up round; samples by name."""
+    """Call all ``runs`` in turn, ``rounds`` times, after one more round with ``warm_up``; samples by name."""
     if rounds < 1:
         raise InputError(f"{rounds} rounds give no sample; ask for at least one")
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
@@ -93,28 +93,18 @@ def timed_result(
     bandwidth_gb_s: float | None = None,
     step_bytes: int | None = None,
 ) -> Result:
-    """``row`` with the speeds of whole generations; ``step_bytes`` is what one decode step reads at the least."""
-    total = median(samples, "total_ms")
+    """``row`` with its speeds: of decoding alone when that is its phase, else of whole generations.
+
+    ``step_bytes`` is what one decode step reads at the least.
+    """
+    decoding = row.phase == "decode"
+    key, tokens = ("tpot_ms", 1) if decoding else ("total_ms", row.new_tokens or 1)
+    ratio = with_ratio(row, reference, samples, key, passes=passes)
     return replace(
-        with_roofline(with_ratio(row, reference, samples, passes=passes), bandwidth_gb_s, step_bytes),
-        tokens_per_s=(row.batch or 1) * (row.new_tokens or 1) / total * 1e3,
-        ttft_ms=median(samples, "ttft_ms"),
+        with_roofline(ratio, bandwidth_gb_s, step_bytes),
+        tokens_per_s=(row.batch or 1) * tokens / median(samples, key) * 1e3,
+        ttft_ms=None if decoding else median(samples, "ttft_ms"),
     )
-
-
-def decoding_result(
-    row: Result,
-    reference: Sequence[Sample],
-    samples: Sequence[Sample],
-    *,
-    passes: int = 1,
-    bandwidth_gb_s: float | None = None,
-    step_bytes: int | None = None,
-) -> Result:
-    """``row`` with the speeds of decoding alone, without a prefill."""
-    ratio = with_ratio(row, reference, samples, "tpot_ms", passes=passes)
-    row = with_roofline(ratio, bandwidth_gb_s, step_bytes)
-    return replace(row, tokens_per_s=(row.batch or 1) / median(samples, "tpot_ms") * 1e3)
 
 
 def with_roofline(row: Result, bandwidth_gb_s: float | None, step_bytes: int | None) -> Result:

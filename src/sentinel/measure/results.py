@@ -197,7 +197,9 @@ class ResultSet:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def passes_of(self, suite: str) -> int:
-        """How many passes of a suite the rows come from."""
+        """How many passes of a suite the rows come from; 0 when it is not among the ``runs``."""
+        if suite not in self.runs:
+            return 0
         return max((row.passes or 1 for row in self.results if row.suite == suite), default=0)
 
     def to_json(self) -> str:

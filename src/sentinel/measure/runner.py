@@ -48,7 +48,7 @@ def run_suites(
     engines = Engines(loaded, threads)
     turns = _turns({name: chosen.passes for name, chosen in settings.items()})
     ran: set[str] = set()  # in this process
-    after_other = True  # work than these engines', which leaves the machine in another state
+    after_other = True  # other work than that of these engines, which leaves the machine in another state
     for count, (name, number) in enumerate(turns, 1):
         passes = settings[name].passes
         what = f"suite {name}{f', pass {number} of {passes}' if passes > 1 else ''}"
@@ -67,10 +67,10 @@ def run_suites(
             found.environment.bandwidth_gb_s,
             engines,
             settings[name],
-            frozenset(suites[name]),
-            number,
-            earlier,
-            after_other or name not in ran,
+            given=frozenset(suites[name]),
+            number=number,
+            earlier=earlier,
+            warm_up=after_other or name not in ran,
         )
         rows = suite_of(name).run(request)
         others = [row for row in found.results if row.suite != name]
@@ -91,13 +91,11 @@ def _turns(passes: Mapping[str, int]) -> list[tuple[str, int]]:
     """
     once = [name for name, number in passes.items() if number == 1]
     last = max(passes.values(), default=1)
+    gaps = max(1, last - 1)
     turns: list[tuple[str, int]] = []
     for number in range(1, last + 1):
         turns += [(name, number) for name, of in passes.items() if of > 1 and number <= of]
-        between = (
-            slice(len(once) * (number - 1) // (last - 1), len(once) * number // (last - 1)) if last > 1 else slice(None)
-        )
-        turns += [(name, 1) for name in once[between]]
+        turns += [(name, 1) for name in once[len(once) * (number - 1) // gaps : len(once) * number // gaps]]
     return turns
 
 

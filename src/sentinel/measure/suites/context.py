@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Sequence
 
-from sentinel.measure.method import Generator, Run, decoding_result, random_prompts
+from sentinel.measure.method import Generator, Run, random_prompts, timed_result
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import level_subjects
@@ -44,7 +44,7 @@ def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int)
     rows = {s.name: described(s, speedup_over=s.engine.name, **new) for s in subjects}
     samples = request.in_turn(runs, rows, f"Context, {length} tokens")
     return [
-        decoding_result(
+        timed_result(
             rows[subject.name],
             samples[subject.engine.name],
             samples[subject.name],

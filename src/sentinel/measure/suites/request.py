@@ -19,10 +19,10 @@ class Settings:
     """All options of all suites; a suite reads those that its line in the table names.
 
     heads, neurons: ratios that are removed; ``neurons`` None is "as many as heads". batch, batches: sequences at once.
-    lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up, at the least:
-    every one of the ``passes``, which are no option but the run's, has as many. expand_kv: repeat grouped keys and values
-    before pruning. shapes: names of known shapes, which get random weights. recovery_steps: of every model before it is
-    judged; 0 judges nothing.
+    lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up. passes: what the
+    run spreads these rounds over, no option; where they do not come out even, there are more rounds. expand_kv: repeat
+    grouped keys and values before pruning. shapes: names of known shapes, which get random weights. recovery_steps: of
+    every model before it is judged; 0 judges nothing.
     """
 
     batch: int = 1
@@ -86,16 +86,16 @@ class Request:
 
     def in_turn(self, runs: Mapping[str, Run], rows: Mapping[str, Result], description: str) -> dict[str, list[Sample]]:
         """Samples by name, of all passes so far: this one calls ``runs`` in turn, and ``rows`` by the same names tell which
-        earlier ones they belong to.
+        earlier ones they belong to. Raises `InputError` when one of them has none.
         """
-        found = interleave(runs, self.settings.rounds_of_pass, description, warm_up=self.warm_up)
-        if self.number == 1:
-            return found
         lost = next((row for row in rows.values() if row.key not in self.earlier), None)
-        if lost is not None:
+        if self.number > 1 and lost is not None:
             raise InputError(
                 f"the earlier passes hold no row of {lost.suite} {lost.engine} to go on from; measure anew"
             )
+        found = interleave(runs, self.settings.rounds_of_pass, description, warm_up=self.warm_up)
+        if self.number == 1:
+            return found
         return {name: [*self.earlier[rows[name].key].samples, *samples] for name, samples in found.items()}
 
     def check_context(self, tokens: int) -> None:
