@@ -33,6 +33,9 @@ COMMANDS = {
     "recommend": "what to run here, chosen from measurements by a stated rule",
 }
 
+# Top-level modules of the extra "full"; a quantised folder runs without them.
+FULL = frozenset({"torch", "transformers", "safetensors", "gguf", "huggingface_hub", "altair", "vl_convert"})
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence."""
@@ -71,6 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
     except InputError as error:
         print(f"sentinel: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in FULL:
+            raise
+        print(
+            f"sentinel: without {package} only quantised folders run here; install the rest with "
+            "pip install 'sentinel-ai[full]'",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\nsentinel: interrupted", file=sys.stderr)
