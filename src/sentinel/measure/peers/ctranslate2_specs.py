@@ -31,10 +31,11 @@ def write_model(decoder: Decoder, folder: Path, quantization: str | None) -> int
     made = transformer_spec.TransformerDecoderModelSpec.from_config(**_settings(spec))
     _fill(made.decoder, decoder)
     made.register_vocabulary([str(token) for token in range(spec.vocab_size)])
-    made.config.layer_norm_epsilon = spec.norm_eps
-    made.config.unk_token = made.config.bos_token = "0"
+    config: Any = made.config  # declared as None in the class
+    config.layer_norm_epsilon = spec.norm_eps
+    config.unk_token = config.bos_token = "0"
     # Generation runs to the asked length, where this token is ruled out. The last one may be a real end of text.
-    made.config.eos_token = str(spec.vocab_size - 2)
+    config.eos_token = str(spec.vocab_size - 2)
     made.validate()
     made.optimize(quantization=quantization)
     folder.mkdir()
