@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
     try:
         options = build_parser(chosen).parse_args(arguments)
-        from sentinel.progress import console
+        from sentinel.progress import begin
 
-        console.quiet = options.quiet
+        begin(quiet=options.quiet)
         options.run(options)
     except InputError as error:
         print(f"sentinel: {error}", file=sys.stderr)

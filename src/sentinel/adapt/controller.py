@@ -32,7 +32,7 @@ from sentinel.adapt.stepwise import score, stepwise_order
 from sentinel.adapt.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.progress import say
+from sentinel.progress import counting, say, track
 
 SIGNAL_LENGTH = 256  # tokens of a window that signals are measured on
 SIGNAL_WINDOWS = 16
@@ -122,10 +122,12 @@ class Controller:
 
     def run(self, after_cycle: Callable[[Decoder, bool], None]) -> Adaptation:
         """Cycle until done. ``after_cycle`` gets the compacted model of every cycle and whether it is the best so far."""
-        while self.record.stopped is None:
-            student = self.cycle()
-            self.record.stopped = self._reason_to_stop()
-            after_cycle(student, self.record.best is self.record.cycles[-1])
+        with counting("Cycles", self.settings.cycles - len(self.record.cycles)) as advance:
+            while self.record.stopped is None:
+                student = self.cycle()
+                self.record.stopped = self._reason_to_stop()
+                after_cycle(student, self.record.best is self.record.cycles[-1])
+                advance()
         return self.record
 
     def cycle(self) -> Decoder:
@@ -222,7 +224,8 @@ class Controller:
         windows = self._signals.windows
         meter = AttentionEntropy(student, windows.shape[1])
         sums: list[dict[int, float]] = [dict.fromkeys(groups, 0.0) for groups in self.model.kept]
-        for batch in windows.split(2):
+        batches = windows.split(2)
+        for batch in track(batches, "Measuring attention", len(batches)):
             for index, entropy in meter.of(batch).items():
                 for group, value in zip(self.model.kept[index], entropy.tolist(), strict=True):
                     sums[index][group] += value * len(batch) / len(windows)

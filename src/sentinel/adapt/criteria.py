@@ -18,6 +18,7 @@ from sentinel.adapt.plan import Scores
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import LayerSpec
+from sentinel.progress import track
 
 Values = tuple[NDArray[np.float64], ...]
 GRAM_RIDGE = 1e-4  # of the mean diagonal, so that inputs that are never active can be inverted
@@ -81,7 +82,8 @@ def reconstruction(decoder: Decoder, calibration: Calibration, neurons: bool) ->
     only where ``neurons`` is true, since they take by far the most time.
     """
     of_groups, of_neurons = [], []
-    for index, (block, layer) in enumerate(zip(decoder.blocks, decoder.spec.layers, strict=True)):
+    layers = list(zip(decoder.blocks, decoder.spec.layers, strict=True))
+    for index, (block, layer) in enumerate(track(layers, "Ranking by reconstruction", len(layers))):
         unit = layer.group_size * layer.head_dim
         gram, out = calibration.of_layer("attn_gram", index), block.attn.out_proj.weight.detach()
         of_groups.append(_greedy(gram, out, unit, layer.n_kv_head))

@@ -5,7 +5,7 @@ Shape letters as in the decoder: T tokens, C width, H * D outputs of the heads, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -38,16 +38,14 @@ class InputGrams:
     Called with a projection's name (``layers.3.mlp.up_proj``), layers in ascending order: only one layer's matrices
     are kept, 4 bytes x (2 C^2 + (H D)^2 + F^2), and the residual stream of all windows, 4 C bytes a token, with skips
     half as many times as there are layers. Inputs are those of the unquantised model; an output projection's are the
-    heads' outputs before their gates. ``advance`` is called once per layer. The layers of a baseline
-    (``baseline.layers.3...``) come after the model's own.
+    heads' outputs before their gates. The layers of a baseline (``baseline.layers.3...``) come after the model's own.
     """
 
-    def __init__(self, decoder: Decoder, windows: Tensor, advance: Callable[[], None] | None = None) -> None:
+    def __init__(self, decoder: Decoder, windows: Tensor) -> None:
         self._decoder = decoder
         self._stream = Stream(decoder, windows)
         self._borrowings = _borrowings(decoder, windows, self._stream)
         self._baseline = None if decoder.baseline is None else InputGrams(decoder.baseline, windows)
-        self._advance = advance
         self._index = -1
         self._found: dict[str, Tensor] = {}
 
@@ -63,8 +61,6 @@ class InputGrams:
         while self._index < index:
             self._index += 1
             self._found = self._layer(self._index)
-            if self._advance is not None:
-                self._advance()
         return self._found[name.split(".", 2)[2]].numpy()
 
     @torch.no_grad()

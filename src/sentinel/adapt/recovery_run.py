@@ -105,7 +105,7 @@ class RecoveryRun:
             self.folder.path if self.folder.writes else None, progress.step, tensorboard=settings.tensorboard
         )
         saved = self._seconds()
-        with progress_bar("Recovering", 1.0) as show:
+        with progress_bar("Recovering", done=settings.done(progress.step, progress.seconds)) as show:
             if not progress.held_out:
                 with self.student.working_precision(self.accelerator.device):
                     progress.teacher_perplexity = self.examiner.perplexity(settings.batch)

@@ -97,20 +97,19 @@ def quantised(decoder: Decoder, precision: str, windows: Windows | None) -> tupl
     from sentinel.infer.native import Precision
     from sentinel.infer.quantised import StoredLevel
     from sentinel.models.elastic import ElasticDecoder
-    from sentinel.progress import counting
+    from sentinel.progress import track
 
     kind = cast(Precision, precision)
     elastic = decoder if isinstance(decoder, ElasticDecoder) else None
     pruned = [level for level in elastic.levels if level.heads or level.neurons] if elastic is not None else []
-    with counting(f"Quantising to {precision}", decoder.spec.n_layer * (1 + len(pruned))) as advance:
 
-        def grams() -> InputGrams | None:
-            return None if windows is None else InputGrams(decoder, windows.tokens, advance)
+    def grams() -> InputGrams | None:
+        return None if windows is None else InputGrams(decoder, windows.tokens)
 
-        weights = pack(decoder, kind, grams())
-        stored = []
-        for level in pruned:
-            assert elastic is not None
-            elastic.set_level(level.heads, level.neurons)
-            stored.append(StoredLevel(level.heads, level.neurons, pack_level(elastic, kind, grams())))
+    weights = pack(decoder, kind, grams())
+    stored = []
+    for level in track(pruned, "Quantising pruning levels", len(pruned)):
+        assert elastic is not None
+        elastic.set_level(level.heads, level.neurons)
+        stored.append(StoredLevel(level.heads, level.neurons, pack_level(elastic, kind, grams())))
     return weights, stored

@@ -10,7 +10,7 @@ from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sentinel.measure.sweep import Job, Outcome, SweepSettings
 
@@ -80,22 +80,24 @@ def run(options: argparse.Namespace) -> None:
         say(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done already")
     if left:
         check_texts(settings)
-        for outcome in track(_outcomes(options, left, settings), "Sweeping", len(left)):
+        for outcome in track(_outcomes(options, left, settings, file.wants), "Sweeping", len(left)):
             file.record(outcome)
-            say(f"{outcome.job.label}: {outcome.error or f'{len(outcome.rows)} rows'}")
-    print_tables(file.rows(jobs))
-    if file.failed:
-        lines = [f"{job.label}: {error}" for job, error in file.failed.items()]
-        raise InputError("\n  ".join([f"{len(lines)} of {len(jobs)} jobs failed; --resume runs them again", *lines]))
+            say(f"{outcome.job.label}: {'failed' if outcome.error else f'{len(outcome.rows)} rows'}")
+    if rows := file.rows(jobs):
+        print_tables(rows)
+    if failures := file.failures(jobs):
+        raise InputError(failures)
 
 
-def _outcomes(options: argparse.Namespace, jobs: list[Job], settings: SweepSettings) -> Iterator[Outcome]:
+def _outcomes(
+    options: argparse.Namespace, jobs: list[Job], settings: SweepSettings, wanted: Callable[[Job], bool]
+) -> Iterator[Outcome]:
     from sentinel.cores import physical_cores
     from sentinel.measure.sweep_backends import in_processes, on_ray
     from sentinel.progress import say
 
     if options.backend == "ray":
-        return on_ray(jobs, settings, options.workers, options.address)
+        return on_ray(jobs, settings, options.workers, options.address, wanted)
     if options.workers > physical_cores():
         say(f"warning: {options.workers} workers on {physical_cores()} cores will be slower than {physical_cores()}")
-    return in_processes(jobs, settings, options.workers)
+    return in_processes(jobs, settings, options.workers, wanted)

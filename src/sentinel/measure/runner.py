@@ -17,7 +17,7 @@ from sentinel.measure.suites import suite_of
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings, settings_of
 from sentinel.models.sources import LoadedModel
-from sentinel.progress import say
+from sentinel.progress import say, track
 
 
 def run_suites(
@@ -47,16 +47,16 @@ def run_suites(
     found = ResultSet(place, []) if resume is None else _continued(resume, place, runs)
     engines = Engines(loaded, threads)
     turns = _turns({name: chosen.passes for name, chosen in settings.items()})
+    left = [(name, number) for name, number in turns if number > found.passes_of(name)]
+    if len(left) < len(turns):
+        say(f"{len(turns) - len(left)} of {len(turns)} parts are there already")
     ran: set[str] = set()  # in this process
     after_other = True  # other work than that of these engines, which leaves the machine in another state
-    for count, (name, number) in enumerate(turns, 1):
+    for count, (name, number) in enumerate(track(left, "Suites", len(left)) if len(left) > 1 else left, 1):
         passes = settings[name].passes
         what = f"suite {name}{f', pass {number} of {passes}' if passes > 1 else ''}"
-        if number <= found.passes_of(name):
-            say(f"{what} is there already")
-            continue
-        if len(turns) > 1:
-            say(f"{what} ({count} of {len(turns)})")
+        if len(left) > 1:
+            say(f"{what} ({count} of {len(left)})")
         start = time.monotonic()
         found = _with_bandwidth(found)
         earlier = {row.key: row for row in found.results if row.suite == name}
@@ -78,7 +78,7 @@ def run_suites(
         keep(found)
         ran.add(name)
         after_other = passes == 1
-        if len(turns) > 1:
+        if len(left) > 1:
             say(f"{what} took {time.monotonic() - start:.0f} s")
     return found
 

@@ -35,6 +35,7 @@ from sentinel.models.sources import load
 
 SUITE = "sweep"
 MODELS_AT_ONCE = 4  # pruned models in a job's memory
+ALIKE = 3  # jobs of one model, all that there were, that fail with one sentence: the others of it would too
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class SweepFile:
         self._rows: dict[Job, list[Result]] = {}
         self._settings = settings.identity()
         self.failed: dict[Job, str] = {}
+        self.left_out: list[Job] = []
         check_output_file(path)
         if not path.exists():
             self._environment = environment.describe()
@@ -242,6 +244,32 @@ class SweepFile:
     def left(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs that have no rows yet."""
         return [job for job in jobs if job not in self._rows]
+
+    def wants(self, job: Job) -> bool:
+        """False, and the job is `left_out`, when the jobs of its model fail all alike: the one that judges the unpruned
+        model failed, or `ALIKE` others did with one sentence and none succeeded."""
+        errors = [error for failed, error in self.failed.items() if failed.model == job.model]
+        succeeded = any(done.model == job.model and done.criterion is not None for done in self._rows)
+        alike = len(errors) >= ALIKE and len(set(errors)) == 1 and not succeeded
+        if alike or Job(job.model) in self.failed:
+            self.left_out.append(job)
+            return False
+        return True
+
+    def failures(self, jobs: Sequence[Job]) -> str | None:
+        """What failed of ``jobs``, each sentence once with the number of its jobs; None if nothing did."""
+        if not self.failed:
+            return None
+        by_error: dict[str, list[Job]] = {}
+        for job, error in self.failed.items():
+            by_error.setdefault(error, []).append(job)
+        lines = [
+            f"{error} ({jobs[0].label}{f' and {len(jobs) - 1} more' if len(jobs) > 1 else ''})"
+            for error, jobs in by_error.items()
+        ]
+        left_out = f", and {len(self.left_out)} that would fail alike were not run" if self.left_out else ""
+        told = lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
+        return f"{len(self.failed)} of {len(jobs)} jobs failed{left_out}; --resume runs them again: {told}"
 
     def record(self, outcome: Outcome) -> None:
         """Keep an outcome and write the file."""

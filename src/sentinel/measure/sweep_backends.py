@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -26,8 +26,13 @@ LOST = (
 )
 
 
-def in_processes(jobs: Sequence[Job], settings: SweepSettings, workers: int) -> Iterator[Outcome]:
-    """Run ``jobs`` on ``workers`` processes, each with its share of the cores.
+Wanted = Callable[[Job], bool]  # asked just before a job would start
+
+
+def in_processes(
+    jobs: Sequence[Job], settings: SweepSettings, workers: int, wanted: Wanted = lambda _: True
+) -> Iterator[Outcome]:
+    """Run the ``wanted`` ones of ``jobs`` on ``workers`` processes, each with its share of the cores.
 
     A script that calls this needs the usual ``if __name__ == "__main__":``. Raises `InputError` when a worker was killed.
     """
@@ -36,11 +41,17 @@ def in_processes(jobs: Sequence[Job], settings: SweepSettings, workers: int) -> 
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
     pool = ProcessPoolExecutor(workers, context, _start_worker, (max(1, physical_cores() // workers),))
     finished = False
+    waiting, running = list(jobs), set[Future[Outcome]]()
     try:
-        with _interrupts_kept_from_children():
-            futures = [pool.submit(run_job, settings, job) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                if wanted(job):
+                    with _interrupts_kept_from_children():
+                        running.add(pool.submit(run_job, settings, job))
+            ready, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ready:
+                yield future.result()
         finished = True
     except BrokenProcessPool as error:
         raise InputError(LOST) from error
@@ -81,8 +92,14 @@ def _interrupts_kept_from_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def on_ray(jobs: Sequence[Job], settings: SweepSettings, workers: int, address: str | None = None) -> Iterator[Outcome]:
-    """Run ``jobs`` on Ray, ``workers`` at a time, each with its share of the cluster's cores.
+def on_ray(
+    jobs: Sequence[Job],
+    settings: SweepSettings,
+    workers: int,
+    address: str | None = None,
+    wanted: Wanted = lambda _: True,
+) -> Iterator[Outcome]:
+    """Run the ``wanted`` ones of ``jobs`` on Ray, ``workers`` at a time, each with its share of the cluster's cores.
 
     ``address`` names a running cluster ("auto": the one of this machine); without it, one is started here and ended
     after. On other machines sentinel is installed, and models and texts have the same names. Raises `InputError` without
@@ -107,9 +124,12 @@ def on_ray(jobs: Sequence[Job], settings: SweepSettings, workers: int, address: 
         waiting, running = list(jobs), []
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(task.remote(settings, waiting.pop(0), threads))
-            ready, running = ray.wait(running)
-            yield ray.get(ready[0])
+                job = waiting.pop(0)
+                if wanted(job):
+                    running.append(task.remote(settings, job, threads))
+            if running:
+                ready, running = ray.wait(running)
+                yield ray.get(ready[0])
     except (WorkerCrashedError, OutOfMemoryError) as error:
         raise InputError(LOST) from error
     except RayTaskError as error:

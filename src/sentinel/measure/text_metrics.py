@@ -10,6 +10,7 @@ from sentinel.infer.engines import Engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.sampling import SamplingSettings
 from sentinel.models.tokenizer import TextTokenizer
+from sentinel.progress import track
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def sample_variety(
     documents = [document for text in texts for document in text.documents]
     encoded = [tokenizer.encode(document.text)[:prompt_tokens] for document in documents[:prompts]]
     room = engine.spec.max_seq_len - prompt_tokens
-    steps = generate_tokens(engine, [e for e in encoded if e], min(new_tokens, room), SamplingSettings(temperature=1.0))
-    rows = [[t for t in row if t is not None] for row in zip(*steps, strict=True)]
+    count = min(new_tokens, room)
+    steps = generate_tokens(engine, [e for e in encoded if e], count, SamplingSettings(temperature=1.0))
+    columns = zip(*track(steps, "Sampling text", count), strict=True)
+    rows = [[t for t in row if t is not None] for row in columns]
     return Variety(repetition(rows), distinct(rows, 1), distinct(rows, 2))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
+from sentinel.progress import track
 
 from . import packing
 from .packed_file import Collector, PackedTensors, read_packed, write_packed
@@ -56,9 +57,8 @@ class Level:
             if name not in known:
                 raise InputError(f"a level can't replace {name}, only out_proj and down_proj weights and biases")
         tensors = Collector()
-        for name, shape in known.items():
-            if name not in arrays:
-                continue
+        own = [(name, shape) for name, shape in known.items() if name in arrays]
+        for name, shape in track(own, f"Packing a pruning level in {precision}", len(own)):
             array = checked(arrays, name, shape)
             if name.endswith(".bias"):
                 tensors.add_vector(name, array)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
+from sentinel.progress import track
 
 from . import packing
 from .packed_file import Collector, PackedTensors, Part, read_packed, write_packed
@@ -57,7 +58,8 @@ class NativeWeights(PackedTensors):
             raise InputError(f"precision {precision!r} is not one of fp32, int8 and int4")
         head = head_precision or ("int8" if precision == "int4" else precision)
         tensors = Collector()
-        for name, n_row, n_column, bias in matrices_of(spec):
+        matrices = matrices_of(spec)
+        for name, n_row, n_column, bias in track(matrices, f"Packing weights in {precision}", len(matrices)):
             kind = head if name in ENDS or name.startswith("integration.") else precision
             source = "embed" if name == "lm_head" and spec.tied_head else name
             if n_row and n_column:

@@ -108,7 +108,7 @@ def _quantised(row: Result, judge: Judge, pruner: Pruner, model: Decoder, precis
     for precision in precisions:
         with working(f"Quantising to {precision}"):
             windows = pruner.windows if precision == "int4" else None
-            grams = None if windows is None else InputGrams(model, windows.tokens, lambda: None)
+            grams = None if windows is None else InputGrams(model, windows.tokens)
             engine = CpuEngine(pack(model, cast(Precision, precision), grams))
         found.append(
             replace(
