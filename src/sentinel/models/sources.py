@@ -16,11 +16,11 @@ from sentinel.models.families.weights import read_weights
 from sentinel.models.folder import read_config
 from sentinel.models.gguf_file import GGUFFile
 from sentinel.models.origin import Origin
-from sentinel.models.packages import SMOLLM2_ALIAS, gpt2_tokenizer_folder, smollm2_folder
+from sentinel.models.packages import SMOLLM2_ALIAS, SMOLLM2_DESCRIPTION, gpt2_tokenizer_folder, smollm2_folder
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
-HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.model", "*.jinja")
 
 # Configs of models whose shape is known without any download.
 KNOWN_SHAPES: dict[str, dict[str, Any]] = {
@@ -55,6 +55,7 @@ class LoadedModel(Origin):
     decoder: Decoder
     tokenizer: TextTokenizer | None
     weights: str
+    description: str = ""
 
     @property
     def spec(self) -> ModelSpec:
@@ -134,13 +135,14 @@ def _load_real(model: str) -> LoadedModel:
     place = locate(model)
     if place.is_dir():
         origin = "random" if read_config(place).get("weights") == "random" else "real"
-        return LoadedModel(_label(model), load_checkpoint(place), TextTokenizer.from_folder(place), origin)
+        said = SMOLLM2_DESCRIPTION if model == SMOLLM2_ALIAS else ""
+        return LoadedModel(_label(model), load_checkpoint(place), TextTokenizer.from_folder(place), origin, said)
     file = GGUFFile(place)
     config = file.config()
     family = family_of("llama")
     spec = family.spec_from_config(config)
     decoder = build(spec, read_weights(family.weight_rules(spec), spec, file.weights()), place)
-    tokenizer = TextTokenizer(file.tokenizer(), (config["eos_token_id"],))
+    tokenizer = TextTokenizer(file.tokenizer(), (config["eos_token_id"],), settings=file.tokenizer_config())
     return LoadedModel(_label(model), decoder, tokenizer, "real")
 
 

@@ -1,75 +1,108 @@
-"""Text to token ids and back, from the tokenizer files of a model folder, without importing transformers."""
+"""Text to token ids and back, as Hugging Face's tokenizer of a model folder does it."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
-from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
 
 from sentinel.errors import InputError
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
+from sentinel.models.tokenizer_files import (
+    SPECIAL_TOKENS,
+    end_tokens,
+    read_json,
+    read_tokenizer,
+    write_tokenizer,
 )
 
+if TYPE_CHECKING:
+    from sentinel.models.chat import Message
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `InputError` names the file when it is missing or broken."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return data
+__all__ = ["TextTokenizer", "read_json"]
+
+# What Hugging Face's clean_up_tokenization replaces, in its order.
+SPACES = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"))
+MORE_SPACES = ((" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+FORCED = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
 class TextTokenizer:
-    """A byte-level or other fast tokenizer with the model's end-of-sequence ids."""
+    """A fast tokenizer with the model's end-of-sequence ids.
 
-    def __init__(self, tokenizer: Any, eos_ids: Iterable[int], folder: Path | None = None) -> None:
+    ``settings`` are the fields of Hugging Face's ``tokenizer_config.json``: special tokens, chat template, cleaning.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        eos_ids: Iterable[int],
+        folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self.eos_ids = tuple(eos_ids)
         self.folder = folder
+        self._settings = dict(settings or {})
+        # What a file remembers of an earlier use would cut texts and pad prompts.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = bool(self._settings.get("split_special_tokens", False))
 
     @classmethod
     def from_folder(cls, folder: Path) -> TextTokenizer | None:
-        """The tokenizer in ``folder``: ``tokenizer.json``, or ``vocab.json`` with ``merges.txt``; None without."""
-        if (folder / "tokenizer.json").exists():
-            try:
-                tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            except Exception as error:  # tokenizers raises bare Exception for a file that it can't read
-                raise InputError(f"{folder / 'tokenizer.json'} is not a tokenizer file ({error})") from error
-        elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            tokenizer = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        else:
+        """The tokenizer that Hugging Face's AutoTokenizer reads in ``folder``; None where there is none.
+
+        A folder written by `copy_files` is read without importing transformers.
+        """
+        found = read_tokenizer(folder)
+        if found is None:
             return None
-        return cls(tokenizer, _eos_ids(folder, tokenizer), folder)
+        tokenizer, settings = found
+        return cls(tokenizer, end_tokens(folder, tokenizer, settings), folder, settings)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``."""
+        """Token ids of ``text``, with the special tokens that the model's tokenizer puts around it."""
         return list(self._tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        if self._settings.get("clean_up_tokenization_spaces") and (
+            type(self._tokenizer.model).__name__ != "BPE" or self._settings.get(FORCED)
+        ):
+            for spaced, tight in SPACES + MORE_SPACES:
+                text = text.replace(spaced, tight)
+        return text
 
     @property
-    def fast(self) -> Any:
+    def chat_template(self) -> str | None:
+        """The default chat template of the model (jinja), or None."""
+        templates = self._settings.get("chat_template")
+        if isinstance(templates, list):
+            return next((entry["template"] for entry in templates if entry["name"] == "default"), None)
+        return templates
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text that asks the model to answer ``messages``; `InputError` when it has no chat template."""
+        from sentinel.models.chat import render_chat
+
+        template = self.chat_template
+        if template is None:
+            raise InputError("the model has no chat template; give a raw prompt")
+        special = {name: self._settings[name] for name in SPECIAL_TOKENS if self._settings.get(name) is not None}
+        return render_chat(template, messages, special)
+
+    def apply_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids that ask the model to answer ``messages`` (each with "role" and "content").
+
+        The template itself writes the special tokens; none is added around it.
+        """
+        return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
+
+    @property
+    def fast(self) -> Tokenizer:
         """The object of the tokenizers library."""
         return self._tokenizer
 
@@ -77,26 +110,19 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
+    def to_hugging_face(self) -> Any:
+        """The same tokenizer as an object of transformers, with its special tokens and chat template."""
+        import tempfile
+
+        from transformers import PreTrainedTokenizerFast
+
+        with tempfile.TemporaryDirectory() as name:
+            self.copy_files(Path(name))
+            return PreTrainedTokenizerFast.from_pretrained(name)
+
     def copy_files(self, folder: Path) -> None:
-        """Put the tokenizer's files into ``folder``, so that Hugging Face's tokenizers load from there too."""
-        if self.folder is None:
-            self._tokenizer.save(str(folder / "tokenizer.json"))
-            return
-        for name in TOKENIZER_FILES:
-            if (self.folder / name).exists():
-                shutil.copyfile(self.folder / name, folder / name)
-
-
-def _eos_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).exists():
-            value = read_json(folder / name).get("eos_token_id")
-            if value is not None:
-                return tuple(value) if isinstance(value, list) else (int(value),)
-    if (folder / "tokenizer_config.json").exists():
-        token = read_json(folder / "tokenizer_config.json").get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        found = tokenizer.token_to_id(token) if token else None
-        if found is not None:
-            return (found,)
-    return ()
+        """Write the tokenizer to ``folder``, so that AutoTokenizer reads the same there, whatever the config says."""
+        settings = dict(self._settings)
+        if self.eos_ids and not settings.get("eos_token"):
+            settings["eos_token"] = self._tokenizer.id_to_token(self.eos_ids[0])
+        write_tokenizer(self._tokenizer, settings, self.folder, folder)
