@@ -12,6 +12,7 @@ from sentinel.adapt.corpora import Windows
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import smollm2_folder
+from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel, load, random_decoder
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
@@ -136,7 +137,7 @@ def worded(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("models") / "worded"
     spec = spec_of("llama-grouped")
     spec = ModelSpec(**{**vars(spec), "vocab_size": 17})
-    save_checkpoint(filled_decoder(spec), folder, letter_tokenizer())
+    save_checkpoint(filled_decoder(spec), folder, letter_tokenizer(), Record())
     return str(folder)
 
 

@@ -19,6 +19,7 @@ from sentinel.adapt.streams import HALVES, Stream
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.elastic import require_levels
+from sentinel.models.record import Record
 from sentinel.models.reference import ReferenceDecoder
 
 SPECS = ["gpt2", "gpt2-relu-untied", "llama-grouped", "llama-multi-query-biases", "unequal-rope", "unequal-learned"]
@@ -184,7 +185,7 @@ def test_elastic_levels_equal_compacted_models_up_and_down(name, compensated, tm
     plans = [order.plan(0.3, 0.2), order.plan(0.7, 0.5)]
     models = pruner.apply(plans)
     elastic = make_elastic(dense, order, plans, models)
-    save_checkpoint(elastic, tmp_path / "e")
+    save_checkpoint(elastic, tmp_path / "e", None, Record())
     tokens = some_tokens(dense.spec)
     with torch.no_grad():
         for model in (elastic, require_levels(load_checkpoint(tmp_path / "e"))):

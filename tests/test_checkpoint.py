@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.hf import SentinelForCausalLM
+from sentinel.models.record import Record
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_round_trip_of_unequal_layers(tmp_path, positions):
     decoder = filled_decoder(unequal_spec(positions))
-    save_checkpoint(decoder, tmp_path / "a")
+    save_checkpoint(decoder, tmp_path / "a", None, Record())
     again = load_checkpoint(tmp_path / "a")
     assert again.spec == decoder.spec
     tokens = some_tokens(decoder.spec)
@@ -27,7 +28,7 @@ def test_round_trip_of_unequal_layers(tmp_path, positions):
 
 def test_hugging_face_round_trip_and_generate(tmp_path):
     decoder = filled_decoder(unequal_spec())
-    save_checkpoint(decoder, tmp_path / "a")
+    save_checkpoint(decoder, tmp_path / "a", None, Record())
     assert AutoConfig.from_pretrained(tmp_path / "a").model_spec() == decoder.spec
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert isinstance(model, SentinelForCausalLM)
@@ -64,40 +65,40 @@ def test_output_that_is_not_ours_is_left_alone(tmp_path):
     decoder = filled_decoder(spec_of("gpt2"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="is a file"):
-        save_checkpoint(decoder, tmp_path / "file")
+        save_checkpoint(decoder, tmp_path / "file", None, Record())
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):
-        save_checkpoint(decoder, tmp_path / "folder")
+        save_checkpoint(decoder, tmp_path / "folder", None, Record())
     assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
     with pytest.raises(InputError, match="is a file"):
-        save_checkpoint(decoder, tmp_path / "file" / "below")
+        save_checkpoint(decoder, tmp_path / "file" / "below", None, Record())
 
 
 def test_replacing_a_checkpoint_leaves_nothing_else(tmp_path):
     first, second = filled_decoder(spec_of("gpt2"), 0), filled_decoder(unequal_spec(), 1)
-    save_checkpoint(first, tmp_path / "a")
-    save_checkpoint(second, tmp_path / "a")
+    save_checkpoint(first, tmp_path / "a", None, Record())
+    save_checkpoint(second, tmp_path / "a", None, Record())
     assert load_checkpoint(tmp_path / "a").spec == second.spec
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     decoder = filled_decoder(spec_of("gpt2"))
-    save_checkpoint(decoder, tmp_path / "a")
+    save_checkpoint(decoder, tmp_path / "a", None, Record())
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sentinel.models.checkpoint.save_file", full)
     with pytest.raises(InputError, match="No space left"):
-        save_checkpoint(filled_decoder(unequal_spec()), tmp_path / "a")
+        save_checkpoint(filled_decoder(unequal_spec()), tmp_path / "a", None, Record())
     assert load_checkpoint(tmp_path / "a").spec == decoder.spec
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_damaged_checkpoints_are_refused(tmp_path):
-    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "a")
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "a", None, Record())
     weights, config = tmp_path / "a" / "model.safetensors", tmp_path / "a" / "config.json"
     whole, text = weights.read_bytes(), config.read_text()
     for cut in (0, 7, 100, len(whole) // 2, len(whole) - 1):

@@ -20,6 +20,7 @@ from sentinel.cli import COMMANDS, build_parser, main
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import gpt2_tokenizer_folder
+from sentinel.models.record import Record
 from sentinel.models.sources import KNOWN_SHAPES, random_decoder
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -30,7 +31,7 @@ OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 def tiny(tmp_path_factory) -> str:
     """A tiny checkpoint without a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_checkpoint(filled_decoder(spec_of("gpt2")), folder)
+    save_checkpoint(filled_decoder(spec_of("gpt2")), folder, None, Record())
     return str(folder)
 
 
@@ -452,7 +453,9 @@ def test_interrupt_leaves_nothing_half_written(tiny, tmp_path):
 @pytest.mark.real_model
 def test_generate_streams_text_and_tells_speed(tmp_path):
     spec = family_of("gpt2").spec_from_config({**KNOWN_SHAPES["gpt2"], "n_layer": 1, "n_embd": 24, "n_head": 2})
-    save_checkpoint(random_decoder(spec, 0), tmp_path / "m", TextTokenizer.from_folder(gpt2_tokenizer_folder()))
+    save_checkpoint(
+        random_decoder(spec, 0), tmp_path / "m", TextTokenizer.from_folder(gpt2_tokenizer_folder()), Record()
+    )
     done = run("generate", str(tmp_path / "m"), "Hello world", "--max-new-tokens", "8", "--temperature", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -29,7 +29,9 @@ from sentinel.infer.native.weights import ENDS, matrices_of
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
+from sentinel.models.folder import read_record
 from sentinel.models.hf import SentinelForCausalLM
+from sentinel.models.record import Integrated, Pruned, Record
 from sentinel.models.sources import KNOWN_SHAPES
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
@@ -232,7 +234,7 @@ def test_an_integrated_folder_is_quantised_on_text_and_generates(tmp_path, capsy
     text = tmp_path / "text.txt"
     text.write_text(" ".join(LETTERS[i * i % 16] for i in range(3000)))
     decoder = integrated(dataclasses.replace(SPECS["llama-grouped"], vocab_size=17))
-    save_checkpoint(decoder, tmp_path / "m", letter_tokenizer())
+    save_checkpoint(decoder, tmp_path / "m", letter_tokenizer(), Record())
     for precision, how in (("int8", []), ("int4", ["--calibration", str(text), "--calibration-tokens", "256"])):
         out = str(tmp_path / precision)
         assert main(["quantize", str(tmp_path / "m"), "--precision", precision, *how, "-o", out]) == 0
@@ -257,7 +259,7 @@ def test_a_quantised_integration_is_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize("configuration", FEATURES)
 def test_round_trip_needs_nothing_else(configuration, tmp_path):
     decoder, tokens = integrated(unequal_spec(), configuration), some_tokens(unequal_spec())
-    save_checkpoint(decoder, tmp_path / "a")
+    save_checkpoint(decoder, tmp_path / "a", None, Record())
     again = load_checkpoint(tmp_path / "a")
     assert again.spec == decoder.spec
     assert {n for n, p in again.named_parameters() if not p.requires_grad} == {
@@ -271,7 +273,7 @@ def test_round_trip_needs_nothing_else(configuration, tmp_path):
 
 def test_hugging_face_loads_generates_and_saves(tmp_path):
     decoder, tokens = integrated(SPECS["llama-grouped"]), some_tokens(SPECS["llama-grouped"], batch=1, length=5)
-    save_checkpoint(decoder, tmp_path / "a")
+    save_checkpoint(decoder, tmp_path / "a", None, Record())
     model = SentinelForCausalLM.from_pretrained(tmp_path / "a")
     grown = tokens
     with torch.no_grad():
@@ -316,7 +318,7 @@ def test_an_elastic_model_keeps_its_levels(tmp_path):
     with torch.no_grad():
         for parameter in (p for n, p in made.named_parameters() if n.endswith("up.weight")):
             parameter.fill_(0.01)
-    save_checkpoint(made, tmp_path / "a")
+    save_checkpoint(made, tmp_path / "a", None, Record())
     again = load_checkpoint(tmp_path / "a")
     for heads, neurons in ((0.5, 0.5), (0.0, 0.0), (0.3, 0.0)):
         for model in (elastic, made, again):
@@ -374,14 +376,16 @@ def windows():
 
 def test_command_line(tmp_path, capsys):
     source, out = str(tmp_path / "source"), str(tmp_path / "out")
-    save_checkpoint(filled_decoder(SPECS["gpt2"]), source, extra={"pruning": {"calibration_documents": ["a"]}})
+    made = Record().then(Pruned(source="m", criterion="fisher", heads=(0.5,), neurons=(0.0,), documents=("a",)))
+    save_checkpoint(filled_decoder(SPECS["gpt2"]), source, None, made)
     assert main(["integrate", source, "-o", out, "--rank", "2"]) == 0
     said = capsys.readouterr().out
     spec = load_checkpoint(out).spec
     assert spec.integration is not None and spec.integration.rank == 2
     assert f"{spec.fusion_weights:,} new ones" in said and "frozen" in said
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["configuration"] == "all" and config["pruning"]["calibration_documents"] == ["a"]
+    record = read_record(tmp_path / "out")
+    assert record.steps[0] == made.steps[0] and isinstance(record.steps[1], Integrated)
+    assert record.steps[1].configuration == "all" and record.steps[1].others_seen == ("a",)
     assert main(["info", out, "--json", str(tmp_path / "info.json")]) == 0
     assert "U-Net skips and baseline integration" in capsys.readouterr().out
     assert json.loads((tmp_path / "info.json").read_text())["fusion_parameters"] == spec.fusion_weights

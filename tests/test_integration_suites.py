@@ -20,6 +20,7 @@ from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.decoder import Decoder
+from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import ModelSpec
 from sentinel.report.tables import tables
@@ -27,7 +28,7 @@ from sentinel.report.verdicts import features_that_pay
 
 
 def request_of(decoder: Decoder, **settings) -> Request:
-    loaded = LoadedModel("tiny", decoder, None, "random")
+    loaded = LoadedModel("tiny", decoder, None, Record(weights="random"))
     given = Settings(prompt_tokens=6, new_tokens=3, rounds=2, **settings)
     return Request(loaded, "tiny", 0, None, Engines(loaded), given)
 
@@ -56,7 +57,7 @@ def worded_request(tmp_path, **settings) -> Request:
         rng = random.Random(seed)
         Path(path).write_text(" ".join(rng.choice(LETTERS) for _ in range(5000)))
     decoder = filled_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
-    loaded = LoadedModel("tiny", decoder, letter_tokenizer(), "real")
+    loaded = LoadedModel("tiny", decoder, letter_tokenizer(), Record())
     sizes = {"prompt_tokens": 6, "new_tokens": 3, "rounds": 2, "calibration_tokens": 256, "eval_tokens": 500}
     given = Settings(levels=(1,), heads=(0.0, 0.5), **texts, **sizes, **settings)
     return Request(loaded, "tiny", None, None, Engines(loaded), given)
@@ -117,7 +118,7 @@ def test_a_feature_pays_only_where_no_plain_model_is_as_fast_and_as_good():
 
 def test_scaling_suite_tells_growth_and_memory(tmp_path, monkeypatch):
     spec = spec_of("gpt2")
-    save_checkpoint(filled_decoder(spec), tmp_path / "shape")
+    save_checkpoint(filled_decoder(spec), tmp_path / "shape", None, Record())
     asked = []
     monkeypatch.setattr(scaling, "measure_peak_memory", lambda request: asked.append(request) or 100.0)
     rows = scaling.run(request_of(filled_decoder(spec), shapes=(str(tmp_path / "shape"), "tiny")))
@@ -135,6 +136,6 @@ def test_scaling_suite_tells_growth_and_memory(tmp_path, monkeypatch):
 
 
 def test_memory_is_that_of_the_integrated_model(tmp_path, capsys):
-    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "shape")
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "shape", None, Record())
     memory._serve(memory.MemoryRequest(str(tmp_path / "shape"), 0, "level 1", 4, 2, configuration="all", rank=2))
     assert float(capsys.readouterr().out.splitlines()[-1]) > 1

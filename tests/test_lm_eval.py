@@ -18,6 +18,7 @@ from sentinel.errors import InputError
 from sentinel.measure.perplexity import evaluate
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.packages import gpt2_tokenizer_folder
+from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel, load
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -58,8 +59,8 @@ def elastic(worded, tmp_path) -> str:
     plan = order.plan(0.5, 0.5)
     assert len({len(groups) for groups in plan.groups}) > 1
     made = make_elastic(dense, order, [plan], pruner.apply([plan]))
-    save_checkpoint(made, tmp_path / "elastic", loaded.tokenizer)
-    save_checkpoint(pruner.apply([plan])[0], tmp_path / "pruned", loaded.tokenizer)
+    save_checkpoint(made, tmp_path / "elastic", loaded.tokenizer, Record())
+    save_checkpoint(pruner.apply([plan])[0], tmp_path / "pruned", loaded.tokenizer, Record())
     return str(tmp_path / "elastic")
 
 

@@ -21,6 +21,7 @@ from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.quality import judge_criteria
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.measure.text_metrics import distinct, repetition
+from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel
 
 
@@ -107,7 +108,7 @@ def test_ratio_to_the_dense_model_and_its_error_are_of_paired_windows(model):
     ratio, error = perplexity_ratio(found, dense)
     assert ratio == pytest.approx(np.mean([math.exp(f.nll - d.nll) for f, d in zip(found, dense, strict=True)]))
     assert error > 0 and perplexity_ratio(dense, dense) == (1.0, 0.0)
-    judged = Judge(model, Bytes(), texts, tokens_per_text=None, context=16)(other)
+    judged = Judge(model, Bytes(), texts, Record(), tokens_per_text=None, context=16)(other)
     assert judged["perplexity_ratio"] == pytest.approx(ratio)
     assert judged["perplexity_ratio_stderr"] == pytest.approx(error)
     assert judged["tokens"] == 63 + 59 + 49
@@ -163,7 +164,7 @@ def test_a_target_takes_the_least_loss_that_fits(model):
 
 
 def request_for(decoder, weights="real", **settings):
-    loaded = LoadedModel("tiny", decoder, Bytes(), weights)
+    loaded = LoadedModel("tiny", decoder, Bytes(), Record(weights=weights))
     return Request(loaded, "tiny", None, 10.0, Engines(loaded), Settings(**settings), frozenset(settings))
 
 

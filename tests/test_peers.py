@@ -19,6 +19,7 @@ from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.peers import compare
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.models.families import family_of
+from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel
 from sentinel.progress import console
 
@@ -76,7 +77,7 @@ class TinyPeer:
 
 
 def request_for(decoder, **settings) -> Request:
-    loaded = LoadedModel("model", decoder, None, "random")
+    loaded = LoadedModel("model", decoder, None, Record(weights="random"))
     chosen = Settings(**{"prompt_tokens": 5, "new_tokens": 3, "rounds": 2, **settings})
     return Request(loaded, "model", 0, 10.0, Engines(loaded), chosen, frozenset())
 

@@ -21,6 +21,7 @@ from sentinel.measure.profiling.spans import COMPONENTS, components_of
 from sentinel.measure.profiling.tensor_memory import LiveTensors
 from sentinel.measure.profiling.trace import chrome_trace
 from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.record import Record
 from sentinel.report.charts import chart_text
 from sentinel.report.profile_view import profile_chart
 
@@ -106,7 +107,7 @@ def test_bad_requests_are_refused():
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
-    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "m")
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "m", None, Record())
     files = {
         name: tmp_path / f"p.{end}" for name, end in (("--trace", "trace"), ("--chart", "html"), ("--json", "json"))
     }

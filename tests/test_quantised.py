@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from sentinel.infer.native.kernels.cpu import IS_X86
 from sentinel.infer.quantised import StoredLevel, load_level, load_quantised, save_quantised
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.elastic import ElasticDecoder, require_levels
+from sentinel.models.folder import read_record
+from sentinel.models.record import Quantised, Record
 from sentinel.models.spec import ModelSpec
 
 PROMPT = [5, 3, 2, 8, 1]
@@ -122,7 +123,7 @@ def test_stored_levels_equal_the_elastic_model(spec, tmp_path):
     for heads in (0.3, 0.7):
         decoder.set_level(heads, heads)
         stored.append(StoredLevel(heads, heads, pack_level(decoder, "fp32")))
-    save_quantised(weights, stored, tmp_path / "q", None, {})
+    save_quantised(weights, stored, tmp_path / "q", None, Record())
     loaded, _ = load_quantised(tmp_path / "q")
     engine = CpuEngine(loaded)
     dense = engine.prefill([PROMPT], 4)
@@ -140,7 +141,7 @@ def test_stored_levels_equal_the_elastic_model(spec, tmp_path):
 
 def test_quantize_keeps_levels_and_generate_sets_them(tmp_path, capsys):
     spec = ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17})
-    save_checkpoint(elastic_decoder(spec), tmp_path / "elastic", letter_tokenizer())
+    save_checkpoint(elastic_decoder(spec), tmp_path / "elastic", letter_tokenizer(), Record())
     assert main(["quantize", str(tmp_path / "elastic"), "-o", str(tmp_path / "q")]) == 0
     assert "2 pruning levels" in capsys.readouterr().out
     said = {}
@@ -160,9 +161,9 @@ def test_quantize_keeps_levels_and_generate_sets_them(tmp_path, capsys):
 
 
 def test_random_weights_are_still_known_to_be_random(tmp_path, capsys):
-    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "m", extra={"weights": "real"})
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "m", None, Record())
     assert main(["quantize", str(tmp_path / "m"), "--random-weights", "0", "-o", str(tmp_path / "q")]) == 0
-    assert json.loads((tmp_path / "q/config.json").read_text())["weights"] == "random"
+    assert read_record(tmp_path / "q").weights == "random"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -173,7 +174,7 @@ def test_an_embedding_that_is_no_head_is_not_streamed(precision):
 
 def test_int4_calibration_on_the_command_line(tmp_path, capsys):
     spec = ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17})
-    save_checkpoint(filled_decoder(spec), tmp_path / "m", letter_tokenizer())
+    save_checkpoint(filled_decoder(spec), tmp_path / "m", letter_tokenizer(), Record())
     rng = np.random.default_rng(0)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(rng.choice(list(LETTERS), 3000)))
@@ -181,9 +182,9 @@ def test_int4_calibration_on_the_command_line(tmp_path, capsys):
     calibrated = ["--calibration", str(text), "--calibration-tokens", "1024"]
     assert main([*base, "-o", str(tmp_path / "a"), *calibrated]) == 0
     assert main([*base, "-o", str(tmp_path / "b"), "--no-calibration"]) == 0
-    record = json.loads((tmp_path / "a/config.json").read_text())["quantisation"]
-    assert record["calibration_tokens"] == 1024 and len(record["calibration_documents"]) == 1
-    assert "quantisation" not in json.loads((tmp_path / "b/config.json").read_text())
+    (step,) = read_record(tmp_path / "a").steps
+    assert isinstance(step, Quantised) and step.tokens == 1024 and len(step.documents) == 1
+    assert not read_record(tmp_path / "b").seen_documents()
     a, b = (load_quantised(tmp_path / name)[0] for name in "ab")
     assert not np.array_equal(a.array("layers.0.mlp.up_proj.packed"), b.array("layers.0.mlp.up_proj.packed"))
     np.testing.assert_array_equal(a.array("lm_head.packed"), b.array("lm_head.packed"))
@@ -195,7 +196,7 @@ def test_int4_calibration_on_the_command_line(tmp_path, capsys):
         capsys.readouterr()
         assert main([*base, "-o", str(tmp_path / "c"), *wrong]) == 2
         assert word in capsys.readouterr().err
-    save_checkpoint(filled_decoder(spec), tmp_path / "mute")
+    save_checkpoint(filled_decoder(spec), tmp_path / "mute", None, Record())
     assert main(["quantize", str(tmp_path / "mute"), "--precision", "int4", "-o", str(tmp_path / "c")]) == 2
     assert "--no-calibration" in capsys.readouterr().err
 
@@ -210,7 +211,7 @@ def checkpoint(tmp_path):
     weights = pack(decoder, "int8")
     decoder.set_level(0.7, 0.7)
     save_quantised(
-        weights, [StoredLevel(0.7, 0.7, pack_level(decoder, "int8"))], tmp_path / "q", letter_tokenizer(), {}
+        weights, [StoredLevel(0.7, 0.7, pack_level(decoder, "int8"))], tmp_path / "q", letter_tokenizer(), Record()
     )
     return tmp_path / "q"
 

@@ -16,6 +16,7 @@ from sentinel.commands.presets import Preset, load_preset, save_preset
 from sentinel.errors import InputError
 from sentinel.measure.results import Result, ResultSet
 from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.record import Pruned, Record
 from sentinel.report.candidates import candidates, frontier, perplexity_ratios
 from sentinel.report.recommend import Demand, recommend
 
@@ -174,7 +175,7 @@ def test_presets_round_trip_and_refuse(measured, tmp_path, capsys):
     path = save_preset("half", preset)
     assert load_preset("half") == preset and [p.name for p in path.parent.iterdir()] == ["half.json"]
     folder = tmp_path / "tiny"
-    save_checkpoint(filled_decoder(spec_of("gpt2")), folder)
+    save_checkpoint(filled_decoder(spec_of("gpt2")), folder, None, Record())
     assert "no preset 'full'; stored are half" in failing(capsys, "generate", str(folder), "a", "--preset", "full")
     assert "is of m, not of" in failing(capsys, "generate", str(folder), "a", "--preset", "half")
     path.write_text(path.read_text().replace('"level": 2', '"level": "two"'))
@@ -202,11 +203,11 @@ def test_explicit_flags_win_over_a_preset(measured, tmp_path):
 
 def test_a_preset_fits_what_was_pruned_of_its_model(measured, tmp_path):
     save_preset("p", Preset("m", 2, "fp32", 0.5, 0.0, "why"))
-    pruned = {"pruning": {"source": "m", "heads": [0.5], "neurons": [0.0]}}
-    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "half", extra=pruned)
+    pruned = Record().then(Pruned(source="m", criterion="fisher", heads=(0.5,), neurons=(0.0,)))
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "half", None, pruned)
     assert filled_in(str(tmp_path / "half")) == (2, None, None, None)  # it is pruned so for good
-    pruned["pruning"]["heads"] = [0.3]
-    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "less", extra=pruned)
+    pruned = Record().then(Pruned(source="m", criterion="fisher", heads=(0.3,), neurons=(0.0,)))
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "less", None, pruned)
     assert filled_in(str(tmp_path / "less")) == (2, None, 0.5, 0.0)
 
 

@@ -29,7 +29,8 @@ from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, require_levels
-from sentinel.models.folder import read_config
+from sentinel.models.folder import read_record
+from sentinel.models.record import Pruned, Record, Recovered
 from sentinel.models.sources import random_decoder
 from sentinel.models.spec import ModelSpec
 
@@ -192,7 +193,7 @@ def test_levels_without_projections_of_their_own_get_them(tmp_path):
     recover(
         bare_elastic, dense, windows(8), windows(4, seed=1), dataclasses.replace(SHORT, steps=2, learning_rate=1e-9)
     )
-    save_checkpoint(bare_elastic, tmp_path / "e")
+    save_checkpoint(bare_elastic, tmp_path / "e", None, Record())
     loaded = require_levels(load_checkpoint(tmp_path / "e"))
     loaded.set_level(0.6)
     assert largest_difference(loaded(tokens), before) < 1e-5
@@ -290,13 +291,16 @@ def test_unusable_input_is_refused(tmp_path):
         recover(pruned(dense), dense, windows(8), windows(4), dataclasses.replace(settings, seed=1), folder=tmp_path)
 
 
+PRUNED = Record().then(Pruned(source="teacher", criterion="random", heads=(0.5,), neurons=(0.0,)))
+
+
 @pytest.fixture(scope="module")
 def worded(tmp_path_factory) -> tuple[Path, Path, Path]:
     """Folders of a tiny teacher and its pruned student with a tokenizer of letters, and a text of letters."""
     folder = tmp_path_factory.mktemp("worded")
     dense = teacher_model(vocab_size=17)
     for name, model in (("teacher", dense), ("student", pruned(dense))):
-        save_checkpoint(model, folder / name, letter_tokenizer(), extra={"pruning": {"source": "teacher"}})
+        save_checkpoint(model, folder / name, letter_tokenizer(), PRUNED)
     rng = random.Random(0)
     (folder / "text.txt").write_text(" ".join(rng.choice(LETTERS) for _ in range(2000)))
     return folder / "student", folder / "teacher", folder / "text.txt"
@@ -311,9 +315,9 @@ def arguments(worded, output: Path, *more: str) -> list[str]:
 def test_command_writes_a_model_that_says_how_it_was_made(worded, tmp_path, capsys):
     assert main(arguments(worded, tmp_path / "out")) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")
-    made = read_config(tmp_path / "out")
-    assert made["pruning"] == {"source": "teacher"}
-    assert made["recovery"]["steps"] == 4 and made["recovery"]["tokens"] == 4 * 2 * 15
+    before, step = read_record(tmp_path / "out").steps
+    assert before == PRUNED.steps[0] and isinstance(step, Recovered)
+    assert (step.steps, step.tokens, step.teacher) == (4, 4 * 2 * 15, "teacher")
     assert sorted(path.name for path in (tmp_path / "out.recovery").iterdir()) == ["metrics.jsonl"]
     assert main(["evaluate", str(tmp_path / "out"), "--text", str(worded[2])]) == 2
     assert "trained on" in capsys.readouterr().err
@@ -348,4 +352,5 @@ def test_launched_processes_train_one_model(processes, worded, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out")
-    assert read_config(tmp_path / "out")["recovery"]["tokens"] == processes * 4 * 2 * 15
+    step = read_record(tmp_path / "out").steps[-1]
+    assert isinstance(step, Recovered) and step.tokens == processes * 4 * 2 * 15

@@ -21,6 +21,7 @@ from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings, settings_of
 from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import LayerSpec, ModelSpec
 from sentinel.report.content import content_of
@@ -30,7 +31,7 @@ SMALL = {"rounds": 2, "prompt_tokens": 6, "new_tokens": 2}
 
 @pytest.fixture(scope="module")
 def loaded():
-    return LoadedModel("tiny", filled_decoder(spec_of("llama-grouped")), None, "random")
+    return LoadedModel("tiny", filled_decoder(spec_of("llama-grouped")), None, Record(weights="random"))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_engines_of_pruned_levels_do_not_disturb_each_other(engines):
 def test_what_is_not_there_can_not_be_removed():
     spec = spec_of("llama-grouped")
     spec = ModelSpec(**{**vars(spec), "layers": (LayerSpec(0, 0, 8, 0),)})
-    engines = Engines(LoadedModel("bare", filled_decoder(spec), None, "random"))
+    engines = Engines(LoadedModel("bare", filled_decoder(spec), None, Record(weights="random")))
     with pytest.raises(InputError, match="no attention heads"):
         engines.at(1, heads=0.5)
     with pytest.raises(InputError, match="no MLP neurons"):
@@ -171,7 +172,7 @@ def interrupt(_):
 
 def test_rounds_are_spread_over_passes(loaded, tmp_path):
     source = str(tmp_path / "tiny")  # for the processes that measure memory
-    save_checkpoint(loaded.decoder, source)
+    save_checkpoint(loaded.decoder, source, None, Record())
     asked = {name: {k: v for k, v in SIZES.items() if k in SUITES[name].options} for name in SPREAD}
     kept: list[ResultSet] = []
     found = run_suites(loaded, asked, source=source, threads=1, keep=kept.append)
@@ -259,7 +260,7 @@ def test_a_run_that_was_interrupted_goes_on(loaded, monkeypatch):
 
 def test_bench_resumes_from_the_command_line(tmp_path, capsys):
     model, out = tmp_path / "tiny", tmp_path / "r.json"
-    save_checkpoint(filled_decoder(spec_of("gpt2")), model)
+    save_checkpoint(filled_decoder(spec_of("gpt2")), model, None, Record())
     command = ["bench", "attention", str(model), "--lengths", "8", "--heads", "0", "--threads", "1", "--json", str(out)]
     assert main([*command, "--rounds", "1"]) == 0
     first = json.loads(out.read_text())

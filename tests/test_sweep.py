@@ -25,6 +25,7 @@ from sentinel.measure.results import ResultSet
 from sentinel.measure.sweep import Job, Outcome, SweepFile, SweepSettings, plan_jobs, run_job
 from sentinel.measure.sweep_backends import in_processes, on_ray
 from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.record import Record
 from sentinel.models.sources import load
 
 
@@ -124,7 +125,7 @@ def test_many_levels_are_made_in_parts(worded, settings, monkeypatch):
 def test_sweep_by_processes_writes_rows_and_names_what_failed(worded, letters, tmp_path, capsys):
     out = tmp_path / "sweep.json"
     lost = str(tmp_path / "lost")
-    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "mute")
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "mute", None, Record())
     models = f"{worded},{lost},{tmp_path / 'mute'}"
     code = main(arguments(letters, out, "--models", models, "--criteria", "fisher,random", "--seeds", "0,1"))
     told = capsys.readouterr()
@@ -138,7 +139,7 @@ def test_sweep_by_processes_writes_rows_and_names_what_failed(worded, letters, t
     assert set(found.runs["sweep"]["failed"]) >= {lost, str(tmp_path / "mute")}
     assert "over dense" in told.out and "67 %" in told.out
     assert not multiprocessing.active_children()
-    save_checkpoint(load(worded).decoder, lost, load(worded).tokenizer)
+    save_checkpoint(load(worded).decoder, lost, load(worded).tokenizer, Record())
     more = arguments(letters, out, "--models", f"{worded},{lost}", "--criteria", "fisher,random", "--seeds", "0,1")
     assert main([*more, "--resume", "--workers", "1"]) == 0
     again = ResultSet.read(out)

@@ -24,19 +24,13 @@ import torch
 
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_folder
-from sentinel.models.folder import history_of
 from sentinel.models.packages import pip_download
+from sentinel.models.record import Record
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import say, working
 
 SPLITS = ("train", "valid", "test")
 EVERY_BUILT_IN = "built-in"
-# Where a checkpoint's record names the documents that went into it.
-SEEN = (
-    ("pruning", "calibration_documents"),
-    ("recovery", "documents"),
-    ("quantisation", "calibration_documents"),
-)
 
 
 @dataclass(frozen=True)
@@ -168,27 +162,29 @@ def _load_one(name: str, default_split: str) -> Text:
     return Text(name, (document,))
 
 
-def refuse_shared_documents(calibration: Iterable[str], evaluation: Iterable[Text]) -> None:
-    """Raise `InputError` when a document of ``evaluation`` is among the ``calibration`` fingerprints."""
+def refuse_shared_documents(
+    calibration: Iterable[str], evaluation: Iterable[Text], mend: str = "evaluate on another text"
+) -> None:
+    """Raise `InputError` that ends with ``mend`` when a document of ``evaluation`` is among the ``calibration``
+    fingerprints."""
     used = set(calibration)
     for text in evaluation:
         for document in text.documents:
             if document.fingerprint in used:
                 raise InputError(
                     f"{document.name} was calibrated or trained on, so judging by {text.label} would flatter the model; "
-                    "evaluate on another text"
+                    f"{mend}"
                 )
 
 
-def refuse_seen_text(model: str, texts: Sequence[Text]) -> None:
-    """Refuse to judge a checkpoint by the documents that it was calibrated or trained on."""
-    made = history_of(model)
-    for part, key in SEEN:
-        record = made.get(part, {})
-        documents = record.get(key, ()) if isinstance(record, dict) else None
-        if not isinstance(documents, (list, tuple)) or not all(isinstance(name, str) for name in documents):
-            raise InputError(f"{model}: its record of {part} is damaged, so that seen text can't be told; make it anew")
-        refuse_shared_documents(documents, texts)
+def refuse_seen_text(record: Record, texts: Iterable[Text]) -> None:
+    """Refuse to judge a model by documents that it was made with."""
+    refuse_shared_documents(record.seen_documents(), texts)
+
+
+def refuse_learned_text(record: Record, held_out: Iterable[Text]) -> None:
+    """Refuse to decide when to stop by documents that went into the weights before."""
+    refuse_shared_documents(record.learned_documents(), held_out, "give another held-out text")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from sentinel.adapt.stepwise import stepwise_order
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import LEVEL_TENSORS, ElasticDecoder, PruningLevel
+from sentinel.models.record import Pruned
 from sentinel.models.tokenizer import TextTokenizer
 
 CRITERION_NAMES = (STEPWISE, LEARNED, *CRITERIA)
@@ -151,6 +152,31 @@ class Pruner:
             return [compact(self.dense, plan) for plan in plans]
         assert self.windows is not None
         return compensate(self.dense, plans, self.windows.tokens)
+
+    def step(
+        self,
+        source: str,
+        order: RemovalOrder,
+        plans: Sequence[PruningPlan],
+        *,
+        texts: str,
+        elastic: bool = False,
+        expanded_kv: bool = False,
+    ) -> Pruned:
+        """What the record of the pruned model says: made of ``source``, calibrated on ``texts``."""
+        return Pruned(
+            source=source,
+            texts=texts if self.windows is not None else "",
+            documents=self.fingerprints,
+            criterion=order.criterion,
+            heads=tuple(plan.heads for plan in plans),
+            neurons=tuple(plan.neurons for plan in plans),
+            compensated=self.settings.compensate,
+            tokens=0 if self.windows is None else self.windows.tokens.numel(),
+            removal_ranks=tuple(tuple(int(rank) for rank in layer) for layer in order.group_ranks),
+            elastic=elastic,
+            expanded_kv=expanded_kv,
+        )
 
     def _check_floors(self, plan: PruningPlan) -> None:
         layers = self.dense.spec.layers

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sentinel.adapt.budget import Budget, CostTable, Unit
     from sentinel.adapt.controller import Controller, ControllerSettings
     from sentinel.models.decoder import Decoder
+    from sentinel.models.record import Adapted
     from sentinel.models.sources import LoadedModel
 
 MINUTES = 30.0
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.adaptation import is_state, read_state
     from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
+    from sentinel.adapt.corpora import load_texts, refuse_seen_text
     from sentinel.commands.adapt_comparison import compare, is_comparison
     from sentinel.files import check_output_file, check_output_folder
     from sentinel.report.charts import check_chart_path
@@ -97,6 +99,9 @@ def run(options: argparse.Namespace) -> None:
     found = read_state(state) if options.resume else None
     loaded = load_model(options)
     loaded.require_real_weights("what its heads are worth")
+    windows, step = windows_of(options, loaded)
+    if options.compare_one_shot:
+        refuse_seen_text(loaded.record.then(step), load_texts(options.judge, "test"))
     dense = prepared(loaded, options)
     latencies = found[0].latencies if found and found[0].latencies else measured_latencies(dense)
     spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True)  # compensation adds the biases
@@ -105,11 +110,10 @@ def run(options: argparse.Namespace) -> None:
     if options.compare_one_shot:
         compare(options, loaded, dense, budget, settings, output)
         return
-    windows, documents = windows_of(options, loaded)
     controller = make_controller(loaded, dense, windows, budget, settings, latencies)
     if found:
         controller.resume(*found)
-    _run(controller, options, loaded, output, state, documents)
+    _run(controller, options, loaded, output, state, step)
 
 
 def settings_of(options: argparse.Namespace) -> ControllerSettings:
@@ -141,10 +145,11 @@ def measured_latencies(dense: Decoder) -> CostTable:
     return costs_by_layer(dense.spec, lambda counts: table.predict_counts(counts, neurons))
 
 
-def windows_of(options: argparse.Namespace, loaded: LoadedModel) -> tuple[tuple[Tensor, Tensor, Tensor], list[str]]:
-    """Calibration, training and held-out windows, and the documents that they come from."""
+def windows_of(options: argparse.Namespace, loaded: LoadedModel) -> tuple[tuple[Tensor, Tensor, Tensor], Adapted]:
+    """Calibration, training and held-out windows, and what the record will say of an adaptation by them."""
     from sentinel.adapt.gates import short_windows
     from sentinel.commands.recover import training_windows
+    from sentinel.models.record import Adapted
 
     options.length = min(2 * TRAIN_LENGTH, loaded.spec.max_seq_len)
     train, held_out = training_windows(options, loaded)
@@ -153,8 +158,15 @@ def windows_of(options: argparse.Namespace, loaded: LoadedModel) -> tuple[tuple[
         raise InputError(
             f"--tokens {options.tokens} are fewer than the calibration needs, {needed * options.length}; ask for more"
         )
-    documents = sorted({*train.fingerprints, *held_out.fingerprints})
-    return (train.tokens[:needed], short_windows(train.tokens, TRAIN_LENGTH), held_out.tokens), documents
+    step = Adapted(
+        source=loaded.name,
+        budget=options.budget,
+        texts=options.text,
+        documents=train.fingerprints,
+        held_out=held_out.fingerprints,
+        expanded_kv=options.expand_kv,
+    )
+    return (train.tokens[:needed], short_windows(train.tokens, TRAIN_LENGTH), held_out.tokens), step
 
 
 def make_controller(
@@ -179,7 +191,7 @@ def _run(
     loaded: LoadedModel,
     output: Path,
     state: Path,
-    documents: list[str],
+    step: Adapted,
 ) -> None:
     from sentinel.adapt.adaptation import FILE, write_state
     from sentinel.files import write_text
@@ -187,15 +199,11 @@ def _run(
     from sentinel.report.charts import chart_text
     from sentinel.report.film import film
 
-    made = {
-        "weights": loaded.weights,
-        "pruning": {"source": loaded.name, "criterion": "adapt", "calibration_documents": documents},
-        "recovery": {"teacher": loaded.name, "text": options.text, "documents": documents},
-    }
-
     def keep(student: Decoder, best: bool) -> None:
         if best:
-            save_checkpoint(student, output, loaded.tokenizer, extra=made)
+            made = controller.record
+            done = dataclasses.replace(step, settings=made.settings, cycles=len(made.cycles))
+            save_checkpoint(student, output, loaded.tokenizer, loaded.record.then(done))
         write_text(output / FILE, controller.record.to_json())
         write_state(state, controller.record, controller.model.decoder.state_dict())
 

@@ -37,20 +37,20 @@ def compare(
     """The controller and one-shot pruning with recovery at the same budget and time; written after every seed, and
     printed."""
     from sentinel.adapt.comparison import Comparison, Trial, one_shot_for
-    from sentinel.adapt.corpora import load_texts, refuse_shared_documents
+    from sentinel.adapt.corpora import load_texts, refuse_seen_text
     from sentinel.measure.judge import Judge
     from sentinel.progress import say
 
     judges = load_texts(options.judge, "test")
     each = -(-options.judge_tokens // len(judges))
-    judge = Judge(dense, loaded.require_tokenizer(), judges, tokens_per_text=each)
+    judge = Judge(dense, loaded.require_tokenizer(), judges, loaded.record, tokens_per_text=each)
     label = ", ".join(text.label for text in judges)
     trials: list[Trial] = []
     for seed in options.compare_one_shot:
         say(f"seed {seed}")
         options.seed = seed
-        windows, documents = windows_of(options, loaded)
-        refuse_shared_documents(documents, judges)
+        windows, step = windows_of(options, loaded)
+        refuse_seen_text(loaded.record.then(step), judges)
         chosen = dataclasses.replace(settings, seed=seed)
         controller = make_controller(loaded, dense, windows, budget, chosen, None)
         best: list[Decoder] = []

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     texts = load_texts(options.text, "test")
     opened = open_engine(options)
     opened.require_real_weights("its quality")
-    refuse_seen_text(options.model, texts)
+    refuse_seen_text(opened.record, texts)
     engine, tokenizer = opened.engine, opened.require_tokenizer()
     judged: Any = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
     teacher = load(options.teacher, device=options.device) if options.teacher is not None else None
@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
             f"--teacher {options.teacher} has {teacher.spec.vocab_size} tokens, {opened.name} has "
             f"{engine.spec.vocab_size}; a teacher needs the same vocabulary"
         )
+    if teacher is not None:
+        refuse_seen_text(teacher.record, texts)
     found = evaluate(
         judged, tokenizer, texts, context=options.context, stride=options.stride, max_tokens=options.max_tokens,
         teacher=None if teacher is None else teacher.decoder,

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.integration import configuration_of, integrate
     from sentinel.errors import InputError
     from sentinel.models.checkpoint import save_checkpoint
-    from sentinel.models.folder import history_of
+    from sentinel.models.record import Integrated
     from sentinel.models.sources import load
 
     wanted = configuration_of(options.configuration)
@@ -50,14 +50,15 @@ def run(options: argparse.Namespace) -> None:
         rank=options.rank,
         baseline=None if baseline is None else baseline.decoder,
     )
-    record = {
-        **history_of(options.model),
-        "weights": loaded.weights,
-        "configuration": wanted.name,
-        "source": loaded.name,
-        "baseline_source": (baseline or loaded).name if wanted.baseline else None,
-    }
-    save_checkpoint(made, options.output, loaded.tokenizer, extra=record)
+    beside = (baseline or loaded) if wanted.baseline else None
+    step = Integrated(
+        source=loaded.name,
+        configuration=wanted.name,
+        rank=options.rank,
+        baseline=None if beside is None else beside.name,
+        others_seen=() if beside is None else tuple(sorted(beside.record.seen_documents())),
+    )
+    save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step))
     spec = made.spec
     before = spec.parameter_count(baseline=False) - spec.fusion_weights
     frozen = spec.parameter_count() - spec.parameter_count(baseline=False)

@@ -14,6 +14,8 @@ import platformdirs
 
 from sentinel.errors import InputError
 from sentinel.files import write_text
+from sentinel.models.folder import read_record
+from sentinel.models.record import Pruned, Quantised, Record
 
 SCHEMA = "sentinel-preset/1"
 FIELDS = {"model": str, "level": int, "precision": str, "heads": float, "neurons": float, "reason": str}
@@ -83,10 +85,10 @@ def apply_preset(options: argparse.Namespace) -> None:
     if options.preset is None:
         return
     preset = load_preset(options.preset)
-    pruned = _pruning_of(options.model)
+    record = _record_of(options.model)
     own = Path(options.model).expanduser()
     names = {options.model, own.resolve().name if own.exists() else options.model}
-    if preset.model not in names and pruned.get("source") != preset.model:
+    if preset.model not in names and preset.model not in {step.source for step in record.steps}:
         raise InputError(
             f"preset {options.preset!r} is of {preset.model}, not of {options.model}; run {preset.model}, or what "
             "'sentinel prune' made of it"
@@ -95,25 +97,20 @@ def apply_preset(options: argparse.Namespace) -> None:
         options.level = preset.level
         options.precision = options.precision or (preset.precision if preset.level == 3 else None)
     removed = (preset.heads, preset.neurons)
-    if options.heads is None and options.neurons is None and not _is_pruned_so(pruned, removed):
+    if options.heads is None and options.neurons is None and not _removed_for_good(record, removed):
         options.heads, options.neurons = removed
 
 
-def _pruning_of(model: str) -> dict[str, Any]:
-    """What a pruned checkpoint says of its making; empty for any other model."""
+def _record_of(model: str) -> Record:
+    """How a model folder was made; without steps for any other model."""
     folder = Path(model).expanduser()
-    if not (folder / "config.json").exists():
-        return {}
-    from sentinel.models.tokenizer import read_json
-
-    config = read_json(folder / "config.json")
-    source = {"source": config["source"]} if isinstance(config.get("source"), str) else {}
-    return {"elastic": "levels" in config, **source, **config.get("pruning", {})}
+    return read_record(folder) if (folder / "config.json").exists() else Record()
 
 
-def _is_pruned_so(pruned: dict[str, Any], removed: tuple[float, float]) -> bool:
-    """True for a checkpoint that was pruned to just these ratios for good."""
-    heads, neurons = pruned.get("heads", []), pruned.get("neurons", [])
-    if pruned.get("elastic") or not (len(heads) == len(neurons) == 1):
-        return False
-    return all(abs(a - b) < 0.02 for a, b in zip(removed, (heads[0], neurons[0]), strict=True))
+def _removed_for_good(record: Record, removed: tuple[float, float]) -> bool:
+    """True for a model that was pruned to just these ratios, with no levels to choose from."""
+    shares = [
+        *((s.heads[0], s.neurons[0]) for s in record.steps if isinstance(s, Pruned) and not s.elastic and s.heads),
+        *((s.heads, s.neurons) for s in record.steps if isinstance(s, Quantised)),
+    ]
+    return any(all(abs(a - b) < 0.02 for a, b in zip(removed, share, strict=True)) for share in shares)

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.corpora import load_texts
+    from sentinel.adapt.corpora import load_texts, refuse_seen_text
     from sentinel.adapt.prune import make_elastic
     from sentinel.models.checkpoint import save_checkpoint
 
@@ -67,26 +67,21 @@ def run(options: argparse.Namespace) -> None:
     settings = settings_of(options, compensate=options.compensate)
     loaded = load_model(options)
     texts = load_texts(options.text, "test") if loaded.weights == "real" else []
+    refuse_seen_text(loaded.record, texts)
     dense = prepared(loaded, options)
     pruner = make_pruner(loaded, dense, settings, options.calibration, texts)
     order, plans = _plans(options, pruner, dense)
     models = pruner.apply(plans)
     made = make_elastic(dense, order, plans, models) if options.elastic else models[0]
-    record = {
-        "weights": loaded.weights,
-        "pruning": {
-            "source": loaded.name,
-            "criterion": order.criterion,
-            "heads": [plan.heads for plan in plans],
-            "neurons": [plan.neurons for plan in plans],
-            "compensated": options.compensate,
-            "calibration": options.calibration,
-            "calibration_tokens": options.calibration_tokens if settings.needs_text else 0,
-            "calibration_documents": list(pruner.fingerprints),
-            "removal_ranks": [[int(rank) for rank in layer] for layer in order.group_ranks],
-        },
-    }
-    save_checkpoint(made, options.output, loaded.tokenizer, extra=record)
+    step = pruner.step(
+        loaded.name,
+        order,
+        plans,
+        texts=options.calibration,
+        elastic=options.elastic is not None,
+        expanded_kv=dense is not loaded.decoder,
+    )
+    save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step))
     _print_table(options, loaded, dense, plans, models, texts)
 
 
@@ -134,7 +129,7 @@ def _print_table(
     judge = None
     if texts:
         each = -(-options.eval_tokens // len(texts))
-        judge = Judge(dense, loaded.require_tokenizer(), texts, tokens_per_text=each)
+        judge = Judge(dense, loaded.require_tokenizer(), texts, loaded.record, tokens_per_text=each)
     rows = [_row("before", dense, None, judge)]
     rows += [_row("after", model, plan, judge) for plan, model in zip(plans, models, strict=True)]
     console = stdout_console()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import add_model, check_model_output, load_model, set_pruning_level, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratio
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.infer.quantised import save_quantised
     from sentinel.models.elastic import at_current_level
-    from sentinel.models.folder import history_of
+    from sentinel.models.record import Quantised
 
     if options.precision == "int8" and (options.calibration or options.calibration_tokens or options.no_calibration):
         raise InputError("int8 needs no calibration; leave the calibration options out, or ask for --precision int4")
@@ -56,14 +56,16 @@ def run(options: argparse.Namespace) -> None:
     windows = calibration_windows(loaded, options)
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
     weights, levels = quantised(at_current_level(loaded.decoder), options.precision, windows)
-    record: dict[str, Any] = {**history_of(options.model), "source": loaded.name, "weights": loaded.weights}
-    if windows is not None:
-        record["quantisation"] = {
-            "calibration": options.calibration or DEFAULT_TEXT,
-            "calibration_tokens": windows.tokens.numel(),
-            "calibration_documents": list(windows.fingerprints),
-        }
-    save_quantised(weights, levels, options.output, loaded.tokenizer, record)
+    step = Quantised(
+        source=loaded.name,
+        precision=options.precision,
+        heads=options.heads,
+        neurons=options.neurons,
+        texts="" if windows is None else options.calibration or DEFAULT_TEXT,
+        tokens=0 if windows is None else windows.tokens.numel(),
+        documents=() if windows is None else windows.fingerprints,
+    )
+    save_quantised(weights, levels, options.output, loaded.tokenizer, loaded.record.then(step))
     before = loaded.spec.parameter_count() * 4
     stored = f", {len(levels)} pruning levels" if levels else ""
     print(

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import (
     add_model,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sentinel.adapt.corpora import Windows
     from sentinel.adapt.recover import Recovery
     from sentinel.adapt.recovery_settings import RecoverySettings
+    from sentinel.models.record import Recovered
     from sentinel.models.sources import LoadedModel
 
 MINUTES = 30.0
@@ -85,13 +86,13 @@ def run(options: argparse.Namespace) -> None:
     loaded = load_model(options)
     loaded.require_real_weights("its recovery")
     teacher = load(options.teacher)
-    train, held_out = training_windows(options, loaded)
+    train, held_out = training_windows(options, loaded, teacher)
     state = Path(options.state) if options.state else output.with_name(f"{output.name}.recovery")
     found = recover(loaded.decoder, teacher.decoder, train.tokens, held_out.tokens, settings, folder=state)
     if not main:
         return
-    record = _record(options, settings, found, sorted({*train.fingerprints, *held_out.fingerprints}))
-    save_checkpoint(loaded.decoder.cpu(), output, loaded.tokenizer, extra=record)
+    step = _step(options, loaded, teacher, settings, found, train, held_out)
+    save_checkpoint(loaded.decoder.cpu(), output, loaded.tokenizer, loaded.record.then(step))
     clear_state(state)
     _print(found, state)
     print(output)
@@ -118,15 +119,21 @@ def _share_cores(options: argparse.Namespace) -> None:
     set_threads(options.threads)
 
 
-def training_windows(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Windows, Windows]:
-    """Training and held-out windows; a text without splits gives both, of different windows."""
-    from sentinel.adapt.corpora import Windows, load_texts, refuse_shared_documents, sample_windows
+def training_windows(options: argparse.Namespace, *models: LoadedModel) -> tuple[Windows, Windows]:
+    """Training and held-out windows for the first of ``models``; a text without splits gives both, of different windows.
 
+    Raises `InputError` for held-out text that one of ``models`` has learned from.
+    """
+    from sentinel.adapt.corpora import Windows, load_texts, refuse_learned_text, refuse_shared_documents, sample_windows
+
+    loaded = models[0]
     tokenizer, length, seed = loaded.require_tokenizer(), options.length, options.seed or 0
     if length > loaded.spec.max_seq_len:
         raise InputError(f"--length {length} is more than the context of {loaded.name}, {loaded.spec.max_seq_len}")
     texts = load_texts(options.text, "train")
     judges = load_texts(options.held_out or options.text, "valid")
+    for model in models:
+        refuse_learned_text(model.record, judges)
     seen = {document.fingerprint for text in texts for document in text.documents}
     if options.held_out is None and any(d.fingerprint in seen for text in judges for d in text.documents):
         both = sample_windows(texts, tokenizer, options.tokens + options.held_out_tokens, length, seed)
@@ -137,23 +144,32 @@ def training_windows(options: argparse.Namespace, loaded: LoadedModel) -> tuple[
     return train, sample_windows(judges, tokenizer, options.held_out_tokens, length, seed)
 
 
-def _record(
-    options: argparse.Namespace, settings: RecoverySettings, found: Recovery, documents: list[str]
-) -> dict[str, Any]:
-    """What ``config.json`` says of how the model was made: pruning as before, and its recovery."""
-    from sentinel.models.folder import history_of
+def _step(
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    teacher: LoadedModel,
+    settings: RecoverySettings,
+    found: Recovery,
+    train: Windows,
+    held_out: Windows,
+) -> Recovered:
+    """What the record says of the recovery. What the teacher had seen, the student has learned."""
+    from sentinel.models.record import Recovered
 
-    recovery = {
-        "teacher": options.teacher,
-        "text": options.text,
-        "settings": dataclasses.asdict(settings),
-        "steps": len(found.steps),
-        "tokens": found.tokens,
-        "seconds": round(found.seconds, 1),
-        "held_out": [dataclasses.asdict(result) for result in found.held_out],
-        "documents": documents,
-    }
-    return {**history_of(options.model), "recovery": recovery}
+    return Recovered(
+        source=loaded.name,
+        teacher=teacher.name,
+        texts=options.text,
+        settings=dataclasses.asdict(settings),
+        steps=len(found.steps),
+        tokens=found.tokens,
+        seconds=round(found.seconds, 1),
+        divergence_before=found.held_out[0].mean_kl,
+        divergence_after=found.best.mean_kl,
+        documents=train.fingerprints,
+        held_out=held_out.fingerprints,
+        others_seen=tuple(sorted(teacher.record.seen_documents())),
+    )
 
 
 def _print(found: Recovery, state: Path) -> None:

@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING
 from sentinel.errors import InputError
 from sentinel.infer.engines import check_level, check_precision, make_engine
 from sentinel.infer.quantised import is_quantised, load_level, load_quantised
-from sentinel.models.folder import read_config
+from sentinel.models.folder import read_record
 from sentinel.models.origin import Origin
 
 if TYPE_CHECKING:
     from sentinel.infer.engines import Engine
+    from sentinel.models.record import Record
     from sentinel.models.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
 class OpenedEngine(Origin):
-    """An engine that is ready, with the name and the kind of weights ("real" or "random") of its model."""
+    """An engine that is ready, with the name, the tokenizer and the record of its model."""
 
     engine: Engine
     tokenizer: TextTokenizer | None
     name: str
-    weights: str
+    record: Record
 
 
 def open_engine(
@@ -64,7 +65,7 @@ def open_engine(
     if heads or neurons:
         require_levels(loaded.decoder).set_level(heads, neurons)
     engine = make_engine(loaded.decoder, level, precision=precision, threads=threads)
-    return OpenedEngine(engine, loaded.tokenizer, loaded.name, loaded.weights)
+    return OpenedEngine(engine, loaded.tokenizer, loaded.name, loaded.record)
 
 
 def _open_quantised(
@@ -78,5 +79,4 @@ def _open_quantised(
     engine = CpuEngine(weights, threads=threads)
     if any(width):
         engine.set_level(load_level(folder, weights, *width))
-    kind = read_config(folder).get("weights", "real")
-    return OpenedEngine(engine, tokenizer, folder.resolve().name, kind)
+    return OpenedEngine(engine, tokenizer, folder.resolve().name, read_record(folder))

@@ -7,7 +7,6 @@ It holds ``config.json``, ``model.native.safetensors``, the tokenizer's files, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.infer.native import Level, NativeWeights
 from sentinel.models.folder import MODEL_TYPE, is_checkpoint, read_config
+from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -36,14 +36,14 @@ def save_quantised(
     levels: list[StoredLevel],
     folder: str | Path,
     tokenizer: TextTokenizer | None,
-    extra: Mapping[str, Any],
+    record: Record,
 ) -> None:
-    """Write a quantised checkpoint, whole or not at all. ``extra`` adds fields to ``config.json``."""
+    """Write a quantised checkpoint with the ``record`` of how it was made, whole or not at all."""
     config: dict[str, Any] = {
         "model_type": MODEL_TYPE,
         "precision": weights.precision,
         "spec": weights.spec.to_dict(),
-        **extra,
+        "record": record.to_dict(),
     }
     if tokenizer is not None and tokenizer.eos_ids:
         config["eos_token_id"] = list(tokenizer.eos_ids)

@@ -6,24 +6,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sentinel.adapt.corpora import Text
+from sentinel.adapt.corpora import Text, refuse_seen_text
 from sentinel.measure.perplexity import Quality, Scorer, evaluate, perplexity_ratio
 from sentinel.models.decoder import Decoder
+from sentinel.models.record import Record
 from sentinel.models.tokenizer import TextTokenizer
 
 
 class Judge:
-    """Judges any number of models by ``tokens_per_text`` tokens of each of ``texts``, against ``dense``."""
+    """Judges any number of models by ``tokens_per_text`` tokens of each of ``texts``, against ``dense``.
+
+    ``record`` is that of ``dense``: raises `InputError` for a text that it has seen.
+    """
 
     def __init__(
         self,
         dense: Decoder,
         tokenizer: TextTokenizer,
         texts: Sequence[Text],
+        record: Record,
         *,
         tokens_per_text: int | None,
         context: int = 512,
     ) -> None:
+        refuse_seen_text(record, texts)
         self.texts = texts
         self.context = min(context, dense.spec.max_seq_len)
         self._tokenizer, self._tokens = tokenizer, tokens_per_text

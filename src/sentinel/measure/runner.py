@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sentinel.adapt.corpora import load_texts, refuse_seen_text
 from sentinel.errors import InputError
 from sentinel.measure import environment
 from sentinel.measure.method import at_bandwidth
@@ -36,11 +37,12 @@ def run_suites(
     ``source`` and ``random_weights`` say how a process of its own loads the model again. What ``resume`` holds is not
     measured again. ``keep`` gets all results after every pass of a suite, so that an interrupted run loses only the last
     one. Raises `InputError` for an unknown suite, an option that a suite does not take, a model that it can't measure, and
-    a ``resume`` of something else.
+    a ``resume`` of something else, and text that the model has seen.
     """
     settings = {name: settings_of(suite_of(name), given, quick=quick) for name, given in suites.items()}
     if len(suites) > 1 and not quick:
         settings = {name: replace(s, passes=min(suite_of(name).passes, s.rounds)) for name, s in settings.items()}
+    _refuse_seen_text(loaded, settings)
     runs = {name: _record(loaded, chosen) for name, chosen in settings.items()}
     before = environment.processor_time()
     place = environment.describe(str(loaded.decoder.device))
@@ -81,6 +83,16 @@ def run_suites(
         if len(left) > 1:
             say(f"{what} took {time.monotonic() - start:.0f} s")
     return found
+
+
+def _refuse_seen_text(loaded: LoadedModel, settings: Mapping[str, Settings]) -> None:
+    """Refuse text that the model has seen before anything is measured; the suites that judge would refuse it later."""
+    if loaded.weights == "random" or loaded.tokenizer is None or not loaded.record.seen_documents():
+        return
+    for name, chosen in settings.items():
+        options = suite_of(name).options
+        if "text" in options and ("recovery_steps" not in options or chosen.recovery_steps):
+            refuse_seen_text(loaded.record, load_texts(chosen.text, "test"))
 
 
 def _turns(passes: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -19,7 +19,6 @@ from sentinel.adapt.corpora import (
     Text,
     Windows,
     load_texts,
-    refuse_seen_text,
     refuse_shared_documents,
     sample_windows,
 )
@@ -132,13 +131,18 @@ class _Subject:
         loaded = load(model)
         loaded.require_real_weights("a perplexity")
         self.texts: list[Text] = load_texts(settings.text, "test")
-        refuse_seen_text(model, self.texts)
         self.name, self.settings = model, settings
         self.tokenizer = loaded.require_tokenizer()
         self.dense = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
         self.context = min(settings.context, self.dense.spec.max_seq_len)
-        tokens = settings.eval_tokens
-        self.judge = Judge(self.dense, self.tokenizer, self.texts, tokens_per_text=tokens, context=self.context)
+        self.judge = Judge(
+            self.dense,
+            self.tokenizer,
+            self.texts,
+            loaded.record,
+            tokens_per_text=settings.eval_tokens,
+            context=self.context,
+        )
         self.calibrated: Pruner | None = None
         self._windows: tuple[int, Windows] | None = None
 

@@ -22,6 +22,7 @@ from sentinel.models.elastic import ElasticDecoder, PruningLevel, dense_state
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import State, read_weights
 from sentinel.models.folder import MODEL_TYPE, is_checkpoint, read_config
+from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer, read_json
 
@@ -31,11 +32,10 @@ ARCHITECTURE = "SentinelForCausalLM"
 def save_checkpoint(
     decoder: Decoder,
     folder: str | Path,
-    tokenizer: TextTokenizer | None = None,
-    *,
-    extra: dict[str, Any] | None = None,
+    tokenizer: TextTokenizer | None,
+    record: Record,
 ) -> None:
-    """Write ``decoder`` to ``folder``. ``extra`` adds fields to ``config.json`` (how the model was made, say).
+    """Write ``decoder`` to ``folder``, with the ``record`` of how it was made.
 
     Raises `InputError` when ``folder`` is a file, can't be written, or holds something else.
     """
@@ -45,7 +45,8 @@ def save_checkpoint(
     config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": "float32"}
     if eos:
         config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
-    config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict(), **(extra or {})})
+    config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict()})
+    config["record"] = record.to_dict()
     with write_folder(folder, is_checkpoint) as temporary:
         write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
         if isinstance(decoder, ElasticDecoder):

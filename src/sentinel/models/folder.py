@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sentinel.errors import InputError
+from sentinel.models.earlier_record import earlier_record
+from sentinel.models.record import Record
 from sentinel.models.tokenizer import read_json
 
 MODEL_TYPE = "sentinel"
-WRITTEN = ("model_type", "architectures", "dtype", "eos_token_id", "tie_word_embeddings", "spec", "levels", "precision")
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -24,12 +25,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def history_of(model: str) -> dict[str, Any]:
-    """How the checkpoint ``model`` was made, by its ``config.json``: pruning and what it was calibrated on, say.
+def read_record(folder: Path) -> Record:
+    """How the model in ``folder`` was made; without steps for a folder that sentinel did not write.
 
-    Empty for everything but a sentinel checkpoint. A command that writes a changed model passes it on.
+    Raises `InputError` for a damaged record.
     """
-    folder = Path(model).expanduser()
-    if not folder.is_dir() or not is_checkpoint(folder):
-        return {}
-    return {name: value for name, value in read_config(folder).items() if name not in WRITTEN}
+    config = read_config(folder)
+    if config.get("model_type") != MODEL_TYPE:
+        return Record()
+    if "record" in config:
+        return Record.from_dict(config["record"], folder)
+    return earlier_record(config, folder)

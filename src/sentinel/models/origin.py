@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from sentinel.errors import InputError
+from sentinel.models.record import Record
 from sentinel.models.tokenizer import TextTokenizer
 
 
 class Origin:
-    """A model's name, its tokenizer if it has one, and whether its weights are "real" or "random".
+    """A model's name, its tokenizer if it has one, and the record of how it was made.
 
     ``description`` says what the name leaves out, for a note beside results; empty where there is nothing to say.
     """
 
     name: str
     tokenizer: TextTokenizer | None
-    weights: str
+    record: Record
     description: str = ""
+
+    @property
+    def weights(self) -> str:
+        """ "real", or "random" where the numbers mean nothing but the shape."""
+        return self.record.weights
 
     def require_tokenizer(self) -> TextTokenizer:
         """The tokenizer, or `InputError` when the model came without one."""

@@ -13,10 +13,11 @@ from sentinel.models.checkpoint import build, load_checkpoint, read_spec
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import read_weights
-from sentinel.models.folder import read_config
+from sentinel.models.folder import read_record
 from sentinel.models.gguf_file import GGUFFile
 from sentinel.models.origin import Origin
 from sentinel.models.packages import SMOLLM2_ALIAS, SMOLLM2_DESCRIPTION, gpt2_tokenizer_folder, smollm2_folder
+from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -46,15 +47,12 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class LoadedModel(Origin):
-    """A decoder with its tokenizer and its origin.
-
-    ``weights`` is "random" where the numbers mean nothing but the shape; ``tokenizer`` is None where there is none.
-    """
+    """A decoder with its tokenizer, None where there is none, and the record of how it was made."""
 
     name: str
     decoder: Decoder
     tokenizer: TextTokenizer | None
-    weights: str
+    record: Record
     description: str = ""
 
     @property
@@ -134,16 +132,16 @@ def _hub_folder(model: str) -> Path:
 def _load_real(model: str) -> LoadedModel:
     place = locate(model)
     if place.is_dir():
-        origin = "random" if read_config(place).get("weights") == "random" else "real"
         said = SMOLLM2_DESCRIPTION if model == SMOLLM2_ALIAS else ""
-        return LoadedModel(_label(model), load_checkpoint(place), TextTokenizer.from_folder(place), origin, said)
+        tokenizer = TextTokenizer.from_folder(place)
+        return LoadedModel(_label(model), load_checkpoint(place), tokenizer, read_record(place), said)
     file = GGUFFile(place)
     config = file.config()
     family = family_of("llama")
     spec = family.spec_from_config(config)
     decoder = build(spec, read_weights(family.weight_rules(spec), spec, file.weights()), place)
     tokenizer = TextTokenizer(file.tokenizer(), (config["eos_token_id"],), settings=file.tokenizer_config())
-    return LoadedModel(_label(model), decoder, tokenizer, "real")
+    return LoadedModel(_label(model), decoder, tokenizer, Record())
 
 
 def _label(model: str) -> str:
@@ -163,7 +161,7 @@ def _load_random(model: str, seed: int) -> LoadedModel:
             spec, tokenizer = family_of("llama").spec_from_config(GGUFFile(place).config()), None
         else:
             spec, tokenizer = read_spec(place), TextTokenizer.from_folder(place)
-    return LoadedModel(_label(model), random_decoder(spec, seed), tokenizer, "random")
+    return LoadedModel(_label(model), random_decoder(spec, seed), tokenizer, Record(weights="random"))
 
 
 def random_decoder(spec: ModelSpec, seed: int) -> Decoder:

@@ -20,6 +20,7 @@ from sentinel.measure.results import Result, median
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.request import Request
 from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.record import Record
 from sentinel.progress import working
 
 
@@ -36,7 +37,7 @@ def run(request: Request) -> list[Result]:
         runs: dict[str, Run] = {}
         for kind, subject in subjects.items():
             with working(f"Writing the model for {subject.name}"):
-                folder = _written(subject, Path(scratch) / kind)
+                folder = _written(subject, Path(scratch) / kind, request.loaded.record)
             runs[kind] = functools.partial(measure_load, kind, folder, settings.prompt_tokens, request.engines.threads)
         samples = interleave(runs, settings.rounds, "Loading")
     reference = samples["hugging-face"]
@@ -57,7 +58,7 @@ def run(request: Request) -> list[Result]:
     return rows
 
 
-def _written(subject: Subject, place: Path) -> Path:
+def _written(subject: Subject, place: Path, record: Record) -> Path:
     engine = subject.engine
     if isinstance(engine, HuggingFaceReference):
         engine.model.save_pretrained(place)
@@ -67,5 +68,5 @@ def _written(subject: Subject, place: Path) -> Path:
         engine.weights.save(place)
     else:
         assert isinstance(engine, TorchEngine)
-        save_checkpoint(engine.decoder, place)
+        save_checkpoint(engine.decoder, place, None, record)
     return place

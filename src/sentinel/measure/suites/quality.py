@@ -55,7 +55,8 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
     refuse_shared_documents(windows.fingerprints, texts)
     dense = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
     context = min(WINDOW, loaded.spec.max_seq_len)
-    judge = Judge(dense, loaded.require_tokenizer(), texts, tokens_per_text=settings.eval_tokens, context=context)
+    tokenizer, tokens = loaded.require_tokenizer(), settings.eval_tokens
+    judge = Judge(dense, tokenizer, texts, loaded.record, tokens_per_text=tokens, context=context)
     base = replace(
         request.row("quality", Subject(make_engine(dense, 1), dense.spec, 1)),
         engine=REFERENCE,

@@ -46,7 +46,8 @@ class Recovered:
         refuse_shared_documents({*calibration.fingerprints, *windows.fingerprints}, texts)
         self._held_out, self._train = windows.tokens[:HELD_OUT], windows.tokens[HELD_OUT:]
         self._pruner = Pruner(expand_kv(self._dense), PruningSettings(CRITERION), calibration)
-        self._judge = Judge(self._dense, tokenizer, texts, tokens_per_text=settings.eval_tokens, context=context)
+        tokens = settings.eval_tokens
+        self._judge = Judge(self._dense, tokenizer, texts, loaded.record, tokens_per_text=tokens, context=context)
         self._fields = {"text": ", ".join(text.label for text in texts), "context": context}
 
     def pruned(self, heads: float) -> Decoder:
