@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,8 +73,11 @@ def budget_unit(text: str) -> Unit:
     return _parse(text)[1]
 
 
-def make_budget(text: str, costs: dict[Unit, CostTable], floor: int = 0) -> Budget:
-    """The budget that ``text`` asks for, with the costs of its unit out of ``costs``.
+def make_budget(
+    text: str, costs: dict[Unit, CostTable], floor: int = 0, *, whole: Mapping[Unit, float] | None = None
+) -> Budget:
+    """The budget that ``text`` asks for, with the costs of its unit out of ``costs``. ``whole`` are the costs of the model
+    as loaded, which budgets are told against: by default those of all heads, from which it differs where K/V are repeated.
 
     Raises `InputError` when it is unknown, leaves nothing to remove, or can't be reached with ``floor`` heads in every
     layer and at least one in the model.
@@ -84,13 +87,13 @@ def make_budget(text: str, costs: dict[Unit, CostTable], floor: int = 0) -> Budg
     most = [len(layer) - 1 for layer in table.layers]
     if not sum(most):
         raise InputError("this model has no attention heads to adapt")
-    dense = table.of(most)
+    dense = (whole or {}).get(unit, table.of(most))
     limit = dense / value if unit == "ms" else value
     budget = Budget(text, unit, table, limit, floor)
     least = [min(floor, count) for count in most]
     if not any(least):
         least[next(index for index, count in enumerate(most) if count)] = 1
-    if budget.allows(most):
+    if limit >= dense * (1 - 1e-9):
         raise InputError(f"the budget {text} is not below the unpruned model's {_cost(dense, unit)}; ask for less")
     if not budget.allows(least):
         reached = f"{dense / table.of(least):.2f}x" if unit == "ms" else _cost(table.of(least), unit)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import add_model, check_model_output, listed, load_model, real_number, whole_number
-from sentinel.commands.pruning import DEFAULT_TEXT, prepared
+from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, prepared
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.files import check_output_file, check_output_folder
     from sentinel.report.charts import check_chart_path
 
-    budget_unit(options.budget)
+    unit = budget_unit(options.budget)
     if options.chart is not None:
         check_chart_path(options.chart)
         check_output_file(options.chart)
@@ -106,7 +106,10 @@ def run(options: argparse.Namespace) -> None:
     latencies = found[0].latencies if found and found[0].latencies else measured_latencies(dense)
     spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True)  # compensation adds the biases
     costs: dict[Unit, CostTable] = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
-    budget = make_budget(options.budget, costs, options.floor_heads)
+    whole = _whole_costs(loaded, dense, unit, measured=found is not None)
+    budget = make_budget(options.budget, costs, options.floor_heads, whole=whole)
+    if found:
+        budget = dataclasses.replace(budget, limit=found[0].limit)
     if options.compare_one_shot:
         compare(options, loaded, dense, budget, settings, output)
         return
@@ -133,6 +136,17 @@ def settings_of(options: argparse.Namespace) -> ControllerSettings:
     else:
         length = {"steps": options.steps}
     return dataclasses.replace(chosen, recovery=dataclasses.replace(default.recovery, **learning, **length))
+
+
+def _whole_costs(loaded: LoadedModel, dense: Decoder, unit: Unit, *, measured: bool) -> dict[Unit, float]:
+    """Costs of the model as loaded where those of ``dense``, with K/V repeated and with biases, are others. Its time is
+    not ``measured`` again for a run that goes on."""
+    from sentinel.measure.latency import measure_latencies
+
+    costs: dict[Unit, float] = {"MB": loaded.spec.parameter_count() * 4 / 1e6}
+    if unit == "ms" and dense is not loaded.decoder and not measured:
+        costs["ms"] = measure_latencies(loaded.decoder).dense_ms
+    return costs
 
 
 def measured_latencies(dense: Decoder) -> CostTable:
@@ -195,7 +209,7 @@ def _run(
 ) -> None:
     from sentinel.adapt.adaptation import FILE, write_state
     from sentinel.files import write_text
-    from sentinel.models.checkpoint import save_checkpoint
+    from sentinel.models.checkpoint import read_spec, save_checkpoint
     from sentinel.report.charts import chart_text
     from sentinel.report.film import film
 
@@ -212,16 +226,22 @@ def _run(
     if options.chart:
         suffix = Path(options.chart).suffix
         write_text(options.chart, chart_text(film(record, slider=suffix == ".html"), suffix))
-    _print_cycles(record)
+    _print_cycles(record, loaded)
+    said = not_smaller(loaded.spec, read_spec(output), loaded.name, expanded=options.expand_kv)
+    if said is not None:
+        print(said)
     print(output)
 
 
-def _print_cycles(record: Adaptation) -> None:
+def _print_cycles(record: Adaptation, loaded: LoadedModel) -> None:
+    """The model as loaded, and every cycle's."""
     import math
 
     from sentinel.report.terminal import print_table, stdout_console
 
-    rows = [
+    groups = sum(layer.n_kv_head for layer in loaded.spec.layers)
+    rows = [["as loaded", f"{groups}", "", "", f"{loaded.spec.parameter_count():,}", "", "1.000x", ""]]
+    rows += [
         [
             f"{cycle.number + 1}{' (kept)' if cycle is record.best else ''}",
             f"{cycle.heads}",

@@ -43,7 +43,7 @@ def compare(
 
     judges = load_texts(options.judge, "test")
     each = -(-options.judge_tokens // len(judges))
-    judge = Judge(dense, loaded.require_tokenizer(), judges, loaded.record, tokens_per_text=each)
+    judge = Judge(loaded.decoder, loaded.require_tokenizer(), judges, loaded.record, tokens_per_text=each)
     label = ", ".join(text.label for text in judges)
     trials: list[Trial] = []
     for seed in options.compare_one_shot:

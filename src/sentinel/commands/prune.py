@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import (
     add_machine,
@@ -13,10 +14,20 @@ from sentinel.commands.arguments import (
     real_number,
     whole_number,
 )
-from sentinel.commands.pruning import DEFAULT_TEXT, add_calibration, make_pruner, prepared, ratio, ratios, settings_of
+from sentinel.commands.pruning import (
+    DEFAULT_TEXT,
+    add_calibration,
+    make_pruner,
+    not_smaller,
+    prepared,
+    ratio,
+    ratios,
+    settings_of,
+)
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
+    from sentinel.adapt.corpora import Text
     from sentinel.adapt.plan import PruningPlan, RemovalOrder
     from sentinel.adapt.prune import Pruner
     from sentinel.measure.judge import Judge
@@ -30,6 +41,7 @@ COLUMNS = [
     "parameters",
     "weights MB",
     "read per token MB",
+    "KV kB per token",
     "perplexity",
     "over dense",
 ]
@@ -70,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     refuse_seen_text(loaded.record, texts)
     dense = prepared(loaded, options)
     pruner = make_pruner(loaded, dense, settings, options.calibration, texts)
-    order, plans = _plans(options, pruner, dense)
+    order, plans = _plans(options, pruner, loaded, dense)
     models = pruner.apply(plans)
     made = make_elastic(dense, order, plans, models) if options.elastic else models[0]
     step = pruner.step(
@@ -82,10 +94,13 @@ def run(options: argparse.Namespace) -> None:
         expanded_kv=dense is not loaded.decoder,
     )
     save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step))
-    _print_table(options, loaded, dense, plans, models, texts)
+    _print_table(options, loaded, plans, models, texts)
 
 
-def _plans(options: argparse.Namespace, pruner: Pruner, dense: Decoder) -> tuple[RemovalOrder, list[PruningPlan]]:
+def _plans(
+    options: argparse.Namespace, pruner: Pruner, loaded: LoadedModel, dense: Decoder
+) -> tuple[RemovalOrder, list[PruningPlan]]:
+    """The removal order of ``dense``, and what to keep; targets are told against the model as loaded."""
     from sentinel.adapt.plan import fit_target
     from sentinel.adapt.prune import scores_neurons
 
@@ -102,13 +117,19 @@ def _plans(options: argparse.Namespace, pruner: Pruner, dense: Decoder) -> tuple
         from sentinel.measure.latency import measure_latencies
 
         table = measure_latencies(dense)
+        whole = table if dense is loaded.decoder else measure_latencies(loaded.decoder)
         order = pruner.order(MOST_HEADS, most_neurons)
-        limit = table.dense_ms / options.speedup
+        limit = whole.dense_ms / options.speedup
         return order, [fit_target(order, table.predict, limit, MOST_HEADS, most_neurons)]
+    size = loaded.spec.parameter_count() * 4 / 1e6
+    if options.max_memory >= size:
+        raise InputError(f"--max-memory {options.max_memory:g} is not below the {size:,.1f} MB of {loaded.name}")
+    # Compensation adds the biases.
+    spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True) if options.compensate else dense.spec
     order = pruner.order(MOST_HEADS, most_neurons)
 
     def megabytes(plan: PruningPlan) -> float:
-        return dense.spec.with_counts(plan.group_counts, plan.neuron_counts).parameter_count() * 4 / 1e6
+        return spec.with_counts(plan.group_counts, plan.neuron_counts).parameter_count() * 4 / 1e6
 
     return order, [fit_target(order, megabytes, options.max_memory, MOST_HEADS, most_neurons)]
 
@@ -116,11 +137,11 @@ def _plans(options: argparse.Namespace, pruner: Pruner, dense: Decoder) -> tuple
 def _print_table(
     options: argparse.Namespace,
     loaded: LoadedModel,
-    dense: Decoder,
     plans: list[PruningPlan],
     models: list[Decoder],
-    texts: list[Any],
+    texts: list[Text],
 ) -> None:
+    """The model as loaded and the pruned ones, with a line on each that is not smaller."""
     from pathlib import Path
 
     from sentinel.measure.judge import Judge
@@ -129,9 +150,9 @@ def _print_table(
     judge = None
     if texts:
         each = -(-options.eval_tokens // len(texts))
-        judge = Judge(dense, loaded.require_tokenizer(), texts, loaded.record, tokens_per_text=each)
-    rows = [_row("before", dense, None, judge)]
-    rows += [_row("after", model, plan, judge) for plan, model in zip(plans, models, strict=True)]
+        judge = Judge(loaded.decoder, loaded.require_tokenizer(), texts, loaded.record, tokens_per_text=each)
+    rows = [_row("as loaded", loaded.decoder, None, judge)]
+    rows += [_row("pruned", model, plan, judge) for plan, model in zip(plans, models, strict=True)]
     console = stdout_console()
     print_table(console, COLUMNS, rows)
     if judge is not None:
@@ -141,6 +162,11 @@ def _print_table(
             "with the standard error of paired differences.",
             style="dim",
         )
+    for plan, model in zip(plans, models, strict=True):
+        said = not_smaller(loaded.spec, model.spec, loaded.name, expanded=options.expand_kv)
+        if said is not None:
+            level = f"Without {plan.heads:.0%} of heads: " if len(plans) > 1 else ""
+            console.print(f"{level}{said}", markup=False, soft_wrap=True)
     print(Path(options.output))
 
 
@@ -162,5 +188,6 @@ def _row(label: str, model: Decoder, plan: PruningPlan | None, judge: Judge | No
         f"{spec.parameter_count():,}",
         f"{spec.parameter_count() * 4 / 1e6:,.1f}",
         f"{spec.weight_bytes_per_token() / 1e6:,.1f}",
+        f"{spec.kv_bytes_per_position() / 1e3:,.1f}",
         *judged,
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import whole_number
 from sentinel.errors import InputError
+from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +84,29 @@ def prepared(loaded: LoadedModel, options: argparse.Namespace) -> Decoder:
     from sentinel.adapt.compact import expand_kv
 
     return expand_kv(loaded.decoder) if options.expand_kv else loaded.decoder
+
+
+def not_smaller(before: ModelSpec, after: ModelSpec, name: str, *, expanded: bool) -> str | None:
+    """One line on what of a pruned model is not below that of ``before``, the model ``name`` as loaded: parameters and
+    bytes read per token. None when all of it is."""
+    found = []
+    for what, cost in (
+        ("weights", lambda spec: spec.parameter_count() * 4),
+        ("weights read per token", ModelSpec.weight_bytes_per_token),
+    ):
+        was, now = cost(before) / 1e6, cost(after) / 1e6
+        if now >= was:
+            found.append(f"{now:,.1f} MB of {what} are not below the {was:,.1f} MB of {name} as loaded")
+            break  # the second follows from the first
+    cached = after.kv_bytes_per_position() - before.kv_bytes_per_position()
+    if cached > 0:
+        saved = before.weight_bytes_per_token() - after.weight_bytes_per_token()
+        ratio = after.kv_bytes_per_position() / before.kv_bytes_per_position()
+        beyond = f", so that beyond {saved // cached:,} cached tokens a token reads more than before"
+        found.append(f"KV cache per token is {ratio:.2g}x{beyond if saved > 0 else ''}")
+    if not found:
+        return None
+    return f"{'--expand-kv repeats grouped K/V first: ' if expanded else ''}{', and '.join(found)}."
 
 
 def make_pruner(

@@ -118,14 +118,17 @@ def run_job(settings: SweepSettings, job: Job) -> Outcome:
     """Run a job in this process; bad input becomes the outcome's sentence."""
     try:
         subject = _subject(settings, job.model)
-        rows = [subject.row(subject.dense)] if job.criterion is None else list(_pruned_rows(subject, settings, job))
+        rows = [subject.row(subject.whole)] if job.criterion is None else list(_pruned_rows(subject, settings, job))
     except InputError as error:
         return Outcome(job, error=str(error))
     return Outcome(job, tuple(rows))
 
 
 class _Subject:
-    """A model to prune with its judge; windows and statistics are kept for the jobs that follow."""
+    """A model as loaded (``whole``) and to prune (``dense``), with its judge.
+
+    Windows and statistics are kept for the jobs that follow.
+    """
 
     def __init__(self, settings: SweepSettings, model: str) -> None:
         loaded = load(model)
@@ -133,10 +136,11 @@ class _Subject:
         self.texts: list[Text] = load_texts(settings.text, "test")
         self.name, self.settings = model, settings
         self.tokenizer = loaded.require_tokenizer()
-        self.dense = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
+        self.whole = loaded.decoder
+        self.dense = expand_kv(self.whole) if settings.expand_kv else self.whole
         self.context = min(settings.context, self.dense.spec.max_seq_len)
         self.judge = Judge(
-            self.dense,
+            self.whole,
             self.tokenizer,
             self.texts,
             loaded.record,

@@ -56,7 +56,7 @@ def run(request: Request) -> list[Result]:
     if "lengths" in request.given:
         request.check_context(max(settings.lengths) + 1)
     decoder = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
-    parts = _parts(decoder, index, settings.heads)
+    parts = _parts(loaded.decoder, decoder, index, settings.heads)
     results: list[Result] = []
     for phase in ("decode", "prefill"):
         for length in (n for n in settings.lengths if n < loaded.spec.max_seq_len):
@@ -65,14 +65,21 @@ def run(request: Request) -> list[Result]:
     return results
 
 
-def _parts(decoder: Decoder, index: int, heads: tuple[float, ...]) -> list[_Part]:
-    layer, fused = decoder.spec.layers[index], decoder.blocks[index].attn
-    separate = replace(decoder.spec, layers=(replace(layer, n_kv_head=layer.n_head),))
-    parts = [_Part(REFERENCE, 0, 0.0, ReferenceAttention(fused), separate)]
-    for kept in sorted({round((1 - ratio) * layer.n_kv_head) for ratio in heads}, reverse=True):
-        forward = functools.partial(_with_groups, fused, kept)
-        share = round(1 - kept / layer.n_kv_head, 4)
-        parts.append(_Part(OPTIMISED, 1, share, forward, replace(decoder.spec, layers=(layer,))))
+def _parts(whole: Decoder, pruned: Decoder, index: int, heads: tuple[float, ...]) -> list[_Part]:
+    """The layer with all heads as in ``whole``, the model as loaded, and with fewer as in ``pruned``, whose grouped keys
+    and values may be repeated."""
+    layer = whole.spec.layers[index]
+    separate = replace(whole.spec, layers=(replace(layer, n_kv_head=layer.n_head),))
+    parts = [_Part(REFERENCE, 0, 0.0, ReferenceAttention(whole.blocks[index].attn), separate)]
+    groups = pruned.spec.layers[index].n_kv_head
+    for kept in sorted({round((1 - ratio) * groups) for ratio in heads}, reverse=True):
+        source = whole if kept == groups else pruned
+        layer = source.spec.layers[index]
+        forward = functools.partial(
+            _with_groups, source.blocks[index].attn, layer.n_kv_head if kept == groups else kept
+        )
+        share = round(1 - kept / groups, 4)
+        parts.append(_Part(OPTIMISED, 1, share, forward, replace(source.spec, layers=(layer,))))
     return parts
 
 

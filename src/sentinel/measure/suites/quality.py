@@ -56,9 +56,9 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
     dense = expand_kv(loaded.decoder) if settings.expand_kv else loaded.decoder
     context = min(WINDOW, loaded.spec.max_seq_len)
     tokenizer, tokens = loaded.require_tokenizer(), settings.eval_tokens
-    judge = Judge(dense, tokenizer, texts, loaded.record, tokens_per_text=tokens, context=context)
+    judge = Judge(loaded.decoder, tokenizer, texts, loaded.record, tokens_per_text=tokens, context=context)
     base = replace(
-        request.row("quality", Subject(make_engine(dense, 1), dense.spec, 1)),
+        request.row("quality", Subject(make_engine(loaded.decoder, 1), loaded.spec, 1)),
         engine=REFERENCE,
         batch=1,
         prompt_tokens=PROMPT_TOKENS,
@@ -75,22 +75,22 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
         pruner.share_calibration(calibrated)
         calibrated = pruner if pruner.has_calibration else calibrated
         order = pruner.order(max(settings.heads), 0.0)
-        rows += _criterion_rows(base, judge, pruner, order, settings, whole=None if rows else loaded.decoder)
+        rows += _criterion_rows(base, judge, pruner, order, settings, loaded.decoder, first=not rows)
     return rows
 
 
 def _criterion_rows(
-    base: Result, judge: Judge, pruner: Pruner, order: RemovalOrder, settings: Settings, *, whole: Decoder | None
+    base: Result, judge: Judge, pruner: Pruner, order: RemovalOrder, settings: Settings, whole: Decoder, *, first: bool
 ) -> list[Result]:
-    """Rows of one criterion; of the first one also those of ``whole``, the model as it came, and of level 3."""
+    """Rows of one criterion, told against ``whole``, the model as loaded; of the first one also its own and level 3's."""
     plans = [order.plan(ratio) for ratio in settings.heads]
     compensated = pruner.apply(plans)
     plain = pruner.with_compensation(False).apply(plans)
-    samples = _speeds({0.0: pruner.dense, **dict(zip(settings.heads, plain, strict=True))}, settings)
+    samples = _speeds({0.0: whole, **dict(zip(settings.heads, plain, strict=True))}, settings)
     ranks = [[int(rank) for rank in layer] for layer in order.group_ranks]
     rows: list[Result] = []
-    if whole is not None:
-        rows.append(_timed(replace(base, **judge(pruner.dense)), samples, 0.0, pruner.dense))
+    if first:
+        rows.append(_timed(replace(base, **judge(whole)), samples, 0.0, whole))
         rows += _quantised(base, judge, pruner, whole, settings.precision)
     judged = functools.partial(replace, base, criterion=order.criterion, head_ranks=ranks)
     for kind, models in ((False, plain), (True, compensated)):
@@ -98,7 +98,7 @@ def _criterion_rows(
             name = f"{order.criterion}{', compensated' if kind else ''}"
             row = judged(engine=name, compensated=kind, heads_pruned=ratio, **judge(model))
             rows.append(_timed(row, samples, ratio, model))
-            if kind and whole is not None:
+            if kind and first:
                 rows += _quantised(row, judge, pruner, model, settings.precision[:1])
     return rows
 
