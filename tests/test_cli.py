@@ -219,6 +219,7 @@ def test_a_damaged_record_of_seen_text_is_refused(record, worded, letters, tmp_p
     bad = tmp_path / "bad"
     shutil.copytree(worded, bad)
     config = json.loads((bad / "config.json").read_text())
+    del config["record"]  # as version 0.1 wrote it
     (bad / "config.json").write_text(json.dumps({**config, "pruning": record}))
     assert "record of pruning is damaged" in refused(capsys, "evaluate", str(bad), "--text", letters["test"])
 
