@@ -16,6 +16,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.record import Record
 from sentinel.models.tokenizer import TextTokenizer
 
 TEXTS = (
@@ -304,7 +305,7 @@ def test_ids_are_those_of_auto_tokenizer(folder):
 
 def test_a_saved_model_keeps_the_tokenizer(folder, tmp_path_factory):
     theirs, saved = AutoTokenizer.from_pretrained(folder), tmp_path_factory.mktemp("saved") / "model"
-    save_checkpoint(filled_decoder(spec_of("llama-grouped")), saved, TextTokenizer.from_folder(folder))
+    save_checkpoint(filled_decoder(spec_of("llama-grouped")), saved, TextTokenizer.from_folder(folder), Record())
     assert_same(TextTokenizer.from_folder(saved), theirs)
     assert_same(TextTokenizer.from_folder(saved), AutoTokenizer.from_pretrained(saved))
     names = {p.name for p in folder.iterdir()} - {"config.json"}
@@ -315,7 +316,9 @@ def test_a_tokenizer_that_was_changed_after_saving_is_read_anew(tmp_path):
     (tmp_path / "a").mkdir()
     plain(tmp_path / "a")
     saved = tmp_path / "saved"
-    save_checkpoint(filled_decoder(spec_of("llama-grouped")), saved, TextTokenizer.from_folder(tmp_path / "a"))
+    save_checkpoint(
+        filled_decoder(spec_of("llama-grouped")), saved, TextTokenizer.from_folder(tmp_path / "a"), Record()
+    )
     theirs = AutoTokenizer.from_pretrained(saved)
     theirs.add_special_tokens({"additional_special_tokens": ["<new>"]})
     theirs.save_pretrained(saved)
@@ -324,7 +327,7 @@ def test_a_tokenizer_that_was_changed_after_saving_is_read_anew(tmp_path):
 
 
 def test_a_saved_tokenizer_is_read_without_transformers(tmp_path):
-    save_checkpoint(filled_decoder(spec_of("llama-grouped")), tmp_path / "m", letter_tokenizer())
+    save_checkpoint(filled_decoder(spec_of("llama-grouped")), tmp_path / "m", letter_tokenizer(), Record())
     code = (
         "import sys; from pathlib import Path; from sentinel.models.tokenizer import TextTokenizer; "
         f"print(TextTokenizer.from_folder(Path({str(tmp_path / 'm')!r})).encode('b a'), "
@@ -335,7 +338,7 @@ def test_a_saved_tokenizer_is_read_without_transformers(tmp_path):
 
 
 def test_a_tokenizer_of_memory_loads_through_auto_tokenizer(tmp_path):
-    save_checkpoint(filled_decoder(spec_of("llama-grouped")), tmp_path / "m", letter_tokenizer())
+    save_checkpoint(filled_decoder(spec_of("llama-grouped")), tmp_path / "m", letter_tokenizer(), Record())
     theirs = AutoTokenizer.from_pretrained(tmp_path / "m")
     assert theirs("b a").input_ids == [2, 1]
     assert theirs.eos_token == "<end>"
