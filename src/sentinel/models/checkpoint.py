@@ -20,7 +20,7 @@ from sentinel.files import write_folder
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, PruningLevel, dense_state
 from sentinel.models.families import family_of
-from sentinel.models.families.weights import State, read_weights
+from sentinel.models.families.weights import State, read_weights, settle_head
 from sentinel.models.folder import MODEL_TYPE, is_checkpoint, read_config
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -108,16 +108,25 @@ def load_checkpoint(folder: str | Path) -> Decoder:
     """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, in fp32 on the CPU."""
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
-    state = {name: tensor.to(torch.float32) for name, tensor in read_safetensors(folder).items()}
+    state = read_safetensors(folder)
     if config["model_type"] == MODEL_TYPE:
-        state = {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
+        state = {name.removeprefix("decoder."): tensor for name, tensor in _in_fp32(state, folder).items()}
     else:
         family = family_of(spec.family)
-        state = read_weights(family.weight_rules(spec), spec, family.normalise_names(state, spec))
+        state = _in_fp32(family.normalise_names(state), folder)
+        spec, state = settle_head(spec, state, family.EMBEDDING)
+        state = read_weights(family.weight_rules(spec), spec, state)
     decoder = build(spec, state, folder)
     if config.get("levels"):
         return ElasticDecoder.from_ordered(decoder, _read_levels(folder, config["levels"]))
     return decoder
+
+
+def _in_fp32(state: State, source: object) -> State:
+    for name, tensor in state.items():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise InputError(f"{source}: tensor {name!r} is of type {tensor.dtype}, not of floating-point weights")
+    return {name: tensor.to(torch.float32) for name, tensor in state.items()}
 
 
 def build(spec: ModelSpec, state: State, source: object) -> Decoder:
@@ -144,16 +153,24 @@ def read_safetensors(folder: Path) -> State:
     """All tensors of ``model.safetensors``, or of the shards that its index names."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if single.exists():
-        files = [single]
-    elif index.exists():
-        files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    else:
+        return read_tensors(single)
+    if not index.exists():
         other = next((p.name for p in folder.glob("*.bin")), None)
         hint = f"; {other} is of an older format, re-save it with safe_serialization=True" if other else ""
         raise InputError(f"{folder} has no model.safetensors{hint}")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise InputError(f"{index} has no 'weight_map' from tensors to files; fetch it again")
     state: State = {}
-    for file in files:
-        state.update(read_tensors(file))
+    for file in sorted(set(shards.values())):
+        tensors = read_tensors(folder / file)
+        if missing := sorted(n for n, place in shards.items() if place == file and n not in tensors):
+            raise InputError(
+                f"{folder / file} lacks tensor {missing[0]!r}, which {index.name} places there; fetch it again"
+            )
+        if twice := sorted(set(tensors) & set(state)):
+            raise InputError(f"{folder}: tensor {twice[0]!r} is in two files; fetch the model again")
+        state.update(tensors)
     return state
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,19 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _take_numbers(spec: Any, *names: str) -> None:
+    """Make floats of the fields ``names``: a whole number may stand there, text and NaN may not."""
+    for name in names:
+        value = getattr(spec, name)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        _require(good, f"{name} must be a number, not {value!r}")
+        object.__setattr__(spec, name, float(value))
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """Sizes of one decoder layer.
@@ -45,7 +59,7 @@ class LayerSpec:
         for name in ("n_head", "n_kv_head", "head_dim", "intermediate_size"):
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+                _is_whole(value) and value >= 0,
                 f"{name} must be a whole number of at least 0, not {value!r}",
             )
         _require(self.head_dim > 0, "head_dim must be at least 1")
@@ -84,9 +98,15 @@ class RopeSpec:
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
+        _take_numbers(self, "theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len")
+        object.__setattr__(self, "original_max_seq_len", int(self.original_max_seq_len))
         _require(self.theta > 0, f"rope theta must be positive, not {self.theta!r}")
         _require(self.type in ("default", "linear", "llama3"), f"rope type {self.type!r} is not supported")
         _require(self.factor >= 1, f"rope factor must be at least 1, not {self.factor!r}")
+        _require(
+            0 < self.low_freq_factor < self.high_freq_factor and self.original_max_seq_len >= 1,
+            "rope: low_freq_factor must be above 0 and below high_freq_factor, and original_max_seq_len at least 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -102,9 +122,10 @@ class IntegrationSpec:
     rank: int | None
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.skips, bool), f"skips must be true or false, not {self.skips!r}")
         _require(self.skips or self.baseline is not None, "an integration needs skips, a baseline, or both")
         _require(
-            self.rank is None or (isinstance(self.rank, int) and self.rank >= 1),
+            self.rank is None or (_is_whole(self.rank) and self.rank >= 1),
             f"the rank of an integration must be at least 1, not {self.rank!r}",
         )
 
@@ -164,9 +185,11 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_embd", "max_seq_len"):
             value = getattr(self, name)
-            _require(
-                isinstance(value, int) and value > 0, f"{name} must be a whole number of at least 1, not {value!r}"
-            )
+            _require(_is_whole(value) and value > 0, f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("gated_mlp", "qkv_bias", "out_bias", "up_bias", "down_bias", "tied_head"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name} must be true or false, not {value!r}")
+        _take_numbers(self, "norm_eps")
         _require(len(self.layers) > 0, "a model needs at least one layer")
         _require(self.norm in ("layernorm", "rmsnorm"), f"norm {self.norm!r} is not supported")
         _require(self.norm_eps >= 0, f"norm_eps must not be negative, not {self.norm_eps!r}")

@@ -2,55 +2,92 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from sentinel.errors import InputError
 from sentinel.models.spec import Activation
 
-# Fields that every Hugging Face config may hold and that do not change what the model computes.
+# What a field that the family does not read may hold without changing what the model computes:
+# - any value in a field of `GENERIC_FIELDS` (generation, training, labels, notes of the software that wrote the file);
+# - null, or an empty list, object or text, in any field: it is what an absent field is. Not a quantisation's;
+# - the value of `WITHOUT_EFFECT` in its field. False is harmless only there: the absence of another switch may mean "on".
 GENERIC_FIELDS = frozenset(
     {
         "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_flash_attn_2_enabled",
         "_name_or_path",
+        "_pre_quantization_dtype",
         "architectures",
+        "attention_probs_dropout_prob",
         "attn_implementation",
         "auto_map",
         "bad_words_ids",
         "begin_suppress_tokens",
+        "bos_token",
         "bos_token_id",
         "chunk_size_feed_forward",
+        "classifier_dropout",
+        "cls_token_id",
         "decoder_start_token_id",
         "diversity_penalty",
         "do_sample",
+        "dropout",
         "dtype",
         "early_stopping",
+        "embd_dropout",
         "encoder_no_repeat_ngram_size",
+        "eos_token",
         "eos_token_id",
         "exponential_decay_length_penalty",
         "finetuning_task",
+        "flash_attention",
         "forced_bos_token_id",
+        "forced_decoder_ids",
         "forced_eos_token_id",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "hidden_dropout_prob",
         "id2label",
         "is_decoder",
         "is_encoder_decoder",
         "keys_to_ignore_at_inference",
         "label2id",
+        "layerdrop",
         "length_penalty",
+        "low_cpu_mem_usage",
+        "mask_token_id",
         "max_length",
+        "max_new_tokens",
+        "max_sequence_length",
+        "max_window_layers",
         "min_length",
+        "min_new_tokens",
+        "model_max_length",
         "model_type",
+        "name_or_path",
+        "neftune_noise_alpha",
         "no_repeat_ngram_size",
         "num_beam_groups",
         "num_beams",
+        "num_labels",
         "num_return_sequences",
         "output_attentions",
         "output_hidden_states",
+        "output_past",
         "output_scores",
+        "pad_token",
         "pad_token_id",
+        "penalty_alpha",
+        "predict_special_tokens",
         "prefix",
         "problem_type",
         "remove_invalid_values",
         "repetition_penalty",
+        "resid_dropout",
         "return_dict",
         "return_dict_in_generate",
         "sep_token_id",
@@ -58,19 +95,57 @@ GENERIC_FIELDS = frozenset(
         "task_specific_params",
         "temperature",
         "tf_legacy_loss",
+        "tie_weights",
         "tokenizer_class",
         "top_k",
         "top_p",
         "torch_dtype",
         "torchscript",
+        "training_args",
         "transformers.js_config",
         "transformers_version",
+        "trl_version",
         "typical_p",
+        "unk_token",
+        "unk_token_id",
+        "unsloth_fixed",
+        "unsloth_version",
         "use_bfloat16",
         "use_cache",
+        "use_flash_attention",
+        "use_flash_attention_2",
+        "use_flash_attn",
+        "z_loss",
     }
 )
-HARMLESS_WHEN_EMPTY = frozenset({"pruned_heads", "cross_attention_hidden_size", "tie_encoder_decoder"})
+OFF = (
+    "add_cross_attention",
+    "alibi",
+    "attention_o_bias",
+    "attention_out_bias",
+    "clip_qkv",
+    "lm_head_bias",
+    "o_bias",
+    "parallel_residual",
+    "qk_layernorm",
+    "qk_norm",
+    "rope_interleaved",
+    "tie_encoder_decoder",
+    "use_alibi",
+    "use_mrope",
+    "use_parallel_residual",
+    "use_qk_norm",
+    "use_sliding_window",
+)
+SCALES = (
+    "embedding_multiplier",
+    "logit_scale",
+    "logits_scaling",
+    "partial_rotary_factor",
+    "residual_multiplier",
+    "rotary_pct",
+)
+WITHOUT_EFFECT: dict[str, Any] = {**dict.fromkeys(OFF, False), **dict.fromkeys(SCALES, 1)}
 
 
 class ConfigReader:
@@ -78,6 +153,7 @@ class ConfigReader:
 
     def __init__(self, family: str, config: dict[str, Any]) -> None:
         self.family = family
+        self._windowed = config.get("use_sliding_window", True) is not False
         self._left = {k: v for k, v in config.items() if k not in GENERIC_FIELDS}
 
     def _refuse(self, name: str, value: Any, expected: str) -> InputError:
@@ -97,11 +173,22 @@ class ConfigReader:
         return self.integer(name, 1)
 
     def number(self, name: str, default: float) -> float:
-        """A number that is not negative."""
-        value = self._left.pop(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        """A number that is not negative; text is none, as for Hugging Face."""
+        return self.checked_number(name, self._left.pop(name, default))
+
+    def checked_number(self, name: str, value: Any) -> float:
+        """``value`` of the field ``name``, if it is a number that is not negative."""
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not good or not math.isfinite(value) or value < 0:
             raise self._refuse(name, value, "a number of at least 0")
         return float(value)
+
+    def rename(self, **names: str) -> None:
+        """Fold the names that Hugging Face takes for those of the family: ``rename(hidden_size="n_embd")``."""
+        for other, name in names.items():
+            value = self._left.pop(other, None)
+            if value is not None and self._left.setdefault(name, value) != value:
+                raise InputError(f"{self.family} config: {other} {value!r} and {name} {self._left[name]!r} disagree")
 
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""
@@ -114,7 +201,7 @@ class ConfigReader:
         """An activation function that the decoder has; Hugging Face's synonyms are folded."""
         value = self._left.pop(name, default)
         synonyms = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}
-        value = synonyms.get(value, value)
+        value = synonyms.get(str(value), value)
         if value not in ("gelu_new", "gelu", "silu", "relu"):
             raise InputError(
                 f"{self.family} config: {name} {value!r} is not supported (gelu_new, gelu, silu, relu are)"
@@ -140,7 +227,20 @@ class ConfigReader:
             self._left.pop(name, None)
 
     def done(self) -> None:
-        """Refuse what is left."""
-        left = {k: v for k, v in self._left.items() if not (k in HARMLESS_WHEN_EMPTY and not v)}
+        """Refuse what is left, unless it has no effect."""
+        types = self._left.pop("layer_types", None)
+        if types is not None and (not isinstance(types, list) or any(kind != "full_attention" for kind in types)):
+            raise self._refuse("layer_types", types, "a list of full_attention")
+        if not self._windowed:
+            self._left.pop("sliding_window", None)
+        left = {name: value for name, value in self._left.items() if not _has_no_effect(name, value)}
         if left:
             raise InputError(f"{self.family} config: field {sorted(left)[0]!r} is not supported")
+
+
+def _has_no_effect(name: str, value: Any) -> bool:
+    if value is None:
+        return True
+    if value == "" or (isinstance(value, (list, dict)) and not value):
+        return name != "quantization_config"
+    return name in WITHOUT_EFFECT and value == WITHOUT_EFFECT[name]

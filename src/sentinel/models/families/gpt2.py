@@ -12,11 +12,14 @@ from sentinel.models.spec import LayerSpec, ModelSpec
 
 MODEL_TYPE = "gpt2"
 ARCHITECTURE = "GPT2LMHeadModel"
+EMBEDDING = "transformer.wte.weight"
 
 
 def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """Specification of a Hugging Face GPT-2 ``config.json``. Unsupported fields raise `InputError` by name."""
     read = ConfigReader(MODEL_TYPE, config)
+    read.rename(hidden_size="n_embd", num_attention_heads="n_head", num_hidden_layers="n_layer")
+    read.rename(max_position_embeddings="n_positions")
     width, heads = read.integer("n_embd", 768), read.integer("n_head", 12)
     if width % heads:
         raise InputError(f"gpt2 config: n_embd {width} is not a multiple of n_head {heads}")
@@ -42,7 +45,6 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     )
     read.only("scale_attn_weights", True)
     read.only("scale_attn_by_inverse_layer_idx", False)
-    read.only("add_cross_attention", False)
     read.ignore("n_ctx", "reorder_and_upcast_attn")  # an older name of n_positions; fp32 is never down-cast here
     read.ignore("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range")  # of training from scratch only
     read.ignore(*(f"summary_{f}" for f in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")))
@@ -71,7 +73,7 @@ def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
 def weight_rules(spec: ModelSpec) -> list[Rule]:
     """Every tensor of the family's checkpoint."""
     rules = [
-        same("embed.weight", "transformer.wte.weight"),
+        same("embed.weight", EMBEDDING),
         same("positions.weight", "transformer.wpe.weight"),
         stacked_qkv("layers.{i}.attn.qkv_proj.weight", "transformer.h.{i}.attn.c_attn.weight", transpose=True),
         stacked_qkv("layers.{i}.attn.qkv_proj.bias", "transformer.h.{i}.attn.c_attn.bias", transpose=False),
@@ -92,13 +94,12 @@ def weight_rules(spec: ModelSpec) -> list[Rule]:
     return rules
 
 
-def normalise_names(state: State, spec: ModelSpec) -> State:
+def normalise_names(state: State) -> State:
     """Names as Hugging Face's class has them now: older checkpoints lack the prefix and hold causal-mask buffers."""
     buffers: Sequence[str] = (".attn.bias", ".attn.masked_bias")
     out: State = {}
     for name, tensor in state.items():
-        if name.endswith(tuple(buffers)) or (spec.tied_head and name == "lm_head.weight"):
-            continue
-        prefixed = name.startswith(("transformer.", "lm_head."))
-        out[name if prefixed else f"transformer.{name}"] = tensor
+        if not name.endswith(tuple(buffers)):
+            prefixed = name.startswith(("transformer.", "lm_head."))
+            out[name if prefixed else f"transformer.{name}"] = tensor
     return out

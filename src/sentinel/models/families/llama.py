@@ -11,6 +11,14 @@ from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 MODEL_TYPE = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
+EMBEDDING = "model.embed_tokens.weight"
+ROPE_FIELDS = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_seq_len",
+}
+ROPE_NEEDS = {"default": (), "linear": ("factor",), "llama3": tuple(ROPE_FIELDS)}
 
 
 def spec_from_config(config: dict[str, Any]) -> ModelSpec:
@@ -18,6 +26,8 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     read = ConfigReader(MODEL_TYPE, config)
     width, heads = read.integer("hidden_size", 4096), read.integer("num_attention_heads", 32)
     head_dim = read.optional_integer("head_dim") or width // heads
+    if width % heads and head_dim == width // heads:
+        raise InputError(f"llama config: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     layer = LayerSpec(
         n_head=heads,
         n_kv_head=read.optional_integer("num_key_value_heads") or heads,
@@ -25,16 +35,17 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         intermediate_size=read.integer("intermediate_size", 11008),
     )
     attention_bias, mlp_bias = read.flag("attention_bias", False), read.flag("mlp_bias", False)
+    context = read.integer("max_position_embeddings", 2048)
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=read.integer("vocab_size", 32000),
         n_embd=width,
-        max_seq_len=read.integer("max_position_embeddings", 2048),
+        max_seq_len=context,
         layers=(layer,) * read.integer("num_hidden_layers", 32),
         norm="rmsnorm",
         norm_eps=read.number("rms_norm_eps", 1e-6),
         positions="rope",
-        rope=_rope(read),
+        rope=_rope(read, context),
         activation=read.activation("hidden_act", "silu"),
         gated_mlp=True,
         qkv_bias=attention_bias,
@@ -43,32 +54,43 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         down_bias=mlp_bias,
         tied_head=read.flag("tie_word_embeddings", False),
     )
-    read.only("rope_interleaved", False)
     read.ignore("pretraining_tp", "is_llama_config")  # notes of older exports, without effect on the function
     read.ignore("attention_dropout", "initializer_range")  # of training from scratch only
     read.done()
     return spec
 
 
-def _rope(read: ConfigReader) -> RopeSpec:
-    """Rotary settings: ``rope_parameters`` since transformers 5, ``rope_theta`` and ``rope_scaling`` before."""
-    parameters = {**(read.mapping("rope_scaling") or {}), **(read.mapping("rope_parameters") or {})}
-    theta = read.number("rope_theta", 10000.0)
-    rope_type = str(parameters.pop("rope_type", parameters.pop("type", "default")))
-    names = {
-        "rope_theta": "theta",
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_max_seq_len",
-    }
-    parameters.pop("type", None)
-    if unknown := sorted(set(parameters) - set(names)):
-        raise InputError(f"llama config: rope field {unknown[0]!r} is not supported")
-    if rope_type not in ("default", "linear", "llama3"):
+def _rope(read: ConfigReader, context: int) -> RopeSpec:
+    """Rotary settings as Hugging Face derives them.
+
+    ``rope_parameters`` since transformers 5; ``rope_scaling``, which wins, and ``rope_theta`` before. The original length
+    of llama3 is the context where none is given; the other fields that a type needs must be there.
+    """
+    scaling, parameters = read.mapping("rope_scaling"), read.mapping("rope_parameters")
+    parameters = dict(scaling or parameters or {})
+    theta, original = read.number("rope_theta", 10000.0), read.optional_integer("original_max_position_embeddings")
+    theta = read.checked_number("rope_theta", parameters.pop("rope_theta", theta))
+    old_type = parameters.pop("type", None)
+    rope_type: Any = parameters.pop("rope_type", old_type)
+    if rope_type is None and parameters:
+        raise InputError(f"llama config: rope field {sorted(parameters)[0]!r} needs a rope_type")
+    rope_type = rope_type or "default"
+    if not isinstance(rope_type, str) or rope_type not in ROPE_NEEDS:
         raise InputError(f"llama config: rope_type {rope_type!r} is not supported (default, linear and llama3 are)")
-    settings: dict[str, Any] = {"theta": theta, **{names[key]: value for key, value in parameters.items()}}
-    return RopeSpec(type=rope_type, **settings)
+    if parameters.get("partial_rotary_factor") in (None, 1):
+        parameters.pop("partial_rotary_factor", None)
+    if unknown := sorted(set(parameters) - set(ROPE_FIELDS)):
+        raise InputError(f"llama config: rope field {unknown[0]!r} is not supported")
+    if rope_type == "llama3":
+        parameters["original_max_position_embeddings"] = original or parameters.get(
+            "original_max_position_embeddings", context
+        )
+    settings: dict[str, Any] = {}
+    for name in ROPE_NEEDS[rope_type]:
+        if name not in parameters:
+            raise InputError(f"llama config: rope_type {rope_type!r} needs the rope field {name!r}")
+        settings[ROPE_FIELDS[name]] = read.checked_number(f"rope field {name}", parameters[name])
+    return RopeSpec(theta=theta, type=rope_type, **settings)
 
 
 def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
@@ -113,7 +135,7 @@ def weight_rules(spec: ModelSpec) -> list[Rule]:
         "mlp.down_proj": ("mlp.down_proj", spec.down_bias),
     }
     rules = [
-        same("embed.weight", "model.embed_tokens.weight"),
+        same("embed.weight", EMBEDDING),
         same("final_norm.weight", "model.norm.weight"),
         same("layers.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight"),
         same("layers.{i}.mlp_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
@@ -129,10 +151,7 @@ def weight_rules(spec: ModelSpec) -> list[Rule]:
     return rules
 
 
-def normalise_names(state: State, spec: ModelSpec) -> State:
-    """Names as Hugging Face's class has them now: older checkpoints hold rotary buffers, some a copy of a tied head."""
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.endswith("rotary_emb.inv_freq") and not (spec.tied_head and name == "lm_head.weight")
-    }
+def normalise_names(state: State) -> State:
+    """Names as Hugging Face's class has them now: older checkpoints hold rotary buffers, bare ones lack the prefix."""
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
+    return {name if name.startswith(("model.", "lm_head.")) else f"model.{name}": t for name, t in kept.items()}

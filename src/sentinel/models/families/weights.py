@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,22 @@ def _expanded(rules: Sequence[Rule], spec: ModelSpec) -> list[tuple[str, tuple[s
             theirs = tuple(name.format(i=i) for name in rule.theirs)
             out.append((rule.ours.format(i=i), theirs, rule, spec.layers[i]))
     return out
+
+
+HEAD = "lm_head.weight"
+
+
+def settle_head(spec: ModelSpec, theirs: State, embedding: str) -> tuple[ModelSpec, State]:
+    """What the stored tensors say of a tied head, as Hugging Face takes it.
+
+    A copy of the embedding is left out; a head that differs is kept, and the model is not tied; a head alone is both.
+    """
+    if not spec.tied_head or HEAD not in theirs:
+        return spec, theirs
+    if embedding in theirs and not torch.equal(theirs[HEAD], theirs[embedding]):
+        return replace(spec, tied_head=False), theirs
+    rest = {name: tensor for name, tensor in theirs.items() if name != HEAD}
+    return spec, {embedding: theirs[HEAD], **rest}
 
 
 def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State:
