@@ -10,7 +10,7 @@ import torch
 from conftest import CONFIGS, LLAMA3_ROPE, spec_of, unequal_spec
 from helpers import largest_difference, some_tokens
 from huggingface_hub.errors import StrictDataclassError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -72,6 +72,7 @@ def assert_equal_to_hugging_face(folder: Path):
     return ours
 
 
+@settings(max_examples=40)
 @given(st.data())
 @pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "llama-multi-query-biases"])
 def test_absent_fields_are_those_of_hugging_face(name, data):
@@ -117,6 +118,12 @@ def test_other_names_of_a_field_are_taken():
     assert sizes == (64, 2, 5, 32) == (theirs.n_embd, theirs.n_head, theirs.n_layer, theirs.n_positions)
     with pytest.raises(InputError, match="hidden_size 64 and n_embd 48 disagree"):
         spec_from({**config, "n_embd": 48})
+
+
+@pytest.mark.parametrize("name", ["gelu_accurate", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "swish"])
+def test_other_names_of_an_activation_are_taken(name, tmp_path):
+    saved(tmp_path, "gpt2", activation_function=name)
+    assert_equal_to_hugging_face(tmp_path)
 
 
 ROPES = {

@@ -371,6 +371,13 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         TextTokenizer.from_folder(tmp_path)
 
 
+@pytest.mark.real_model
+def test_smollm2_says_what_it_is_and_takes_a_chat(smollm2):
+    assert smollm2.description.startswith("SmolLM2-135M-Instruct, de-quantised from Q4_1")
+    text = smollm2.tokenizer.render_chat([{"role": "user", "content": "Hi"}])
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
 @pytest.mark.parametrize(
     ("template", "said"), [(None, "no chat template"), ("{% if %}", "chat template"), (LLAMA2, "roles")]
 )

@@ -94,10 +94,10 @@ def locate(model: str) -> Path:
     if model == SMOLLM2_ALIAS:
         return smollm2_folder()
     if path.is_file():
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             return path
         raise InputError(f"{model} is a file, but not a .gguf file; give a model folder or a .gguf file")
-    if path.suffix == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+    if path.suffix.lower() == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
         raise InputError(f"{model} does not exist")
     return _hub_folder(model)
 
@@ -140,8 +140,8 @@ def _load_real(model: str) -> LoadedModel:
     family = family_of("llama")
     spec = family.spec_from_config(config)
     decoder = build(spec, read_weights(family.weight_rules(spec), spec, file.weights()), place)
-    tokenizer = TextTokenizer(file.tokenizer(), (config["eos_token_id"],), settings=file.tokenizer_config())
-    return LoadedModel(_label(model), decoder, tokenizer, Record())
+    tokenizer = TextTokenizer(file.tokenizer(), file.eos_ids(), settings=file.tokenizer_config())
+    return LoadedModel(_label(model), decoder, tokenizer, Record(), file.description())
 
 
 def _label(model: str) -> str:

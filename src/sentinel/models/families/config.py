@@ -200,7 +200,8 @@ class ConfigReader:
     def activation(self, name: str, default: Activation) -> Activation:
         """An activation function that the decoder has; Hugging Face's synonyms are folded."""
         value = self._left.pop(name, default)
-        synonyms = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}
+        tanh = dict.fromkeys(("gelu_accurate", "gelu_fast", "gelu_pytorch_tanh"), "gelu_new")
+        synonyms = {**tanh, "gelu_python": "gelu", "swish": "silu"}
         value = synonyms.get(str(value), value)
         if value not in ("gelu_new", "gelu", "silu", "relu"):
             raise InputError(

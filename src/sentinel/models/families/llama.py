@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.weights import Rule, State, same, separate_qkv
-from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec, RopeType
 
 MODEL_TYPE = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
@@ -90,7 +90,7 @@ def _rope(read: ConfigReader, context: int) -> RopeSpec:
         if name not in parameters:
             raise InputError(f"llama config: rope_type {rope_type!r} needs the rope field {name!r}")
         settings[ROPE_FIELDS[name]] = read.checked_number(f"rope field {name}", parameters[name])
-    return RopeSpec(theta=theta, type=rope_type, **settings)
+    return RopeSpec(theta=theta, type=cast(RopeType, rope_type), **settings)
 
 
 def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
