@@ -74,9 +74,20 @@ def load_quantised(folder: Path) -> tuple[NativeWeights, TextTokenizer | None]:
     return weights, TextTokenizer.from_folder(folder)
 
 
+def stored_ratios(folder: Path) -> dict[tuple[float, float], str]:
+    """The files of a quantised checkpoint's pruning levels by the shares of heads and neurons that they leave out."""
+    try:
+        listed = read_config(folder).get("levels", ())
+        return {(float(entry["heads"]), float(entry["neurons"])): str(entry["file"]) for entry in listed}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'config.json'}: its pruning levels are damaged ({error}); quantise again"
+        ) from error
+
+
 def load_level(folder: Path, weights: NativeWeights, heads: float, neurons: float) -> Level:
     """A stored pruning level of a quantised checkpoint; `InputError` that names the stored ones for another."""
-    stored = {(entry["heads"], entry["neurons"]): entry["file"] for entry in read_config(folder).get("levels", ())}
+    stored = stored_ratios(folder)
     for key, file in stored.items():
         if (round(heads, 4), round(neurons, 4)) == (round(key[0], 4), round(key[1], 4)):
             return Level.load(folder / file, weights.spec, weights.precision)

@@ -1,0 +1,137 @@
+"""What a model is made of, how much of it is stored, and how it was made; a quantised folder is read without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentinel.infer.cpu_engine import CpuEngine
+from sentinel.infer.quantised import is_quantised, load_level, load_quantised, stored_ratios
+from sentinel.models.folder import read_record
+from sentinel.models.record import Record
+from sentinel.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class StoredRatio:
+    """Shares of heads and neurons that a model can leave out when it is run.
+
+    ``n_byte`` is what is stored for it alone (re-solved projections), in memory; ``weight_bytes_per_token`` what one
+    decoded token then reads.
+    """
+
+    heads: float
+    neurons: float
+    n_byte: int
+    weight_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Sizes in bytes. ``disk_bytes`` are those of the weights' files, None for weights that are drawn; ``memory_bytes`` of
+    the weights as they are run, stored ratios included; ``kv_bytes_per_position`` of one cached position."""
+
+    name: str
+    description: str
+    spec: ModelSpec
+    record: Record
+    precision: str
+    disk_bytes: int | None
+    memory_bytes: int
+    weight_bytes_per_token: int
+    kv_bytes_per_position: int
+    stored: tuple[StoredRatio, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        spec = self.spec
+        return {
+            "model": self.name,
+            "description": self.description,
+            "weights": self.record.weights,
+            "precision": self.precision,
+            "parameters": spec.parameter_count(),
+            "fusion_parameters": spec.fusion_weights,
+            "frozen_parameters": spec.parameter_count() - spec.parameter_count(baseline=False),
+            "gates": spec.n_head_total,
+            "disk_bytes": self.disk_bytes,
+            "weight_bytes": self.memory_bytes,
+            "weight_bytes_per_token": self.weight_bytes_per_token,
+            "kv_bytes_per_position": self.kv_bytes_per_position,
+            "flops_per_token_at_64": spec.flops_per_token(64),
+            "stored": [vars(ratio) for ratio in self.stored],
+            "record": self.record.to_dict(),
+            "spec": spec.to_dict(),
+        }
+
+
+def model_info(model: str, *, random_weights: int | None = None) -> ModelInfo:
+    """What ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``) is made of.
+
+    With ``random_weights`` (a seed) only its shape is taken. Raises `InputError` for anything that can't be loaded.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir() and random_weights is None and is_quantised(folder):
+        return _of_quantised(folder)
+    return _of_decoder(model, random_weights)
+
+
+def _of_quantised(folder: Path) -> ModelInfo:
+    weights, _ = load_quantised(folder)
+    engine = CpuEngine(weights)
+    whole = engine.weight_bytes_per_token()
+    stored = []
+    for heads, neurons in stored_ratios(folder):
+        level = load_level(folder, weights, heads, neurons)
+        engine.set_level(level)
+        own = 0 if level.projections is None else level.projections.n_byte
+        stored.append(StoredRatio(heads, neurons, own, engine.weight_bytes_per_token()))
+    return ModelInfo(
+        name=folder.resolve().name,
+        description="",
+        spec=weights.spec,
+        record=read_record(folder),
+        precision=weights.precision,
+        disk_bytes=weight_files_bytes(folder),
+        memory_bytes=weights.n_byte + sum(ratio.n_byte for ratio in stored),
+        weight_bytes_per_token=whole,
+        kv_bytes_per_position=weights.spec.kv_bytes_per_position(engine.kv_bytes),
+        stored=tuple(stored),
+    )
+
+
+def _of_decoder(model: str, random_weights: int | None) -> ModelInfo:
+    from sentinel.models.elastic import ElasticDecoder
+    from sentinel.models.sources import load, locate
+
+    loaded = load(model, random_weights=random_weights)
+    spec, levels = loaded.spec, loaded.decoder.levels if isinstance(loaded.decoder, ElasticDecoder) else []
+    stored = tuple(
+        StoredRatio(
+            level.heads,
+            level.neurons,
+            sum(tensor.nbytes for tensor in level.projections.values()),
+            spec.with_counts(level.kept_groups, level.kept_neurons).weight_bytes_per_token(),
+        )
+        for level in levels
+        if level.heads or level.neurons
+    )
+    return ModelInfo(
+        name=loaded.name,
+        description=loaded.description,
+        spec=spec,
+        record=loaded.record,
+        precision="fp32",
+        disk_bytes=None if random_weights is not None else weight_files_bytes(locate(model)),
+        memory_bytes=spec.parameter_count() * 4 + sum(ratio.n_byte for ratio in stored),
+        weight_bytes_per_token=spec.weight_bytes_per_token(),
+        kv_bytes_per_position=spec.kv_bytes_per_position(),
+        stored=stored,
+    )
+
+
+def weight_files_bytes(place: Path) -> int:
+    """Bytes on disk of a file of weights, or of all safetensors files of a folder."""
+    files = [place] if place.is_file() else place.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
