@@ -189,6 +189,10 @@ def test_quality_suite_rows(model):
     assert rows[0].perplexity_ratio == pytest.approx(1.0)
     assert all(r.speedup_over == rows[0].engine and r.tokens_per_s > 0 for r in rows)
     assert {r.compensated for r in rows[1:]} == {True, False}
+    dense = judge_criteria(request_for(wide, **{**settings, "criteria": ()}), windows, texts)
+    assert [(r.engine, r.precision) for r in dense] == [("level 1, not pruned", "fp32"), ("level 3 int8", "int8")]
+    assert [r.perplexity for r in dense] == [rows[0].perplexity, level3[0].perplexity]  # as in a run with criteria
+    assert all(r.tokens_per_s is None and r.speedup_over is None and r.criterion is None for r in dense)
     with pytest.raises(InputError, match="random weights"):
         judge_criteria(request_for(wide, "random", **settings), windows, texts)
     with pytest.raises(InputError, match="was calibrated or trained on"):

@@ -17,6 +17,7 @@ from sentinel.measure.results import Environment, ResultSet
 from sentinel.measure.suites import suite_of
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings, settings_of
+from sentinel.models.fingerprint import weights_fingerprint
 from sentinel.models.sources import LoadedModel
 from sentinel.progress import say, track
 
@@ -43,7 +44,8 @@ def run_suites(
     if len(suites) > 1 and not quick:
         settings = {name: replace(s, passes=min(suite_of(name).passes, s.rounds)) for name, s in settings.items()}
     _refuse_seen_text(loaded, settings)
-    runs = {name: _record(loaded, chosen) for name, chosen in settings.items()}
+    fingerprint = weights_fingerprint(loaded.decoder)
+    runs = {name: _record(loaded, fingerprint, chosen) for name, chosen in settings.items()}
     before = environment.processor_time()
     place = environment.describe(str(loaded.decoder.device))
     found = ResultSet(place, []) if resume is None else _continued(resume, place, runs)
@@ -111,10 +113,10 @@ def _turns(passes: Mapping[str, int]) -> list[tuple[str, int]]:
     return turns
 
 
-def _record(loaded: LoadedModel, settings: Settings) -> dict[str, Any]:
+def _record(loaded: LoadedModel, fingerprint: str, settings: Settings) -> dict[str, Any]:
     """What a suite's rows were measured with, as JSON has it."""
     chosen = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return {"model": loaded.name, "weights": loaded.weights, **chosen}
+    return {"model": loaded.name, "weights": loaded.weights, "fingerprint": fingerprint, **chosen}
 
 
 def _continued(resume: ResultSet, place: Environment, runs: Mapping[str, Mapping[str, Any]]) -> ResultSet:

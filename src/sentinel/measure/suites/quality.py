@@ -1,7 +1,8 @@
 """The quality suite: perplexity and speed of every criterion at every pruning ratio, with and without compensation.
 
 Level 3 is judged too: not pruned by every precision, and by the first of them at every ratio of the first criterion,
-compensated; that one is the precision whose speed the other suites have at every ratio.
+compensated; that one is the precision whose speed the other suites have at every ratio. Without any criterion only what
+is not pruned is judged, and nothing is timed.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
         text=", ".join(text.label for text in texts),
         context=context,
     )
+    if not settings.criteria:
+        whole = replace(base, speedup_over=None, **judge(loaded.decoder))
+        return [whole, *_quantised(base, judge, windows, loaded.decoder, settings.precision)]
     rows: list[Result] = []
     calibrated: Pruner | None = None
     for criterion in CRITERION_NAMES if settings.criteria == ("all",) else settings.criteria:
@@ -84,14 +88,14 @@ def _criterion_rows(
 ) -> list[Result]:
     """Rows of one criterion, told against ``whole``, the model as loaded; of the first one also its own and level 3's."""
     plans = [order.plan(ratio) for ratio in settings.heads]
-    compensated = pruner.apply(plans)
+    windows, compensated = pruner.windows, pruner.apply(plans)
     plain = pruner.with_compensation(False).apply(plans)
     samples = _speeds({0.0: whole, **dict(zip(settings.heads, plain, strict=True))}, settings)
     ranks = [[int(rank) for rank in layer] for layer in order.group_ranks]
     rows: list[Result] = []
     if first:
         rows.append(_timed(replace(base, **judge(whole)), samples, 0.0, whole))
-        rows += _quantised(base, judge, pruner, whole, settings.precision)
+        rows += _quantised(base, judge, windows, whole, settings.precision)
     judged = functools.partial(replace, base, criterion=order.criterion, head_ranks=ranks)
     for kind, models in ((False, plain), (True, compensated)):
         for ratio, model in zip(settings.heads, models, strict=True):
@@ -99,17 +103,20 @@ def _criterion_rows(
             row = judged(engine=name, compensated=kind, heads_pruned=ratio, **judge(model))
             rows.append(_timed(row, samples, ratio, model))
             if kind and first:
-                rows += _quantised(row, judge, pruner, model, settings.precision[:1])
+                rows += _quantised(row, judge, windows, model, settings.precision[:1])
     return rows
 
 
-def _quantised(row: Result, judge: Judge, pruner: Pruner, model: Decoder, precisions: Sequence[str]) -> list[Result]:
+def _quantised(
+    row: Result, judge: Judge, windows: Windows | None, model: Decoder, precisions: Sequence[str]
+) -> list[Result]:
     """Perplexity of ``model`` at level 3; its speed is in other suites. int4 is calibrated as `sentinel quantize` does."""
     found = []
     for precision in precisions:
         with working(f"Quantising to {precision}"):
-            windows = pruner.windows if precision == "int4" else None
-            grams = None if windows is None else InputGrams(model, windows.tokens)
+            grams = None
+            if precision == "int4" and windows is not None:
+                grams = InputGrams(model, windows.tokens)
             engine = CpuEngine(pack(model, cast(Precision, precision), grams))
         found.append(
             replace(
@@ -128,12 +135,12 @@ def _quantised(row: Result, judge: Judge, pruner: Pruner, model: Decoder, precis
 
 
 def _timed(row: Result, samples: dict[float, list[Sample]], ratio: float, model: Decoder) -> Result:
-    row = replace(
-        row,
-        parameters=model.spec.parameter_count(),
-        weight_bytes_per_token=model.spec.weight_bytes_per_token(),
-    )
-    return timed_result(row, samples[0.0], samples[ratio])
+    return timed_result(_sized(row, model), samples[0.0], samples[ratio])
+
+
+def _sized(row: Result, model: Decoder) -> Result:
+    sizes = {"parameters": model.spec.parameter_count(), "weight_bytes_per_token": model.spec.weight_bytes_per_token()}
+    return replace(row, **sizes)
 
 
 def _speeds(models: dict[float, Decoder], settings: Settings) -> dict[float, list[Sample]]:
