@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.measure.results import ResultSet
     from sentinel.report.recommend import Demand, recommend
     from sentinel.report.recommend_view import print_recommendation, recommendation_json
+    from sentinel.report.store import with_stored
 
     if options.save:
         preset_file(options.save)  # refuses a bad name before anything else
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(
             f"there are no measurements in {MEASURED}; run 'sentinel report' first, or name a file by --from"
         )
-    results = ResultSet.read(options.source or MEASURED)
+    results = with_stored(ResultSet.read(options.source or MEASURED))
     _tell_of_another_machine(results.environment)
     demand = Demand(options.need, options.max_perplexity_increase, options.max_memory, options.min_tokens_per_s)
     found = recommend(results, options.model, demand)

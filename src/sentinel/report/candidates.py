@@ -11,6 +11,7 @@ from sentinel.measure.results import Result
 
 # Suites whose rows are speeds of generation, best first: the first row of a configuration is taken.
 SPEED_SUITES = ("pruning", "levels", "decode", "quality")
+STORED = "stored"  # suite of rows of quality that ship with the package, see `sentinel.report.store`
 SAME_SIZE = 0.01  # models whose parameter counts differ by more are not the same configuration
 EQUAL_QUALITY = 0.001  # perplexities that differ by less count as equal
 
@@ -60,7 +61,13 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return f"level {self.level}, {self.shape}"
+        shape = str(self.shape)  # level 0 only masks heads
+        return f"level {self.level}, {shape if self.level else shape.replace('removed', 'masked')}"
+
+    @property
+    def is_stored(self) -> bool:
+        """True when the quality is not of here, but of the stored results of a full run."""
+        return self.quality is not None and self.quality.suite == STORED
 
     @property
     def tokens_per_s(self) -> float:
@@ -136,7 +143,8 @@ def missing(found: Sequence[Candidate], rows: Sequence[Result], model: str) -> l
     if no_quality:
         said.append(f"No perplexity was measured for {'; '.join(no_quality)}: 'sentinel bench quality {model}' does.")
     fast = {c.shape for c in found}
-    no_speed = [str(s) for s in dict.fromkeys(Shape.of(row) for row, _ in perplexity_ratios(rows)) if s not in fast]
+    judged = dict.fromkeys(Shape.of(row) for row, _ in perplexity_ratios(rows) if row.suite != STORED)
+    no_speed = [str(shape) for shape in judged if shape not in fast]
     if no_speed:
         said.append(f"No speed was measured for {'; '.join(no_speed)}: 'sentinel bench pruning {model}' does.")
     known = sum(c.peak_memory_mb is not None for c in found)
@@ -156,13 +164,13 @@ def _same_workload(rows: Sequence[Result]) -> list[Result]:
 
 
 def _quality_of(row: Result, shape: Shape, known: Sequence[tuple[Result, float]]) -> tuple[float | None, Result | None]:
-    """The best measured perplexity of what ``row`` runs; compensated models before those that are not."""
+    """The best measured perplexity of what ``row`` runs: of here before stored ones, compensated before those not."""
     if shape.is_dense:
         return 1.0, None
     same = [(r, ratio) for r, ratio in known if Shape.of(r) == shape and _same_size(r, row)]
     if not same:
         return None, None
-    best, ratio = min(same, key=lambda pair: (pair[0].compensated is False, pair[1]))
+    best, ratio = min(same, key=lambda pair: (pair[0].suite == STORED, pair[0].compensated is False, pair[1]))
     return ratio, best
 
 

@@ -8,6 +8,18 @@ from sentinel.measure.results import Result
 
 Column = tuple[str, Callable[[Result], str]]
 
+# Engines whose name in the files says less than it could. "Original" is kept for what the original report says.
+NAMES = {
+    "hf-generate": "Hugging Face generate()",
+    "attention-original": "head by head (level 0)",
+    "attention-optimised": "fused (level 1)",
+}
+
+
+def engine_name(name: str | None) -> str:
+    """An engine as readers are told of it."""
+    return "–" if name is None else NAMES.get(name, name)
+
 
 def number(value: float | None, digits: int = 1) -> str:
     """A number, or a dash where it does not apply."""
@@ -17,6 +29,12 @@ def number(value: float | None, digits: int = 1) -> str:
 def percent(value: float | None, digits: int = 0) -> str:
     """A share as a percentage."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def heads(result: Result) -> str:
+    """The share of heads that are gone; level 0 only masks them, which saves nothing."""
+    masked = " (masked)" if result.level == 0 and result.heads_pruned else ""
+    return percent(result.heads_pruned) + masked
 
 
 def yes_or_no(value: bool | None) -> str:
@@ -30,21 +48,31 @@ def times(value: float | None) -> str:
 
 
 def ratio(result: Result) -> str:
-    """The speed-up with its interval; "no difference" where the interval spans 1."""
+    """The speed-up with its interval, a dash where that is not known; "no difference" where the interval spans 1."""
     if result.speedup is None:
         return "–"
     if result.is_reference:
         return "1 (reference)"
     if result.no_difference:
         return "no difference"
-    return f"{result.speedup:.2f}x ({result.speedup_low:.2f}–{result.speedup_high:.2f})"
+    known = result.speedup_low is not None and result.speedup_high is not None
+    return f"{result.speedup:.2f}x ({f'{result.speedup_low:.2f}–{result.speedup_high:.2f}' if known else '–'})"
 
 
 def perplexity(result: Result) -> str:
-    """A perplexity with its standard error."""
+    """A perplexity with its standard error, a dash where that is not known."""
     if result.perplexity is None:
         return "–"
-    return f"{result.perplexity:,.2f} ± {result.perplexity_stderr or 0:,.2f}"
+    return f"{result.perplexity:,.2f} ± {number(result.perplexity_stderr, 2)}"
+
+
+def over_dense(result: Result) -> str:
+    """A perplexity over the dense model's with its standard error, a dash where that is not known."""
+    if result.perplexity_ratio is None:
+        return "–"
+    if result.perplexity_ratio == 1.0 and not result.perplexity_ratio_stderr:
+        return "1 (reference)"
+    return f"{times(result.perplexity_ratio)} ± {number(result.perplexity_ratio_stderr, 3)}"
 
 
 def milliseconds(result: Result) -> str:

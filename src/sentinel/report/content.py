@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.measure.results import Environment, Result, ResultSet
 from sentinel.measure.suites import SUITES
-from sentinel.report.candidates import Candidate, candidates
+from sentinel.report.candidates import STORED, Candidate, candidates
 from sentinel.report.cells import number
 from sentinel.report.charts import charts
 from sentinel.report.frontier_chart import frontier_chart
+from sentinel.report.glossary import GLOSSARY
 from sentinel.report.recommend import RULES, Demand, Recommendation, recommend
 from sentinel.report.recommend_view import presets_table
+from sentinel.report.store import with_stored
 from sentinel.report.tables import Table, tables
 
 METHOD = (
@@ -23,17 +25,25 @@ METHOD = (
     "round. Compilation is never inside a timing.",
     "A speed is a median over the rounds. A speed-up is a ratio of medians with its 95 % interval, from 2,000 bootstrap "
     "draws of rounds in pairs; an interval that spans 1 is printed as no difference.",
+    "The same configuration stands in several tables, in each with the speed of that table's own rounds and over the "
+    "reference that its heading names. Recommendations take the table 'Pruning: speed', where there is one.",
     "A machine drifts within minutes. Rounds of a suite with several passes are spread over the whole run, and the "
     "bootstrap draws passes first, then rounds of them, so that intervals tell the drift too.",
     "Tokens/s count new tokens over the whole time, prefill included, unless the phase is decode. Prompts are random token "
     "ids, on which speed does not depend; sampling is greedy.",
     "A roofline is memory bandwidth over the bytes of weights, keys and values that one step must read; the bandwidth "
     "is the highest that a copy or a sum reached, measured before every suite.",
+    "Only level 0 masks pruned heads, which saves nothing; wherever heads are said to be removed, they are gone.",
     "Perplexities are of texts that share no document with calibration; over dense is the ratio to the model that was not "
     "changed, on the same tokens.",
     "Levels 0 to 2 compute the same function in fp32, so that one perplexity is theirs in common. Speed and quality are "
     "joined only for the same precision and the same removed shares.",
 )
+FRONTIER = (
+    "Every configuration whose speed and quality are both known; the dashed line joins those that no other beats in both. "
+    "Right and low is good. Names mark what is recommended."
+)
+STORED_QUALITY = " Speeds are of here; what is marked as stored has the perplexity of the stored full run below."
 
 
 @dataclass(frozen=True)
@@ -44,19 +54,22 @@ class Content:
     lead: Recommendation | None
     recommendations: Table | None
     frontier: Any
+    frontier_note: str
     sections: list[Table]
     charts: dict[str, list[Any]]
     missing: list[str]
     method: Sequence[str]
+    glossary: Mapping[str, str]
     runs: list[tuple[str, str]]
     environment: list[tuple[str, str]]
 
 
 def content_of(results: ResultSet) -> Content:
     """Everything that a report says of ``results``; what they do not hold is named in ``missing``."""
-    rows = results.results
-    if not rows:
+    if not results.results:
         raise InputError("the results hold no rows, so that there is nothing to report; measure with 'sentinel report'")
+    results = with_stored(results)
+    rows = results.results
     model = main_model(rows)
     found = candidates([row for row in rows if row.model == model])
     lead = _recommended(results, model, "default")
@@ -65,13 +78,22 @@ def content_of(results: ResultSet) -> Content:
         lead=lead,
         recommendations=presets_table(results, model) if found else None,
         frontier=frontier_chart(found, _labels(results, model)),
-        sections=tables(rows),
+        frontier_note=FRONTIER + (STORED_QUALITY if any(c.is_stored for c in found) else ""),
+        sections=[_sourced(table, results) for table in tables(rows)],
         charts=charts(rows),
         missing=[*_missing_suites(rows, model), *_missing_passes(results), *_missing_rows(lead, found, model)],
         method=METHOD,
-        runs=[(name, _settings(name, run)) for name, run in results.runs.items()],
+        glossary=GLOSSARY,
+        runs=[(name, _settings(name, run)) for name, run in results.runs.items() if name != STORED],
         environment=environment_rows(results.environment),
     )
+
+
+def _sourced(table: Table, results: ResultSet) -> Table:
+    """The table of stored rows with where they are from; every other one as it is."""
+    if table.suite != STORED:
+        return table
+    return replace(table, note=f"{results.runs[STORED]['provenance']} {table.note}")
 
 
 def main_model(rows: Sequence[Result]) -> str:

@@ -11,8 +11,8 @@ from sentinel.report.candidates import Candidate
 from sentinel.report.cells import number
 
 WIDTH = 620
-PRECISIONS = {"fp32": "#3b7dd8", "int8": "#e0822f", "int4": "#2f9e6e"}
-INK = "#9aa4b2"
+PRECISIONS = {"fp32": "#3b7dd8", "int8": "#cf7322", "int4": "#2f9e6e"}
+INK = "#868f9d"
 
 
 def frontier_chart(found: Sequence[Candidate], labels: Mapping[str, Candidate]) -> Any:
@@ -29,7 +29,7 @@ def frontier_chart(found: Sequence[Candidate], labels: Mapping[str, Candidate]) 
         {**_row(c), "label": ", ".join(n for n, other in labels.items() if other.name == c.name)}
         for c in {c.name: c for c in labels.values()}.values()
     ]
-    room = 1.35 * max(row["tokens per second"] for row in rows)  # for the name of the fastest, centred over its point
+    room = 1.1 * max(row["tokens per second"] for row in rows)
     x = alt.X("tokens per second:Q", scale=alt.Scale(domain=[0, room], nice=False), title="tokens/s")
     y = alt.Y(
         "increase:Q",
@@ -40,7 +40,7 @@ def frontier_chart(found: Sequence[Candidate], labels: Mapping[str, Candidate]) 
     line = alt.Chart(alt.Data(values=upper)).mark_line(color=INK, strokeWidth=2, strokeDash=[4, 3]).encode(x=x, y=y)
     points = (
         alt.Chart(alt.Data(values=rows))
-        .mark_point(filled=True, size=90, opacity=0.9)
+        .mark_point(filled=True, size=90)
         .encode(
             x=x,
             y=y,
@@ -50,13 +50,14 @@ def frontier_chart(found: Sequence[Candidate], labels: Mapping[str, Candidate]) 
             shape=alt.Shape("level:N", title="level"),
             tooltip=[
                 "configuration:N", "tokens per second:Q", alt.Tooltip("increase:Q", format="+.1%"), "weights MB:N",
-                "peak MB:N", "criterion:N",
+                "peak MB:N", "quality:N", "criterion:N",
             ],
         )
     )  # fmt: skip
+    inwards = f"datum['tokens per second'] > {room / 2} ? 'right' : 'left'"  # names have room on a phone too
     text = (
         alt.Chart(alt.Data(values=named))
-        .mark_text(dy=-12, align="center", fontWeight="bold")
+        .mark_text(dy=-12, align=alt.expr(inwards), fontWeight="bold")
         .encode(x=x, y=y, text="label:N")
     )
     return (line + points + text).properties(width=WIDTH, height=340)
@@ -72,6 +73,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "increase": round((candidate.perplexity_ratio or 1.0) - 1, 4),
         "weights MB": number(candidate.weights_mb, 0),
         "peak MB": number(candidate.peak_memory_mb, 0),
+        "quality": "stored" if candidate.is_stored else "measured here",
         "criterion": "–" if quality is None or quality.criterion is None else quality.criterion,
     }
 

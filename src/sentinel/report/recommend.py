@@ -17,6 +17,7 @@ from sentinel.report.candidates import (
     perplexity_ratios,
     rows_of_model,
 )
+from sentinel.report.cells import engine_name
 
 EQUAL_BYTES = 0.01
 EQUAL_SPEED = 0.03  # speeds that differ by less are not told apart: two runs of one suite differ as much
@@ -145,7 +146,7 @@ def _reason(chosen: Candidate, demand: Demand) -> str:
     memory += "" if chosen.peak_memory_mb is None else f" ({chosen.peak_memory_mb:,.0f} MB at the peak of its process)"
     return (
         f"{among}{chosen.name} {demand.rule.wins}: {chosen.tokens_per_s:,.1f} tokens/s{_over_reference(chosen)}, "
-        f"perplexity {change(chosen.perplexity_ratio)}{memory}."
+        f"perplexity {quality_in_words(chosen)}{memory}."
     )
 
 
@@ -153,7 +154,7 @@ def _over_reference(candidate: Candidate) -> str:
     row = candidate.speed
     if row.speedup is None or row.engine == row.speedup_over or row.no_difference:
         return ""
-    return f" ({row.speedup:.2f}x {row.speedup_over})"
+    return f" ({row.speedup:.2f}x {engine_name(row.speedup_over)})"
 
 
 def change(ratio: float | None) -> str:
@@ -161,6 +162,11 @@ def change(ratio: float | None) -> str:
     if ratio is None:
         return "not measured"
     return "unchanged" if abs(ratio - 1) < EQUAL_QUALITY / 2 else f"{100 * (ratio - 1):+.1f} %"
+
+
+def quality_in_words(candidate: Candidate) -> str:
+    """A candidate's change in perplexity; what was not measured here but is stored says so."""
+    return change(candidate.perplexity_ratio) + (" (stored)" if candidate.is_stored else "")
 
 
 def _why_not(best: Sequence[Candidate], demand: Demand) -> str:

@@ -8,15 +8,15 @@ from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.measure.results import ResultSet
-from sentinel.report.candidates import Candidate, candidates, rows_of_model
+from sentinel.report.candidates import STORED, Candidate, candidates, rows_of_model
 from sentinel.report.cells import number
 from sentinel.report.recommend import (
     ORIGINAL_PRESETS,
     RULES,
     Demand,
     Recommendation,
-    change,
     measured_original,
+    quality_in_words,
     recommend,
 )
 from sentinel.report.tables import Table
@@ -30,7 +30,7 @@ def cells(candidate: Candidate) -> list[str]:
     return [
         candidate.name,
         number(candidate.tokens_per_s),
-        change(candidate.perplexity_ratio),
+        quality_in_words(candidate),
         number(candidate.weights_mb, 0),
         number(candidate.peak_memory_mb, 0),
         number(candidate.speed.tpot_ms, 2),
@@ -57,10 +57,19 @@ def presets_table(results: ResultSet, model: str) -> Table:
         "Rules: "
         + "; ".join(_rule_in_words(need) for need in RULES)
         + ". Only configurations on the frontier of speed, "
-        "perplexity and bytes of weights take part. The original report's presets stand beside ours, with what "
-        "they cost here."
+        "perplexity and bytes of weights take part. The original report is that of the research code which this library "
+        "started from; its presets are quoted in their words, and the numbers beside them are of here, with heads that are "
+        "really removed."
     )
-    return Table("recommendations", "Recommendations", note, ["need", *COLUMNS], rows)
+    return Table("recommendations", "Recommendations", _finding(rows), note, ["need", *COLUMNS], rows)
+
+
+def _finding(rows: list[list[str]]) -> str:
+    """What is chosen for every need; needs that share a choice share its name."""
+    chosen: dict[str, list[str]] = {}
+    for need, name in ((row[0].partition(":")[0], row[1]) for row in rows if row[0].endswith("chosen here")):
+        chosen.setdefault(name, []).append(need)
+    return "Chosen for " + "; for ".join(f"{', '.join(needs)}: {name}" for name, needs in chosen.items()) + "."
 
 
 def _rule_in_words(need: str) -> str:
@@ -76,7 +85,8 @@ def recommendation_json(found: Recommendation, model: str) -> str:
         shape = dataclasses.asdict(candidate.shape)
         speed = {name: getattr(candidate.speed, name) for name in ("tokens_per_s", "tpot_ms")}
         speed |= {"weights_mb": candidate.weights_mb, "peak_memory_mb": candidate.peak_memory_mb}
-        return {"level": candidate.level, **shape, **speed, "perplexity_ratio": candidate.perplexity_ratio}
+        quality = {"perplexity_ratio": candidate.perplexity_ratio, "perplexity_is_stored": candidate.is_stored}
+        return {"level": candidate.level, **shape, **speed, **quality}
 
     body = {
         "schema": "sentinel-recommendation/1",
@@ -102,5 +112,7 @@ def print_recommendation(found: Recommendation, results: ResultSet, model: str) 
     presets = presets_table(results, model)
     print_table(console, presets.columns, presets.rows, presets.title, left=2)
     console.print(presets.note, style="dim", markup=False)
+    if STORED in results.runs:
+        console.print(f"(stored): {results.runs[STORED]['provenance']}", style="dim", markup=False)
     for sentence in found.missing:
         console.print(sentence, style="dim", markup=False)

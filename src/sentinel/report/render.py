@@ -12,6 +12,7 @@ from sentinel.files import write_text
 from sentinel.measure.results import ResultSet
 from sentinel.report.charts import chart_text, javascript
 from sentinel.report.content import Content, content_of
+from sentinel.report.glossary import FirstUse
 from sentinel.report.tables import to_markdown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -22,6 +23,7 @@ def render_html(results: ResultSet) -> str:
     """One self-contained page: tables, interactive charts, no request to the network."""
     content = content_of(results)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
+    environment.filters["explained"] = FirstUse()
     specs = {name: json.dumps(_fluid(chart)).replace("</", "<\\/") for name, chart in _named_charts(content).items()}
     return environment.get_template("report.html").render(
         content=content,
@@ -58,14 +60,16 @@ def render_markdown(results: ResultSet, chart_files: dict[str, list[str]]) -> st
         if content.lead.commands:
             lines += ["```", *content.lead.commands, "```", ""]
     if content.frontier is not None:
-        lines += ["## Speed against quality", "", *_pictures("Speed against quality", chart_files.get(FRONTIER, []))]
+        lines += ["## Speed against quality", "", content.frontier_note, ""]
+        lines += [*_pictures("Speed against quality", chart_files.get(FRONTIER, []))]
     for table in [*([content.recommendations] if content.recommendations else []), *content.sections]:
-        lines += [f"## {table.title}", "", table.note, ""]
+        lines += [f"## {table.title}", "", f"**{table.finding}**", "", table.note, ""]
         lines += _pictures(table.title, chart_files.get(table.suite, []))
         lines += [to_markdown(table), ""]
     if content.missing:
         lines += ["## Not measured", "", *(f"- {sentence}" for sentence in content.missing), ""]
     lines += ["## How the numbers were made", "", *(f"- {sentence}" for sentence in content.method), ""]
+    lines += ["## Words", "", *(f"- **{word}**: {meaning}" for word, meaning in content.glossary.items()), ""]
     for title, rows in (("Settings", content.runs), ("Environment", content.environment)):
         if rows:
             lines += [

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sentinel.measure.results import Result
-from sentinel.report.sections import SECTIONS, section_of
+from sentinel.report.cells import engine_name
+from sentinel.report.findings import finding
+from sentinel.report.sections import SECTIONS, SPEEDUP, Section, section_of
 
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, a sentence about how the numbers were made, column names, rows of text."""
+    """A heading, the one finding, a sentence about how the numbers were made, column names, rows of text."""
 
     suite: str
     title: str
+    finding: str
     note: str
     columns: list[str]
     rows: list[list[str]]
@@ -31,9 +34,15 @@ def _table(suite: str, rows: Sequence[Result]) -> Table:
     section = section_of(suite)
     cells = {name: [cell(row) for row in rows] for name, cell in section.columns}
     names = [name for name, column in cells.items() if set(column) != {"–"}]
-    return Table(
-        suite, section.title, section.note(rows), names, [[cells[name][i] for name in names] for i in range(len(rows))]
-    )
+    named = [_with_reference(section, rows) if name == SPEEDUP[0] else name for name in names]
+    lines = [[cells[name][i] for name in names] for i in range(len(rows))]
+    return Table(suite, section.title, finding(suite, rows), section.note(rows), named, lines)
+
+
+def _with_reference(section: Section, rows: Sequence[Result]) -> str:
+    """The heading of the speed-ups, which names what they are over, once for all rows."""
+    over = section.over or " or ".join(sorted({engine_name(row.speedup_over) for row in rows if row.speedup_over}))
+    return f"{SPEEDUP[0]} over {over}"
 
 
 def to_markdown(table: Table) -> str:

@@ -43,4 +43,5 @@ def print_tables(results: Sequence[Result]) -> None:
     console = stdout_console()
     for table in tables(results):
         print_table(console, table.columns, table.rows, table.title)
+        console.print(table.finding, markup=False)
         console.print(table.note, style="dim", markup=False)

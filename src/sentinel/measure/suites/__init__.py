@@ -152,7 +152,7 @@ _SUITES = (
             "calibration": "built-in",
             "calibration_tokens": 2048,
             "text": "built-in",
-            "eval_tokens": 1024,
+            "eval_tokens": 4096,
         },
         {"rounds": 3, "prompt_tokens": 16, "new_tokens": 4, "levels": (1,), "recovery_steps": 0},
     ),

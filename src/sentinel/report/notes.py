@@ -1,0 +1,174 @@
+"""How the numbers of a table were made, from its rows: what stands below its finding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sentinel.measure.results import Result
+from sentinel.report.cells import percent
+from sentinel.report.verdicts import features_that_pay
+
+
+def weights_note(results: Sequence[Result]) -> str:
+    """Says of random weights that they are random."""
+    if any(result.weights == "random" for result in results):
+        return " Weights are random: the numbers tell speed only, never quality."
+    return ""
+
+
+def rounds_note(results: Sequence[Result]) -> str:
+    """How many samples a number is of."""
+    first = next((r for r in results if r.samples), results[0])
+    passes = f" in {first.passes} passes, far apart in the run" if (first.passes or 1) > 1 else ""
+    return (
+        f"Median of {len(first.samples)} rounds{passes}, all rows in turn, after one warm-up round; "
+        "speed-ups with their 95 % interval."
+    )
+
+
+def generation_note(results: Sequence[Result]) -> str:
+    """Of the suites that generate text."""
+    first = results[0]
+    masked = any(r.level == 0 and r.heads_pruned for r in results)
+    masks = (
+        " Level 0 masks pruned heads, which saves nothing; every other level has really removed them." if masked else ""
+    )
+    return (
+        f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy. "
+        f"{rounds_note(results)} Roofline: what the measured memory bandwidth allows for the bytes of one step; MBU: the "
+        f"share reached.{masks}{weights_note(results)}"
+    )
+
+
+def more_bytes_note(results: Sequence[Result]) -> str:
+    """Names the shares of heads without which a step reads more than with all of them, by the rooflines."""
+    whole = {_shape(r): r.roofline_tokens_per_s for r in results if not r.heads_pruned and not r.neurons_pruned}
+    shares = sorted(
+        {
+            r.heads_pruned
+            for r in results
+            if r.heads_pruned
+            and not r.neurons_pruned
+            and r.level != 0
+            and r.roofline_tokens_per_s
+            and r.roofline_tokens_per_s < (whole.get(_shape(r)) or 0)
+        }
+    )
+    if not shares:
+        return ""
+    return (
+        f" Without {' or '.join(percent(share) for share in shares)} of the heads a step can read more bytes than with all "
+        "of them, as the rooflines tell: grouped keys and values are repeated first, so that single heads can go."
+    )
+
+
+def _shape(result: Result) -> tuple[object, ...]:
+    return (result.level, result.precision, result.batch, result.prompt_tokens)
+
+
+def levels_note(results: Sequence[Result]) -> str:
+    return f"{generation_note(results)}{more_bytes_note(results)}"
+
+
+def decode_note(results: Sequence[Result]) -> str:
+    return f"{generation_note(results)} Peak memory: of a process of its own."
+
+
+def pruning_note(results: Sequence[Result]) -> str:
+    return (
+        f"{generation_note(results)} Heads and neurons are removed in random order here, which is right for speed, "
+        f"since it knows only counts.{more_bytes_note(results)}"
+    )
+
+
+def context_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first.model}, batch 1: tokens that are decoded after a prompt of that length, {first.new_tokens} a sample, the "
+        f"prompt not timed. {rounds_note(results)}"
+        f"{more_bytes_note(results)}{weights_note(results)}"
+    )
+
+
+def batch_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first.model}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens each, greedy; tokens/s count "
+        f"all sequences. {rounds_note(results)}{weights_note(results)}"
+    )
+
+
+def load_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first.model}: from the start of a process of its own, interpreter and imports included, files in the page "
+        f"cache, {first.prompt_tokens} prompt tokens. {rounds_note(results)}"
+        f"{weights_note(results)}"
+    )
+
+
+def attention_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"One attention layer of {first.model}, batch {first.batch}. Phase decode: one new token that looks at that many "
+        "cached ones; prefill: a whole sequence at once, where both run the same matrix products and only the overhead "
+        f"differs. {rounds_note(results)} Head by head, pruned heads would be masked, which saves nothing, so that it is "
+        f"measured with all of them; the fused layer's are removed, in whole groups.{weights_note(results)}"
+    )
+
+
+def quality_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    tokens = "" if first.tokens is None else f", {first.tokens:,} tokens"
+    timed = next((r for r in results if r.samples), None)
+    speed = "" if timed is None else f" Speed: batch 1, {timed.prompt_tokens} prompt tokens. {rounds_note(results)}"
+    return (
+        f"{first.model}; perplexity on {first.text}{tokens}, context {first.context}; over dense: mean of the ratios on "
+        f"the texts. Calibration and these texts share no document.{speed}"
+    )
+
+
+def evaluate_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"Text: {first.text}; context {first.context}; heads removed {percent(first.heads_pruned)}. Perplexity with its "
+        "standard error; repetition: sampled tokens that were among the 32 before."
+    )
+
+
+def integration_note(results: Sequence[Result]) -> str:
+    first, steps = results[0], max(row.recovery_steps or 0 for row in results)
+    quality = "Not recovered and not judged here: speed and parameters alone."
+    if any(row.perplexity is not None for row in results):
+        quality = (
+            f"Perplexity in fp32 on {first.text} after the same recovery of every pruned configuration, at most {steps} "
+            f"steps; not pruned, all compute what the plain model does. {features_that_pay(results)}"
+        )
+    return (
+        f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy. "
+        "Head by head: the plain model at level 0, the reference; all: U-Net skips and baseline integration; no-baseline: "
+        "skips; no-unet: baseline; minimal: neither. Growth: the fusions' parameters over the plain model's; the frozen "
+        f"baseline, one more model, is not counted. {rounds_note(results)} {quality}{weights_note(results)}"
+    )
+
+
+def scaling_note(results: Sequence[Result]) -> str:
+    first = results[0]
+    return (
+        f"Level {first.level}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, "
+        "greedy. Gates: one per head, in every model here; all: U-Net skips and baseline integration too, at that rank. "
+        "The frozen baseline, one more model, counts as memory and not as growth. "
+        f"{rounds_note(results)}{weights_note(results)}"
+    )
+
+
+def peers_note(results: Sequence[Result]) -> str:
+    return f"{generation_note(results)} The same weights, prompts and threads for all."
+
+
+def sweep_note(results: Sequence[Result]) -> str:
+    contexts = ", ".join(str(context) for context in sorted({r.context for r in results if r.context}))
+    return (
+        f"Perplexity on {results[0].text}, context {contexts}; over dense: mean of the ratios on the texts. Calibration "
+        "and these texts share no document. No speeds: the jobs ran side by side."
+    )
