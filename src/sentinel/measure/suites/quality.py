@@ -135,12 +135,12 @@ def _quantised(
 
 
 def _timed(row: Result, samples: dict[float, list[Sample]], ratio: float, model: Decoder) -> Result:
-    return timed_result(_sized(row, model), samples[0.0], samples[ratio])
-
-
-def _sized(row: Result, model: Decoder) -> Result:
-    sizes = {"parameters": model.spec.parameter_count(), "weight_bytes_per_token": model.spec.weight_bytes_per_token()}
-    return replace(row, **sizes)
+    row = replace(
+        row,
+        parameters=model.spec.parameter_count(),
+        weight_bytes_per_token=model.spec.weight_bytes_per_token(),
+    )
+    return timed_result(row, samples[0.0], samples[ratio])
 
 
 def _speeds(models: dict[float, Decoder], settings: Settings) -> dict[float, list[Sample]]:
