@@ -6,14 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from sentinel.adapt.plan import PruningPlan, RemovalOrder
 from sentinel.models.checkpoint import build
 from sentinel.models.decoder import Decoder
-from sentinel.models.spec import LayerSpec
-
-State = dict[str, Tensor]
+from sentinel.models.tensors import Kept, take, tensors_of
 
 
 def expand_kv(decoder: Decoder) -> Decoder:
@@ -53,37 +50,8 @@ def select(
 ) -> Decoder:
     """A decoder of the given head groups and neurons of each layer, in the given order."""
     spec = decoder.spec
-    layers = tuple(
-        LayerSpec(layer.group_size * len(g), len(g), layer.head_dim, len(f))
-        for layer, g, f in zip(spec.layers, groups, neurons, strict=True)
-    )
-    smaller = dataclasses.replace(
-        spec, layers=layers, out_bias=spec.out_bias or biases, down_bias=spec.down_bias or biases
-    )
-    state: State = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
-    for index, layer in enumerate(spec.layers):
-        _select_layer(state, f"layers.{index}", layer, list(groups[index]), list(neurons[index]))
-        for projection, wanted in (("attn.out_proj", smaller.out_bias), ("mlp.down_proj", smaller.down_bias)):
-            name = f"layers.{index}.{projection}.bias"
-            if wanted and name not in state:
-                state[name] = torch.zeros(spec.n_embd)
-    return build(smaller, {name: tensor.clone() for name, tensor in state.items()}, "the pruned model")
-
-
-def _select_layer(state: State, prefix: str, layer: LayerSpec, groups: list[int], neurons: list[int]) -> None:
-    per_group, dim = layer.group_size, layer.head_dim
-    for part in ("weight", "bias"):
-        name = f"{prefix}.attn.qkv_proj.{part}"
-        if name in state:
-            rest = state[name].shape[1:]
-            rows = state[name].reshape(layer.n_kv_head, (per_group + 2) * dim, *rest)
-            state[name] = rows[groups].reshape(-1, *rest)
-        for projection in ("up_proj", "gate_proj"):
-            name = f"{prefix}.mlp.{projection}.{part}"
-            if name in state:
-                state[name] = state[name][neurons]
-    out, gate, down = (f"{prefix}.{n}" for n in ("attn.out_proj.weight", "attn.gate", "mlp.down_proj.weight"))
-    width = state[out].shape[0]
-    state[out] = state[out].view(width, layer.n_kv_head, per_group * dim)[:, groups].reshape(width, -1)
-    state[gate] = state[gate].view(layer.n_kv_head, per_group)[groups].reshape(-1)
-    state[down] = state[down][:, neurons]
+    counts = spec.with_counts([len(chosen) for chosen in groups], [len(chosen) for chosen in neurons])
+    smaller = dataclasses.replace(counts, out_bias=spec.out_bias or biases, down_bias=spec.down_bias or biases)
+    state = take({name: tensor.detach() for name, tensor in decoder.state_dict().items()}, spec, Kept(groups, neurons))
+    added = {t.name: torch.zeros(t.shape, device=decoder.device) for t in tensors_of(smaller) if t.name not in state}
+    return build(smaller, {name: tensor.clone() for name, tensor in (state | added).items()}, "the pruned model")

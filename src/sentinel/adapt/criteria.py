@@ -17,7 +17,7 @@ from sentinel.adapt.calibrate import Calibration
 from sentinel.adapt.plan import Scores
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.models.spec import LayerSpec
+from sentinel.models.tensors import Unit, by_unit, pruned_tensors
 from sentinel.progress import track
 
 Values = tuple[NDArray[np.float64], ...]
@@ -37,17 +37,16 @@ def random(decoder: Decoder, seed: int) -> Scores:
 
 def magnitude(decoder: Decoder) -> Scores:
     """Frobenius norm of all weights of a unit: its rows of the input projections and columns of the output projection."""
-    groups, neurons = [], []
-    for block, layer in zip(decoder.blocks, decoder.spec.layers, strict=True):
-        rows = _by_group(block.attn.qkv_proj.weight.detach(), layer)
-        columns = _by_group(block.attn.out_proj.weight.detach().T, layer)
-        groups.append(_numpy((rows + columns).sqrt()))
-        squares = block.mlp.up_proj.weight.detach().square().sum(1) + block.mlp.down_proj.weight.detach().square().sum(
-            0
-        )
-        if block.mlp.gate_proj is not None:
-            squares = squares + block.mlp.gate_proj.weight.detach().square().sum(1)
-        neurons.append(_numpy(squares.sqrt()))
+    state, layers = decoder.state_dict(), decoder.spec.layers
+    squares: dict[Unit, list[Tensor]] = {
+        "groups": [torch.zeros(layer.n_kv_head, device=decoder.device) for layer in layers],
+        "neurons": [torch.zeros(layer.intermediate_size, device=decoder.device) for layer in layers],
+    }
+    for tensor in pruned_tensors(decoder.spec):
+        if tensor.layer is not None and tensor.unit is not None and tensor.name.endswith(".weight"):
+            others = [axis for axis in range(3) if axis != tensor.axis]
+            squares[tensor.unit][tensor.layer] += by_unit(state[tensor.name], tensor).square().sum(others)
+    groups, neurons = ([_numpy(sums.sqrt()) for sums in squares[unit]] for unit in ("groups", "neurons"))
     return Scores("magnitude", tuple(groups), tuple(neurons))
 
 
@@ -164,13 +163,6 @@ def _from_sums(kind: str, calibration: Calibration) -> Scores:
         tuple(_numpy(calibration.of_layer(f"group_{kind}", i)) / tokens for i in layers),
         tuple(_numpy(calibration.of_layer(f"neuron_{kind}", i)) / tokens for i in layers),
     )
-
-
-def _by_group(rows: Tensor, layer: LayerSpec) -> Tensor:
-    """Sum of squares [n_kv_head] of rows that are stored group by group."""
-    if not layer.n_kv_head:
-        return rows.new_zeros(0)
-    return rows.reshape(layer.n_kv_head, -1).square().sum(1)
 
 
 def _numpy(values: Tensor) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sentinel.adapt.compact import select
 from sentinel.models.decoder import Decoder
+from sentinel.models.tensors import Kept, put_back
 
 
 class Head(NamedTuple):
@@ -76,15 +77,4 @@ class MaskedModel:
     @torch.no_grad()
     def take_back(self, student: Decoder, groups: Sequence[Sequence[int]]) -> None:
         """Copy the weights of ``student``, which holds those ``groups`` of each layer in that order."""
-        own, trained = self.decoder.state_dict(), student.state_dict()
-        for name, tensor in own.items():
-            parts = name.split(".")
-            if parts[0] != "layers" or parts[2] != "attn" or name.endswith("out_proj.bias"):
-                tensor.copy_(trained[name])
-                continue
-            layer, chosen = self.decoder.spec.layers[int(parts[1])], list(groups[int(parts[1])])
-            if chosen:
-                dim = 1 if name.endswith("out_proj.weight") else 0
-                tensor.unflatten(dim, (layer.n_kv_head, -1)).index_copy_(
-                    dim, torch.tensor(chosen), trained[name].unflatten(dim, (len(chosen), -1))
-                )
+        put_back(self.decoder.state_dict(), self.decoder.spec, Kept(groups, self._neurons), student.state_dict())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import ModelSpec
+from sentinel.models.tensors import prefix
 
 # The projections, by their place in a block, that a level may have of its own.
 LEVEL_TENSORS = ("attn.out_proj.weight", "attn.out_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias")
@@ -137,24 +138,8 @@ def at_current_level(decoder: Decoder) -> Decoder:
     if level is None or not (level.heads or level.neurons):
         return decoder
     spec = decoder.spec.with_counts(level.kept_groups, level.kept_neurons)
-    state: dict[str, Tensor] = {}
-    for name, tensor in decoder.state_dict().items():
-        parts = name.split(".")
-        if parts[0] != "layers":
-            state[name] = tensor
-            continue
-        layer = spec.layers[int(parts[1])]
-        if parts[2:4] == ["attn", "qkv_proj"]:
-            tensor = tensor[: layer.qkv_rows]
-        elif parts[2:] == ["attn", "gate"]:
-            tensor = tensor[: layer.n_head]
-        elif parts[3] in ("up_proj", "gate_proj"):
-            tensor = tensor[: layer.intermediate_size]
-        elif parts[3:] == ["out_proj", "weight"]:
-            tensor = tensor[:, : layer.n_head * layer.head_dim]
-        elif parts[3:] == ["down_proj", "weight"]:
-            tensor = tensor[:, : layer.intermediate_size]
-        state[name] = tensor.detach().clone()
+    used = prefix(decoder.state_dict(), decoder.spec, level.kept_groups, level.kept_neurons)
+    state = {name: tensor.detach().clone() for name, tensor in used.items()}
     biases = {name.split(".", 2)[2] for name in state if name.startswith("layers.") and name.endswith(".bias")}
     spec = dataclasses.replace(spec, out_bias="attn.out_proj.bias" in biases, down_bias="mlp.down_proj.bias" in biases)
     smaller = Decoder.empty(spec)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
-from sentinel.models.decoder import Decoder
 from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.models.tensors import tensors_of, with_gates_folded
 
 State = dict[str, Tensor]
 
@@ -110,7 +110,7 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
         raise InputError(
             f"the weights hold {len(unexpected)} tensors that the config does not explain, first {unexpected[0]!r}"
         )
-    shapes = {name: tensor.shape for name, tensor in Decoder.empty(spec).state_dict().items()}
+    shapes = {tensor.name: tensor.shape for tensor in tensors_of(spec)}
     ours: State = {}
     for name, names, rule, layer in expanded:
         try:
@@ -131,10 +131,7 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
 def write_weights(rules: Sequence[Rule], spec: ModelSpec, ours: State) -> State:
     """Inverse of `read_weights`; gates are folded into the output projections."""
     theirs: State = {}
+    folded = with_gates_folded(ours, spec)
     for name, names, rule, layer in _expanded(rules, spec):
-        tensor = ours[name]
-        if name.endswith("attn.out_proj.weight"):
-            gate = ours[name.replace("out_proj.weight", "gate")]
-            tensor = tensor * gate.repeat_interleave(layer.head_dim)
-        theirs.update(zip(names, rule.write(tensor, layer), strict=True))
+        theirs.update(zip(names, rule.write(folded[name], layer), strict=True))
     return theirs
