@@ -2,17 +2,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
+EXTRAS := $(VENV)/.extras
 
-.PHONY: report full-report test lint clean
+.PHONY: report full-report test test-extras lint clean
 
-report: $(READY)  ## measure SmolLM2-135M here and write report/report.html: about four minutes
-	$(VENV)/bin/sentinel report --quick
+report: $(READY)  ## measure SmolLM2-135M here and write report/report.html
+	$(VENV)/bin/sentinel report --quick --force
 
-full-report: $(READY)  ## the same with more rounds, levels and sizes: 24 minutes on 2 cores
-	$(VENV)/bin/sentinel report
+full-report: $(READY)  ## the same with more rounds, levels and sizes: about 25 minutes on 2 cores
+	$(VENV)/bin/sentinel report --output full-report --force
 
 test: $(READY)  ## run the tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --durations=15
+
+test-extras: $(EXTRAS)  ## the tests of the extras: lm-eval, Ray, other runtimes (but llama.cpp, which compiles for ten minutes)
+	$(VENV)/bin/python -c "import ctranslate2, lm_eval, onnxruntime, openvino, ray"
+	$(VENV)/bin/python -m pytest -rs tests/test_lm_eval.py tests/test_peers.py tests/test_sweep.py
 
 lint: $(READY)  ## style, types, import order
 	$(VENV)/bin/ruff check .
@@ -22,9 +27,12 @@ lint: $(READY)  ## style, types, import order
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(EXTRAS): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval,ray,runtimes]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) report .pytest_cache .ruff_cache
+	rm -rf $(VENV) report full-report .pytest_cache .ruff_cache
