@@ -8,7 +8,9 @@ import torch
 from helpers import filled_decoder, letter_tokenizer
 from hypothesis import settings
 
+from sentinel.adapt.compact import expand_kv
 from sentinel.adapt.corpora import Windows
+from sentinel.adapt.prune import Pruner, Settings, make_elastic
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import smollm2_folder
@@ -139,6 +141,21 @@ def worded(tmp_path_factory) -> str:
     spec = ModelSpec(**{**vars(spec), "vocab_size": 17})
     save_checkpoint(filled_decoder(spec), folder, letter_tokenizer(), Record())
     return str(folder)
+
+
+@pytest.fixture
+def elastic(worded, tmp_path) -> str:
+    """The model with a level of half the heads, which the layers give up unequally."""
+    loaded = load(worded)
+    dense = expand_kv(loaded.decoder)
+    pruner = Pruner(dense, Settings("random", compensate=False, seed=4), None)
+    order = pruner.order(0.5, 0.5)
+    plan = order.plan(0.5, 0.5)
+    assert len({len(groups) for groups in plan.groups}) > 1
+    made = make_elastic(dense, order, [plan], pruner.apply([plan]))
+    save_checkpoint(made, tmp_path / "elastic", loaded.tokenizer, Record())
+    save_checkpoint(pruner.apply([plan])[0], tmp_path / "pruned", loaded.tokenizer, Record())
+    return str(tmp_path / "elastic")
 
 
 @pytest.fixture

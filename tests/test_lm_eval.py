@@ -8,17 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import letter_tokenizer
 
-from sentinel.adapt.compact import expand_kv
 from sentinel.adapt.corpora import Document, Text
-from sentinel.adapt.prune import Pruner, Settings, make_elastic
 from sentinel.errors import InputError
 from sentinel.measure.perplexity import evaluate
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.packages import gpt2_tokenizer_folder
-from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel, load
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -49,35 +48,113 @@ def tasks(tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def elastic(worded, tmp_path) -> str:
-    """The model with a level of half the heads, which the layers give up unequally."""
-    loaded = load(worded)
-    dense = expand_kv(loaded.decoder)
-    pruner = Pruner(dense, Settings("random", compensate=False, seed=4), None)
-    order = pruner.order(0.5, 0.5)
-    plan = order.plan(0.5, 0.5)
-    assert len({len(groups) for groups in plan.groups}) > 1
-    made = make_elastic(dense, order, [plan], pruner.apply([plan]))
-    save_checkpoint(made, tmp_path / "elastic", loaded.tokenizer, Record())
-    save_checkpoint(pruner.apply([plan])[0], tmp_path / "pruned", loaded.tokenizer, Record())
-    return str(tmp_path / "elastic")
-
-
 def harness(model: str, tasks: Path, **options) -> dict[str, list]:
     """Responses of the harness by task."""
-    from lm_eval.tasks import TaskManager
-
     from sentinel.measure.lm_eval_model import SentinelLM
 
+    return responses(SentinelLM(model, **options), tasks)
+
+
+def responses(model, tasks: Path, **options) -> dict[str, list]:
+    from lm_eval.tasks import TaskManager
+
     found = lm_eval.simple_evaluate(
-        model=SentinelLM(model, **options),
+        model=model,
         tasks=[f"own_{name}" for name in TASKS],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
         verbosity="ERROR",
+        **options,
     )
     return {name: [sample["resps"] for sample in found["samples"][f"own_{name}"]] for name in TASKS}
+
+
+def same_responses(found: dict[str, list], expected: dict[str, list], tolerance: float = 1e-4) -> None:
+    """The same texts, and log-likelihoods within ``tolerance``."""
+    assert found["prompts"] == expected["prompts"]
+    for task in ("choice", "pages"):
+        ours, theirs = [[float(np.ravel(r[0])[0]) for r in doc] for doc in found[task]], expected[task]
+        assert np.ravel(ours) == pytest.approx([float(np.ravel(r[0])[0]) for doc in theirs for r in doc], rel=tolerance)
+
+
+TOKENIZERS = {
+    "begins every text": {"bos_token": "<begin>", "eos_token": "<end>"},
+    "knows a begin": {"bos_token": "<begin>", "eos_token": "<end>"},
+    "one token for both": {"bos_token": "<end>", "eos_token": "<end>"},
+    "end only": {"eos_token": "<end>"},
+}
+
+
+def hugging_face_folder(folder: Path, kind: str, **generation) -> str:
+    """A Hugging Face model of random weights with one of `TOKENIZERS` and a chat template."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = letter_tokenizer().fast
+    words.add_special_tokens(["<begin>", "<end>"])
+    if kind == "begins every text":
+        begin = ("<begin>", words.token_to_id("<begin>"))
+        words.post_processor = TemplateProcessing(single="<begin> $A", special_tokens=[begin])
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, **TOKENIZERS[kind])
+    fast.chat_template = "{% for m in messages %}p {{ m.content }} o {% endfor %}"
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=18, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64, initializer_range=0.4, bos_token_id=17, eos_token_id=0,
+        )
+    )  # fmt: skip
+    model.generation_config.update(**generation)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_answers_are_those_of_the_hf_model(kind, chat, tasks, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    folder = hugging_face_folder(tmp_path / "model", kind)
+    theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=2)
+    expected = responses(theirs, tasks, apply_chat_template=chat)
+    loaded = load(folder)
+    save_checkpoint(loaded.decoder, tmp_path / "ours", loaded.tokenizer, loaded.record)
+    for place in (folder, str(tmp_path / "ours")):
+        same_responses(responses(sentinel_lm(place, batch_size=2), tasks, apply_chat_template=chat), expected)
+        assert sentinel_lm(place).prefix_token_id == theirs.prefix_token_id
+        assert sentinel_lm(place).tokenizer_name == place.replace("/", "__")
+        assert sentinel_lm(place).chat_template() == theirs.chat_template()
+
+
+def sentinel_lm(model: str, **options):
+    from sentinel.measure.lm_eval_model import SentinelLM
+
+    return SentinelLM(model, **options)
+
+
+@pytest.mark.parametrize("options", [{"add_bos_token": True}, {"prefix_token_id": 3}, {"max_length": 20}])
+def test_options_of_the_tokenizer_are_those_of_the_hf_model(options, tasks, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    folder = hugging_face_folder(tmp_path / "model", "knows a begin", repetition_penalty=1.5)
+    expected = responses(HFLM(folder, device="cpu", dtype="float32", **options), tasks)
+    same_responses(harness(folder, tasks, **options), expected)
+
+
+def test_every_level_gives_the_same_answers(tasks, tmp_path):
+    from sentinel.infer.cpu_engine import pack
+    from sentinel.infer.quantised import save_quantised
+
+    folder = hugging_face_folder(tmp_path / "model", "begins every text", repetition_penalty=1.2)
+    expected = harness(folder, tasks)
+    for level in (0, 1, 2):
+        same_responses(harness(folder, tasks, level=level, batch_size=2), expected)
+    found = harness(folder, tasks, level="3", precision="int8")
+    assert float(found["pages"][0][0][0]) == pytest.approx(float(expected["pages"][0][0][0]), rel=0.05)
+    loaded = load(folder)
+    save_quantised(pack(loaded.decoder, "int8"), [], tmp_path / "packed", loaded.tokenizer, loaded.record)
+    same_responses(harness(str(tmp_path / "packed"), tasks), found)
 
 
 def log_probabilities(loaded: LoadedModel, text: str, given: int) -> float:
@@ -132,6 +209,10 @@ def test_stored_level_is_the_pruned_model(elastic, tasks):
         ({"pretrained": "WORDS", "head": 0.5}, "'head' is not known"),
         ({"pretrained": "WORDS", "peft": "adapter"}, "'peft' is not known"),
         ({"pretrained": "WORDS", "device": "abacus"}, "abacus"),
+        ({"pretrained": "WORDS", "level": "three"}, "level must be a whole number"),
+        ({"pretrained": "WORDS", "level": 4}, "level 4 does not exist"),
+        ({"pretrained": "WORDS", "level": 1, "precision": "int8"}, "level 1 runs in fp32"),
+        ({"pretrained": "WORDS", "level": 3, "batch_size": "auto"}, "batch_size=auto is not supported"),
     ],
 )
 def test_bad_model_arguments_are_named(options, said, worded, elastic):
@@ -189,10 +270,12 @@ def test_missing_harness_is_said(monkeypatch, capsys):
 
 @pytest.mark.real_model
 def test_gpt2_tokenizer_files_are_taken():
+    from transformers import AutoTokenizer
+
     from sentinel.measure.lm_eval_model import _hugging_face
 
     tokenizer = TextTokenizer.from_folder(gpt2_tokenizer_folder())
     assert tokenizer is not None
-    fast = _hugging_face(tokenizer)
+    fast = AutoTokenizer.from_pretrained(_hugging_face(tokenizer))
     assert fast("Hello world").input_ids == tokenizer.encode("Hello world")
     assert fast.eos_token_id == tokenizer.eos_ids[0]

@@ -26,7 +26,8 @@ from sentinel.adapt.plan import spec_digest
 from sentinel.adapt.probe import LayerProbe, probe
 from sentinel.errors import InputError
 from sentinel.files import write_file
-from sentinel.models.decoder import Attention, Decoder, Rotary, visible
+from sentinel.models.decoder import Attention, Decoder, Rotary
+from sentinel.models.positions import visible
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import track
 

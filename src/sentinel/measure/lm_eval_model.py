@@ -2,23 +2,29 @@
 
     sentinel-lm-eval --model sentinel --model_args pretrained=elastic,heads=0.5 --tasks lambada_openai
 
-``pretrained`` is any MODEL that sentinel takes in fp32, ``heads`` and ``neurons`` a stored pruning level. Importing this
-module registers the model.
+``pretrained`` is any MODEL that sentinel takes, ``heads`` and ``neurons`` a stored pruning level, ``level`` an optimisation
+level (0 to 3) and ``precision`` int8 or int4 at level 3. Texts become tokens, and prompts chats, as for ``--model hf``.
+Importing this module registers the model.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
 from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+from transformers import GenerationConfig
 
 from sentinel.errors import InputError
-from sentinel.models.elastic import require_levels
+from sentinel.infer.cpu_engine import CpuEngine
+from sentinel.infer.engines import Engine
+from sentinel.infer.opening import open_engine
+from sentinel.infer.torch_engine import TorchEngine
+from sentinel.measure.lm_eval_engine import EngineModel
 from sentinel.models.hf import SentinelForCausalLM
-from sentinel.models.sources import load
 from sentinel.models.tokenizer import TextTokenizer
 
 # What HFLM uses of a model that is loaded already; it would pass over everything else without a word.
@@ -28,21 +34,26 @@ OPTIONS = (
     "max_length",
     "truncation",
     "logits_cache",
+    "tokenizer",
     "add_bos_token",
     "prefix_token_id",
     "softmax_dtype",
     "mixed_precision_dtype",
     "think_end_token",
+    "enable_thinking",
+    "chat_template_args",
 )
 
 
 @register_model("sentinel")
 class SentinelLM(HFLM):
-    """The harness's Hugging Face model around a sentinel decoder."""
+    """The harness's Hugging Face model around a sentinel engine."""
 
     def __init__(
         self,
         pretrained: str = "",
+        level: int | None = None,
+        precision: str | None = None,
         heads: float = 0.0,
         neurons: float = 0.0,
         device: str | None = None,
@@ -52,16 +63,22 @@ class SentinelLM(HFLM):
         if unknown:
             own = [name for name in inspect.signature(SentinelLM).parameters if name != "options"]
             raise InputError(f"model argument {unknown[0]!r} is not known; there are {', '.join((*own, *OPTIONS))}")
-        loaded = load(str(pretrained), device=_device(device))
-        loaded.require_real_weights("an evaluation")
-        if heads or neurons:
-            require_levels(loaded.decoder).set_level(_ratio("heads", heads), _ratio("neurons", neurons))
-        tokenizer = loaded.require_tokenizer()
+        opened = open_engine(
+            str(pretrained),
+            level=None if level is None else _number("level", level, int, "a whole number"),
+            precision=precision,
+            heads=_number("heads", heads, float, "a ratio"),
+            neurons=_number("neurons", neurons, float, "a ratio"),
+            device=_device(device),
+        )
+        opened.require_real_weights("an evaluation")
+        tokenizer = opened.require_tokenizer()
         if not tokenizer.eos_ids:
             raise InputError(f"{pretrained} names no end-of-sequence token, which the harness needs")
-        model = SentinelForCausalLM.from_decoder(loaded.decoder, eos_token_id=tokenizer.eos_ids[0])
-        prepared = {"pretrained": model, "tokenizer": _hugging_face(tokenizer), "backend": "causal"}
-        super().__init__(**prepared, **options)
+        options.setdefault("tokenizer", _hugging_face(tokenizer))
+        model = _model(opened.engine, tokenizer, str(options.get("batch_size", 1)))
+        prepared = {"pretrained": model, "backend": "causal", **options}
+        super().__init__(**prepared)
 
 
 def _device(asked: str | None) -> str:
@@ -69,17 +86,30 @@ def _device(asked: str | None) -> str:
     return "cpu" if asked is None or (asked.startswith("cuda") and not torch.cuda.is_available()) else asked
 
 
-def _ratio(name: str, value: Any) -> float:
+def _number(name: str, value: Any, kind: Callable[[Any], Any], called: str) -> Any:
     try:
-        return float(value)
+        return kind(value)
     except (TypeError, ValueError):
-        raise InputError(f"model argument {name} must be a ratio, not {value!r}") from None
+        raise InputError(f"model argument {name} must be {called}, not {value!r}") from None
 
 
 def _hugging_face(tokenizer: TextTokenizer) -> Any:
-    from transformers import PreTrainedTokenizerFast
+    """What HFLM makes its tokenizer of: the model's folder where there is one, as for ``--model hf``."""
+    return tokenizer.to_hugging_face() if tokenizer.folder is None else str(tokenizer.folder)
 
-    inner = tokenizer.fast
-    fast = PreTrainedTokenizerFast(tokenizer_object=getattr(inner, "_tokenizer", inner))
-    fast.eos_token = fast.convert_ids_to_tokens(tokenizer.eos_ids[0])
-    return fast
+
+def _model(engine: Engine, tokenizer: TextTokenizer, batch_size: str) -> SentinelForCausalLM | EngineModel:
+    """The engine's decoder where it runs one, else the engine itself (levels 2 and 3 on the CPU)."""
+    folder = tokenizer.folder
+    stored = folder is not None and (folder / "generation_config.json").exists()
+    generation = GenerationConfig.from_pretrained(str(folder)) if stored else GenerationConfig()
+    if isinstance(engine, CpuEngine):
+        if batch_size.startswith("auto"):
+            raise InputError(f"batch_size=auto is not supported at level {engine.level}; give a number")
+        return EngineModel(engine, tokenizer.eos_ids, generation)
+    assert isinstance(engine, TorchEngine)
+    if generation.eos_token_id is None:
+        generation.eos_token_id = list(tokenizer.eos_ids)
+    model = SentinelForCausalLM.from_decoder(engine.decoder)
+    model.generation_config = generation
+    return model

@@ -50,13 +50,13 @@ def save_checkpoint(
     with write_folder(folder, is_checkpoint) as temporary:
         write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
         if isinstance(decoder, ElasticDecoder):
-            config["levels"] = _write_levels(decoder, temporary)
+            config["levels"] = write_levels(decoder, temporary)
         if tokenizer is not None:
             tokenizer.copy_files(temporary)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]:
+def write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]:
     """One file of re-solved projections per stored level; returns what ``config.json`` says of them."""
     listed: list[dict[str, Any]] = []
     for level in decoder.levels:
@@ -67,7 +67,7 @@ def _write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]
     return listed
 
 
-def _read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLevel]:
+def read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLevel]:
     try:
         levels = [
             PruningLevel(
@@ -118,7 +118,7 @@ def load_checkpoint(folder: str | Path) -> Decoder:
         state = read_weights(family.weight_rules(spec), spec, state)
     decoder = build(spec, state, folder)
     if config.get("levels"):
-        return ElasticDecoder.from_ordered(decoder, _read_levels(folder, config["levels"]))
+        return ElasticDecoder.from_ordered(decoder, read_levels(folder, config["levels"]))
     return decoder
 
 

@@ -10,7 +10,6 @@ first rows and columns; the first f neurons likewise.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Protocol
@@ -22,9 +21,10 @@ from typing_extensions import Self
 
 from sentinel.errors import InputError
 from sentinel.models.integration import Borrowing, Integration
-from sentinel.models.linear import linear
+from sentinel.models.linear import Projection, first_outputs, linear, of_first_inputs
 from sentinel.models.norms import make_norm
-from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+from sentinel.models.positions import positions_and_mask, require_below, rotary_frequencies, rotate, visible
+from sentinel.models.spec import LayerSpec, ModelSpec
 
 Rotary = dict[int, tuple[Tensor, Tensor]]
 
@@ -37,35 +37,6 @@ class Cache(Protocol):
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]: ...
 
 
-def rotary_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
-    """Inverse frequencies [head_dim / 2] in fp32: theta^(-2i / head_dim), scaled as the checkpoint asks.
-
-    Source: Su et al. 2021, "RoFormer"; the ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the
-    original context over ``low_freq_factor`` are divided by ``factor``, those shorter than it over
-    ``high_freq_factor`` are kept, and those between are blended.
-    """
-    inverse = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
-    if rope.type == "linear":
-        return inverse / rope.factor
-    if rope.type == "llama3":
-        turns = rope.original_max_seq_len * inverse / (2 * math.pi)
-        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        blend = blend.clamp(0.0, 1.0)
-        return blend * inverse + (1 - blend) * inverse / rope.factor
-    return inverse
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of ``x`` [B, heads, T, D] by angles with ``cos``/``sin`` [B, 1, T, D/2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def visible(new: int, total: int, device: torch.device) -> Tensor:
-    """Causal mask [new, total], True where a new position may look: at itself and all before it."""
-    return torch.ones(new, total, dtype=torch.bool, device=device).tril(diagonal=total - new)
-
-
 class Attention(nn.Module):
     """Causal self-attention with fused projections, grouped-query heads and one gate per query head.
 
@@ -76,8 +47,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.active_groups = layer.n_kv_head
-        self.qkv_proj = nn.Linear(spec.n_embd, layer.qkv_rows, bias=spec.qkv_bias)
-        self.out_proj = nn.Linear(layer.n_head * layer.head_dim, spec.n_embd, bias=spec.out_bias)
+        self.qkv_proj = Projection(spec.n_embd, layer.qkv_rows, bias=spec.qkv_bias)
+        self.out_proj = Projection(layer.n_head * layer.head_dim, spec.n_embd, bias=spec.out_bias)
         self.gate = nn.Parameter(torch.ones(layer.n_head))
 
     def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
@@ -90,7 +61,7 @@ class Attention(nn.Module):
             if cache is not None:  # keeps the layer's length; it holds no heads
                 empty = x.new_zeros(x.shape[0], 0, x.shape[1], self.layer.head_dim)
                 cache.update(empty, empty, index)
-            return torch.zeros_like(x) if self.out_proj.bias is None else self.out_proj.bias.expand_as(x)
+            return self.project(x[..., :0])
         return self.project(self.heads(x, rotary, cache, index, mask))
 
     def heads(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
@@ -112,8 +83,7 @@ class Attention(nn.Module):
         batch, new, _ = x.shape
         groups, per_group, dim = self.active_groups, self.layer.group_size, self.layer.head_dim
         rows = groups * (per_group + 2) * dim
-        bias = self.qkv_proj.bias
-        qkv = linear(x, self.qkv_proj.weight[:rows], None if bias is None else bias[:rows])
+        qkv = first_outputs(self.qkv_proj, x, rows)
         qkv = qkv.view(batch, new, groups, per_group + 2, dim)
         query = qkv[:, :, :, :per_group].flatten(2, 3).transpose(1, 2)
         key = qkv[:, :, :, per_group].transpose(1, 2)
@@ -129,7 +99,7 @@ class Attention(nn.Module):
 
     def project(self, y: Tensor) -> Tensor:
         """Output projection [B, T, C] of the active heads' outputs ``y`` [B, T, H * D]."""
-        return linear(y, self.out_proj.weight[:, : y.shape[-1]], self.out_proj.bias)
+        return of_first_inputs(self.out_proj, y)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         new, total, per_group = query.shape[2], key.shape[2], self.layer.group_size
@@ -142,7 +112,7 @@ class Attention(nn.Module):
             mask = visible(new, total, query.device)
         if per_group > 1:
             key, value = key.repeat_interleave(per_group, dim=1), value.repeat_interleave(per_group, dim=1)
-        causal = mask is None and new > 1
+        causal = mask is None and bool(new > 1)  # a traced length is no bool
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
 
 
@@ -163,14 +133,14 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = spec.activation
         self.active_neurons = layer.intermediate_size
-        self.gate_proj = nn.Linear(spec.n_embd, layer.intermediate_size, bias=spec.up_bias) if spec.gated_mlp else None
-        self.up_proj = nn.Linear(spec.n_embd, layer.intermediate_size, bias=spec.up_bias)
-        self.down_proj = nn.Linear(layer.intermediate_size, spec.n_embd, bias=spec.down_bias)
+        self.gate_proj = Projection(spec.n_embd, layer.intermediate_size, bias=spec.up_bias) if spec.gated_mlp else None
+        self.up_proj = Projection(spec.n_embd, layer.intermediate_size, bias=spec.up_bias)
+        self.down_proj = Projection(layer.intermediate_size, spec.n_embd, bias=spec.down_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """MLP output [B, T, C] for normalised input ``x`` [B, T, C]."""
         if self.active_neurons == 0:
-            return torch.zeros_like(x) if self.down_proj.bias is None else self.down_proj.bias.expand_as(x)
+            return self.project(x[..., :0])
         return self.project(self.hidden(x))
 
     @property
@@ -180,18 +150,14 @@ class MLP(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Down projection [B, T, C] of the active neurons ``hidden`` [B, T, F]."""
-        return linear(hidden, self.down_proj.weight[:, : hidden.shape[-1]], self.down_proj.bias)
+        return of_first_inputs(self.down_proj, hidden)
 
     def hidden(self, x: Tensor) -> Tensor:
         """Activations of the active neurons [B, T, F]: what the down projection reads."""
-        up = self._rows(self.up_proj, x)
+        up = first_outputs(self.up_proj, x, self.active_neurons)
         if self.gate_proj is None:
             return activate(self.activation, up)
-        return activate(self.activation, self._rows(self.gate_proj, x)) * up
-
-    def _rows(self, projection: nn.Linear, x: Tensor) -> Tensor:
-        rows, bias = self.active_neurons, projection.bias
-        return linear(x, projection.weight[:rows], None if bias is None else bias[:rows])
+        return activate(self.activation, first_outputs(self.gate_proj, x, self.active_neurons)) * up
 
 
 class Block(nn.Module):
@@ -226,7 +192,7 @@ class Decoder(nn.Module):
         self.positions = nn.Embedding(spec.max_seq_len, spec.n_embd) if spec.positions == "learned" else None
         self.layers = nn.ModuleList(Block(spec, layer) for layer in spec.layers)
         self.final_norm = make_norm(spec)
-        self.lm_head = None if spec.tied_head else nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
+        self.lm_head = None if spec.tied_head else Projection(spec.n_embd, spec.vocab_size, bias=False)
         wanted = spec.integration
         self.integration = None if wanted is None else Integration(spec, wanted)
         unpruned = None if wanted is None else wanted.baseline
@@ -292,17 +258,38 @@ class Decoder(nn.Module):
         x = self.hidden_states(tokens, cache, attention_mask)
         return self.logits(x[:, -1:] if last_only else x)
 
-    def hidden_states(self, tokens: Tensor, cache: Cache | None = None, attention_mask: Tensor | None = None) -> Tensor:
-        """States of the residual stream after the last layer [B, T, C], before the final norm."""
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """States of the residual stream after the last layer [B, T, C], before the final norm.
+
+        ``tokens`` may be embeddings [B, T, C] in their place. ``attention_mask`` and ``position_ids`` are those of
+        `positions_and_mask`; ``states`` collects what the first layer reads and what every layer leaves.
+        """
         past = 0 if cache is None else cache.get_seq_length()
         total = past + tokens.shape[1]
         if total > self.spec.max_seq_len:
             raise InputError(f"{total} tokens are more than the model's context of {self.spec.max_seq_len}")
-        positions, mask = self._positions_and_mask(tokens, total, attention_mask)
-        return self.through_layers(tokens, positions, self.rotary(positions), cache, mask)
+        positions, mask = positions_and_mask(tokens, total, attention_mask, position_ids, packed=cache is None)
+        if position_ids is not None and self.positions is not None:
+            require_below(position_ids, self.spec.max_seq_len)
+        return self.through_layers(tokens, positions, self.rotary(positions), cache, mask, states=states)
 
     def through_layers(
-        self, tokens: Tensor, positions: Tensor, rotary: Rotary, cache: Cache | None, mask: Tensor | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        rotary: Rotary,
+        cache: Cache | None,
+        mask: Tensor | None,
+        *,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """`hidden_states` of tokens at ``positions`` [B, T], whose ``rotary`` it is, with a ``mask`` [B, 1, T, S]."""
         x = self.embedded(tokens, positions)
@@ -311,36 +298,33 @@ class Decoder(nn.Module):
             borrowing = Borrowing(self.integration, self.baseline, self.spec.n_layer, cache, mask)
             borrowing.start(tokens, positions)
         for index, block in enumerate(self.layers):
+            if states is not None:
+                states.append(x)
             if borrowing is not None:
                 x = borrowing.enter(index, x)
             x = block(x, rotary, cache, index, mask)
+        if states is not None:
+            states.append(x)
         return x
 
     def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """What the first layer reads [B, T, C]: token embeddings, and learned positions where the model has them."""
-        x = self.embed(tokens)
+        """What the first layer reads [B, T, C]: embeddings of ``tokens`` [B, T], plus learned positions if it has them.
+
+        Embeddings [B, T, C] are taken as they are.
+        """
+        x = tokens if tokens.is_floating_point() else self.embed(tokens)
         return x if self.positions is None else x + self.positions(positions)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [B, T, V] of states ``x`` [B, T, C] after the last layer."""
-        return linear(self.final_norm(x), self.head_weight)
-
-    def _positions_and_mask(
-        self, tokens: Tensor, total: int, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        new = tokens.shape[1]
-        if attention_mask is None or bool(attention_mask.all()):
-            return torch.arange(total - new, total, device=tokens.device)[None], None
-        if attention_mask.shape != (tokens.shape[0], total):
+        x = self.final_norm(x)
+        if self.lm_head is not None:
+            return self.lm_head(x)
+        if self.embed.weight.is_meta and not x.is_meta:
             raise InputError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, expected {(tokens.shape[0], total)}"
+                "the embedding is offloaded, but the LM head is tied to it; keep decoder.embed on a device"
             )
-        keep = attention_mask.to(torch.bool)
-        positions = (keep.long().cumsum(-1) - 1).clamp(min=0)[:, total - new :]
-        causal = visible(new, total, tokens.device)
-        # A padding position looks at itself: its state is never read, but a row without anything to look at gives NaN.
-        itself = causal & ~causal.tril(total - new - 1)
-        return positions, ((causal & keep[:, None, :]) | itself)[:, None]
+        return linear(x, self.embed.weight)
 
     def rotary(self, positions: Tensor) -> Rotary:
         """Cosines and sines [B, 1, T, D/2] of rotary ``positions`` [B, T], by head_dim; empty for learned positions."""

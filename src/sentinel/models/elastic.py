@@ -7,13 +7,15 @@ re-solved for a level are kept per level; everything else is shared.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.linear import require_plain
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tensors import prefix
 
@@ -53,16 +55,31 @@ class ElasticDecoder(Decoder):
         """Make ``decoder``, whose heads and neurons are already in nested order, elastic. Weights are shared."""
         elastic = cls.empty(decoder.spec)
         elastic.load_state_dict(decoder.state_dict(), assign=True)
+        elastic.store_levels(levels)
+        return elastic.eval()
+
+    def store_levels(self, levels: Iterable[PruningLevel]) -> None:
+        """Let these levels, beside the dense one, be those that `set_level` knows. The dense level must be set."""
         dense = PruningLevel(
             0.0,
             0.0,
-            tuple(layer.n_kv_head for layer in decoder.spec.layers),
-            tuple(layer.intermediate_size for layer in decoder.spec.layers),
+            tuple(layer.n_kv_head for layer in self.spec.layers),
+            tuple(layer.intermediate_size for layer in self.spec.layers),
             {},
         )
-        elastic._levels = {level.key: level for level in (dense, *levels)}
-        elastic._dense = {name: getattr(module, part) for name, module, part in elastic._places()}
-        return elastic.eval()
+        self._levels = {level.key: level for level in (dense, *levels)}
+        self._dense = {name: getattr(module, part) for name, module, part in self._places()}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert what `torch.nn.Module.to` does not see too: the projections of levels that are not set."""
+        super()._apply(fn, recurse)
+        for level in self._levels.values():
+            for tensor in level.projections.values():
+                tensor.data = fn(tensor.data)
+        for tensor in self._dense.values():
+            if tensor is not None:
+                tensor.data = fn(tensor.data)
+        return self
 
     def set_level(self, heads: float, neurons: float = 0.0) -> None:
         """Switch to a stored level, up or down. Nothing is copied; raises `InputError` for a level that is not stored."""
@@ -72,6 +89,8 @@ class ElasticDecoder(Decoder):
             raise InputError(
                 f"pruning level {heads:g} of heads and {neurons:g} of neurons is not stored; stored are {stored}"
             )
+        for _, module, _ in self._places():
+            require_plain(module)
         self.set_active(level.kept_groups, level.kept_neurons)
         self.current = level
         for name, module, part in self._places():

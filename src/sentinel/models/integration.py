@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sentinel.models.linear import linear
+from sentinel.models.linear import Projection
 from sentinel.models.norms import make_norm
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
@@ -32,16 +32,16 @@ class Fusion(nn.Module):
         super().__init__()
         width = spec.n_embd
         self.other_norm, self.norm = make_norm(spec), make_norm(spec)
-        self.down = None if rank is None else nn.Linear(2 * width, rank, bias=False)
-        self.up = nn.Linear(2 * width if rank is None else rank, width)
+        self.down = None if rank is None else Projection(2 * width, rank, bias=False)
+        self.up = Projection(2 * width if rank is None else rank, width)
         self.gate = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """The state ``x`` [B, T, C] with what is borrowed from the state ``other`` [B, T, C]."""
         both = torch.cat((self.other_norm(other), self.norm(x)), dim=-1)
         if self.down is not None:
-            both = linear(both, self.down.weight)
-        return x + self.gate * linear(both, self.up.weight, self.up.bias)
+            both = self.down(both)
+        return x + self.gate * self.up(both)
 
 
 class Integration(nn.Module):

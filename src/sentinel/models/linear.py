@@ -7,8 +7,10 @@ block of rows per thread and written as a batched product, the same weights are 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from sentinel.errors import InputError
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,3 +32,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         y = y + bias
     return y.reshape(*x.shape[:-1], rows)
+
+
+class Projection(nn.Linear):
+    """`torch.nn.Linear` on `linear`, so that a single row is as fast when it is called as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return linear(x, self.weight, self.bias)
+
+
+def first_outputs(projection: nn.Linear, x: Tensor, rows: int) -> Tensor:
+    """The first ``rows`` outputs of ``projection`` [..., rows] for ``x`` [..., in]."""
+    if rows == projection.weight.shape[0]:
+        return projection(x)  # as a module, so that an adapter or a hook around it takes effect
+    require_plain(projection)
+    bias = projection.bias
+    return linear(x, projection.weight[:rows], None if bias is None else bias[:rows])
+
+
+def of_first_inputs(projection: nn.Linear, x: Tensor) -> Tensor:
+    """Outputs of ``projection`` [..., out] when there are only its first inputs ``x`` [..., columns]."""
+    columns = x.shape[-1]
+    if columns == projection.weight.shape[1]:
+        return projection(x)
+    require_plain(projection)
+    return linear(x, projection.weight[:, :columns], projection.bias)
+
+
+def require_plain(projection: nn.Module) -> None:
+    """Raise `InputError` where something around the projection would be left out (peft's adapters, accelerate's hooks)."""
+    if not isinstance(projection, Projection) or "forward" in vars(projection):
+        raise InputError(
+            "a pruning level uses parts of the projections, but adapters and offloading need them whole; "
+            "set the dense level, or save the model at that level and load it again"
+        )

@@ -12,8 +12,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from sentinel.models.decoder import MLP, Attention, Block, Cache, Decoder, Rotary, activate, rotate, visible
+from sentinel.models.decoder import MLP, Attention, Block, Cache, Decoder, Rotary, activate
+from sentinel.models.positions import rotate, visible
 from sentinel.models.spec import LayerSpec, ModelSpec
 
 
@@ -24,6 +26,11 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())
     return layer
+
+
+def _plain(projection: nn.Linear, x: Tensor) -> Tensor:
+    """The projection as PyTorch computes it, without the decoder's way of one row."""
+    return functional.linear(x, projection.weight, projection.bias)
 
 
 class ReferenceHead(nn.Module):
@@ -99,12 +106,12 @@ class ReferenceMLP(nn.Module):
         self.register_buffer("mask", (torch.arange(mlp.up_proj.out_features) < mlp.active_neurons).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.up_proj(x)
+        up = _plain(self.up_proj, x)
         if self.gate_proj is None:
             hidden = activate(self.activation, up)
         else:
-            hidden = activate(self.activation, self.gate_proj(x)) * up
-        return self.down_proj(hidden * self.mask)
+            hidden = activate(self.activation, _plain(self.gate_proj, x)) * up
+        return _plain(self.down_proj, hidden * self.mask)
 
 
 class ReferenceBlock(Block):

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sentinel.errors import InputError
-from sentinel.models.decoder import Decoder, rotary_frequencies
+from sentinel.models.decoder import Decoder
 from sentinel.models.hf import to_hugging_face
+from sentinel.models.positions import rotary_frequencies
 from sentinel.models.spec import ModelSpec
 
 ARCHITECTURES = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}

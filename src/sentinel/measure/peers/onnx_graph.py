@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMiss
 from torch import Tensor, nn
 
 from sentinel.errors import InputError
-from sentinel.models.decoder import Block, Decoder, rotary_frequencies
+from sentinel.models.decoder import Block, Decoder
 from sentinel.models.families.weights import split_qkv
+from sentinel.models.positions import rotary_frequencies
 from sentinel.models.spec import ModelSpec
 
 MICROSOFT = "com.microsoft"
