@@ -39,7 +39,6 @@ def stored(tmp_path, monkeypatch):
     """Results of a full run, stored in a folder that takes the place of the package's."""
     full_run().write(tmp_path / "results.json")
     folder = tmp_path / "stored"
-    folder.mkdir()
     path = store.store(tmp_path / "results.json", folder)
     monkeypatch.setattr(store, "FOLDER", folder)
     return path

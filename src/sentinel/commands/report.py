@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="smollm2-135m")
     parser.add_argument("-o", "--output", metavar="DIR", default="report", help="folder to write (default report)")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, criteria and tokens: about three minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes, and no pruning for quality")
     parser.add_argument(
         "--grouped-kv", dest="expand_kv", action="store_false", help="prune whole K/V groups, not single heads"
     )

@@ -45,6 +45,7 @@ def trimmed(full: ResultSet) -> ResultSet:
 def store(source: str | Path, folder: Path | None = None) -> Path:
     """Write the stored results of the model of ``source``, a results file of a full run, and tell where they are."""
     found = trimmed(ResultSet.read(source))
+    (folder or FOLDER).mkdir(exist_ok=True)
     path = (folder or FOLDER) / f"{found.runs[SUITE]['model'].rsplit('/', 1)[-1]}.json"
     found.write(path)
     return path

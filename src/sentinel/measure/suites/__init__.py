@@ -80,7 +80,7 @@ _SUITES = (
     ),
     Suite(
         "pruning",
-        "Hugging Face, the original, levels 1-3 at every pruning ratio, heads alone and with neurons",
+        "Hugging Face, level 0, levels 1-3 at every pruning ratio, heads alone and with neurons",
         {**_GENERATION, **_LEVELS, "heads": (0.0, 0.3, 0.5, 0.7), "neurons": None, "expand_kv": False},
         {"rounds": 3, "new_tokens": 8, "heads": (0.0, 0.5)},
         passes=PASSES,

@@ -1,4 +1,4 @@
-"""Generation at every pruning level, heads alone and with neurons: Hugging Face, the original, and levels 1 to 3.
+"""Generation at every pruning level, heads alone and with neurons: Hugging Face, level 0, and levels 1 to 3.
 
 Heads and neurons are removed in random order: right for speed, which knows only counts; quality is another suite's.
 """
@@ -11,7 +11,7 @@ from sentinel.measure.suites.request import Request
 
 
 def run(request: Request) -> list[Result]:
-    """Rows for Hugging Face, the original (level 0, not pruned: its masks save nothing), and each level at each ratio."""
+    """Rows for Hugging Face, level 0 (not pruned: its masks save nothing), and each level at each ratio."""
     settings = request.settings
     check_fits(request)
     subjects = [request.engines.hugging_face(), request.engines.at(0)]
