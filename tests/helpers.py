@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Split, Whitespace
 
 from sentinel.cli import main
 from sentinel.models.decoder import Decoder
@@ -19,6 +20,23 @@ def letter_tokenizer() -> TextTokenizer:
     """A tokenizer of 17 words: an end, and `LETTERS`."""
     tokenizer = Tokenizer(WordLevel({"<end>": 0, **{c: i + 1 for i, c in enumerate(LETTERS)}}, "<end>"))
     tokenizer.pre_tokenizer = Whitespace()
+    return TextTokenizer(tokenizer, (0,))
+
+
+def character_tokenizer(vocab_size: int = 97) -> TextTokenizer:
+    """A tokenizer of one printable ASCII character per token, without an end token."""
+    tokenizer = Tokenizer(WordLevel({chr(c): c % vocab_size for c in range(32, 127)}, " "))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    return TextTokenizer(tokenizer, ())
+
+
+def byte_tokenizer() -> TextTokenizer:
+    """A byte-level tokenizer: 256 bytes and an end token, which the ids begin with."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({"<end>": 0, **{c: i + 1 for i, c in enumerate(alphabet)}}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(["<end>"])
     return TextTokenizer(tokenizer, (0,))
 
 

@@ -289,6 +289,8 @@ def test_nan_is_named_with_its_layer():
 class Words:
     """One token per word, for the tests of windows."""
 
+    eos_ids = ()
+
     def encode(self, text):
         return [hash(word) % 97 for word in text.split()]
 

@@ -89,16 +89,16 @@ def trial(controller: float, one_shot: float) -> Trial:
         ([(2.0, 2.1), (2.0, 2.11), (2.0, 2.09)], "The controller pays"),
         ([(2.1, 2.0), (2.11, 2.0), (2.09, 2.0)], "does not pay: perplexity is worse"),
         ([(2.1, 2.0), (2.0, 2.1), (2.0, 2.0)], "does not pay: no difference"),
-        ([(2.0, 2.1)], "one seed does not tell"),
+        ([(2.0, 2.1)], "one seed can't tell"),
+        ([(2.0, 2.1), (2.0, 2.1)], "2 seeds can't tell"),
     ],
 )
 def test_the_verdict_follows_from_the_interval(pairs, said):
     found = Comparison("0.5", "text", tuple(trial(*pair) for pair in pairs))
     assert said in found.verdict
     mean, low, high = found.difference
-    assert low <= mean <= high
     assert mean == pytest.approx(sum(math.log(a / b) for a, b in pairs) / len(pairs))
-    assert math.isinf(high) == (len(pairs) == 1)
+    assert (low is None and high is None) if len(pairs) < 3 else low <= mean <= high
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of
-from helpers import filled_decoder
+from helpers import character_tokenizer, filled_decoder
 
 from sentinel.adapt.corpora import Document, Text, Windows
 from sentinel.adapt.plan import Scores, fit_target, removal_order
@@ -16,25 +16,13 @@ from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import engine_of
 from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
-from sentinel.measure.perplexity import evaluate, passages, perplexity_ratio
+from sentinel.measure.perplexity import FEWEST, evaluate, passages, perplexity_ratio
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.quality import judge_criteria
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.measure.text_metrics import distinct, repetition
 from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel
-
-
-class Bytes:
-    """A tokenizer of one byte (below 97) per token."""
-
-    eos_ids = ()
-
-    def encode(self, text):
-        return [ord(c) % 97 for c in text]
-
-    def decode(self, ids):
-        return "".join(chr(33 + i % 90) for i in ids)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +39,10 @@ def text_of(*lengths: int) -> Text:
 @pytest.mark.parametrize(("context", "stride"), [(16, 8), (16, 15), (10, 3), (64, 32)])
 def test_every_token_is_predicted_once_with_its_context(model, context, stride):
     texts = [text_of(41, 7, 64)]
-    found = evaluate(model, Bytes(), texts, context=context, stride=stride)
+    found = evaluate(model, character_tokenizer(), texts, context=context, stride=stride)
     total, count = 0.0, 0
     for document in texts[0].documents:
-        ids = Bytes().encode(document.text)
+        ids = character_tokenizer().encode(document.text)
         end = min(context, len(ids))
         done = 1
         while done < len(ids):
@@ -69,30 +57,33 @@ def test_every_token_is_predicted_once_with_its_context(model, context, stride):
     assert found.nll == pytest.approx(total / count, rel=1e-5)
     assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(total / count / math.log(2), rel=1e-5)  # one byte per token here
-    assert found.perplexity_stderr > 0
+    assert (found.perplexity_stderr or 0) > 0 or len(found.windows) < FEWEST
 
 
 def test_compiled_engines_score_like_the_decoder(model):
     texts = [text_of(50, 64)]
-    plain = evaluate(model, Bytes(), texts, context=32, stride=16)
-    level2, level3 = (evaluate(engine_of(model, p), Bytes(), texts, context=32, stride=16) for p in ("fp32", "int8"))
+    plain = evaluate(model, character_tokenizer(), texts, context=32, stride=16)
+    level2, level3 = (
+        evaluate(engine_of(model, p), character_tokenizer(), texts, context=32, stride=16) for p in ("fp32", "int8")
+    )
     assert level2.nll == pytest.approx(plain.nll, rel=1e-5)
     assert level3.nll != plain.nll and level3.nll == pytest.approx(plain.nll, rel=0.02)
 
 
 def test_agreement_with_a_teacher(model):
     texts = [text_of(50)]
-    same = evaluate(model, Bytes(), texts, context=32, teacher=model)
+    same = evaluate(model, character_tokenizer(), texts, context=32, teacher=model)
     assert same.kl == pytest.approx(0, abs=1e-6) and same.top1_agreement == 1.0
-    other = evaluate(model, Bytes(), texts, context=32, teacher=filled_decoder(spec_of("gpt2"), seed=5))
+    other = evaluate(model, character_tokenizer(), texts, context=32, teacher=filled_decoder(spec_of("gpt2"), seed=5))
     assert other.kl > 0.01 and other.top1_agreement < 1.0
 
 
 @pytest.mark.parametrize("wanted", [1, 10, 47, 100, 146, 1000])
 def test_fewer_tokens_are_taken_evenly_from_all_documents(wanted):
     texts = [text_of(60, 50, 40)]
-    every, _ = passages(texts, Bytes(), 16, 8, None)
-    chosen, covered = passages(texts, Bytes(), 16, 8, wanted)
+    every = passages(texts, character_tokenizer(), 16, 8, None)
+    chosen = passages(texts, character_tokenizer(), 16, 8, wanted)
+    covered = sum(p.sizes.sum() for p in chosen)  # bytes: one per token here
     assert sum(p.scored for p in chosen) == covered == min(wanted, 59 + 49 + 39)
     places = [next(i for i, p in enumerate(every) if p.tokens.tolist()[:8] == c.tokens.tolist()[:8]) for c in chosen]
     assert places == sorted(set(places))
@@ -102,31 +93,33 @@ def test_fewer_tokens_are_taken_evenly_from_all_documents(wanted):
 
 
 def test_ratio_to_the_dense_model_and_its_error_are_of_paired_windows(model):
-    texts = [text_of(64, 60), text_of(50)]
+    texts = [text_of(64, 60), text_of(140)]
     other = filled_decoder(spec_of("gpt2"), seed=5)
-    dense, found = ([evaluate(m, Bytes(), [t], context=16, stride=15) for t in texts] for m in (model, other))
+    dense, found = (
+        [evaluate(m, character_tokenizer(), [t], context=16, stride=15) for t in texts] for m in (model, other)
+    )
     ratio, error = perplexity_ratio(found, dense)
     assert ratio == pytest.approx(np.mean([math.exp(f.nll - d.nll) for f, d in zip(found, dense, strict=True)]))
-    assert error > 0 and perplexity_ratio(dense, dense) == (1.0, 0.0)
-    judged = Judge(model, Bytes(), texts, Record(), tokens_per_text=None, context=16)(other)
+    assert error > 0 and perplexity_ratio(dense, dense) == (1.0, None)  # equal models leave nothing uncertain
+    judged = Judge(model, character_tokenizer(), texts, Record(), tokens_per_text=None, context=16)(other)
     assert judged["perplexity_ratio"] == pytest.approx(ratio)
     assert judged["perplexity_ratio_stderr"] == pytest.approx(error)
-    assert judged["tokens"] == 63 + 59 + 49
+    assert judged["tokens"] == 63 + 59 + 139
 
 
 def test_limits_of_evaluation(model):
-    assert evaluate(model, Bytes(), [text_of(60, 60, 60)], context=32, max_tokens=70).tokens == 70
+    assert evaluate(model, character_tokenizer(), [text_of(60, 60, 60)], context=32, max_tokens=70).tokens == 70
     for options, said in (({"context": 100}, "context"), ({"context": 16, "stride": 16}, "stride")):
         with pytest.raises(InputError, match=said):
-            evaluate(model, Bytes(), [text_of(60)], **options)
+            evaluate(model, character_tokenizer(), [text_of(60)], **options)
     with pytest.raises(InputError, match="too short"):
-        evaluate(model, Bytes(), [text_of(1)], context=16)
+        evaluate(model, character_tokenizer(), [text_of(1)], context=16)
     broken = filled_decoder(spec_of("gpt2"))
     with torch.no_grad():
         broken.embed.weight[97 - 1 - 20] = float("nan")
         broken.final_norm.weight[0] = float("nan")
     with pytest.raises(InputError, match="NaN"):
-        evaluate(broken, Bytes(), [text_of(60)], context=32)
+        evaluate(broken, character_tokenizer(), [text_of(60)], context=32)
 
 
 def test_variety_counts():
@@ -164,7 +157,7 @@ def test_a_target_takes_the_least_loss_that_fits(model):
 
 
 def request_for(decoder, weights="real", **settings):
-    loaded = LoadedModel("tiny", decoder, Bytes(), Record(weights=weights))
+    loaded = LoadedModel("tiny", decoder, character_tokenizer(), Record(weights=weights))
     return Request(loaded, "tiny", None, 10.0, Engines(loaded), Settings(**settings), frozenset(settings))
 
 

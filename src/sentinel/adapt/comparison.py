@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sentinel.adapt.budget import Budget
 from sentinel.adapt.compensate import compensate
+from sentinel.adapt.likelihood import perplexity_of
 from sentinel.adapt.overshoot import overshooting_plan, removed_uniformly
 from sentinel.adapt.recover import Recovery, recover
 from sentinel.adapt.recovery_settings import RecoverySettings
@@ -20,7 +21,8 @@ from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 
 # Two-sided 95 % points of Student's t distribution by degrees of freedom; the last one, which is too wide, serves beyond.
-T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+T_95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+FEWEST_SEEDS = 3  # that an interval is told from
 
 
 def one_shot(
@@ -77,12 +79,12 @@ class Comparison:
             raise InputError("a comparison needs at least one seed")
 
     @property
-    def difference(self) -> tuple[float, float, float]:
-        """Log perplexity of the controller less one-shot's: mean and 95 % interval over seeds; without end for one."""
+    def difference(self) -> tuple[float, float | None, float | None]:
+        """Log perplexity of the controller less one-shot's: mean and 95 % interval over seeds, None from under 3 seeds."""
         values = [math.log(trial.controller_ratio / trial.one_shot_ratio) for trial in self.trials]
         mean, count = statistics.fmean(values), len(values)
-        if count < 2:
-            return mean, -math.inf, math.inf
+        if count < FEWEST_SEEDS:
+            return mean, None, None
         half = T_95.get(count - 1, T_95[9]) * statistics.stdev(values) / math.sqrt(count)
         return mean, mean - half, mean + half
 
@@ -90,9 +92,9 @@ class Comparison:
     def verdict(self) -> str:
         """One sentence that says whether the controller pays."""
         mean, low, high = self.difference
-        seeds = f"{len(self.trials)} seed{'s' if len(self.trials) > 1 else ''}"
-        if not math.isfinite(low):
-            return f"Perplexity differs by {_percent(mean)}; one seed does not tell whether the controller pays."
+        seeds = "one seed" if len(self.trials) == 1 else f"{len(self.trials)} seeds"
+        if low is None or high is None:
+            return f"Perplexity differs by {_percent(mean)}; {seeds} can't tell whether the controller pays."
         span = f"{_percent(mean)} (95 % interval {_percent(low)} to {_percent(high)}, {seeds})"
         if high < 0:
             return f"The controller pays: perplexity differs by {span} from one-shot pruning with recovery."
@@ -102,4 +104,4 @@ class Comparison:
 
 
 def _percent(log_ratio: float) -> str:
-    return f"{100 * math.expm1(log_ratio):+.1f} %"
+    return f"{100 * (perplexity_of(log_ratio) - 1):+.1f} %"

@@ -7,7 +7,6 @@ model as trained so far. The share that is exchanged falls from cycle to cycle (
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from sentinel.adapt.budget import Budget, CostTable
 from sentinel.adapt.calibrate import AttentionEntropy
 from sentinel.adapt.compensate import compensate
 from sentinel.adapt.gates import short_windows
+from sentinel.adapt.likelihood import perplexity_of
 from sentinel.adapt.masked import Head, MaskedModel
 from sentinel.adapt.overshoot import least_important, overshooting_plan, removed_uniformly
 from sentinel.adapt.plan import PruningPlan, spec_digest
@@ -144,7 +144,7 @@ class Controller:
         model.regrow(regrown)
         with clock("learn"):
             student, found = self._learn(number, regrown)
-        self.record.dense_nll = math.log(found.teacher_perplexity)
+        self.record.dense_nll = found.teacher_nll
         start, end = found.held_out[0], found.best
         self.record.cycles.append(
             Cycle(
@@ -243,13 +243,13 @@ class Controller:
 
 
 def _nll(found: HeldOut) -> float:
-    (perplexity,) = found.perplexity.values()  # a model without levels has one
-    return math.log(perplexity)
+    (nll,) = found.nll.values()  # a model without levels has one
+    return nll
 
 
 def _line(record: Adaptation) -> str:
     cycle = record.cycles[-1]
-    over = math.exp(cycle.held_out_nll - (record.dense_nll or 0.0))
+    over = perplexity_of(cycle.held_out_nll - (record.dense_nll or 0.0))
     return (
         f"cycle {cycle.number + 1}: {len(cycle.pruned)} heads pruned, {len(cycle.regrown)} regrown, {cycle.heads} of "
         f"{sum(record.groups)} take part; held-out perplexity {over:.3f}x that of the unpruned model"

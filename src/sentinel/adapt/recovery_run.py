@@ -108,7 +108,7 @@ class RecoveryRun:
         with progress_bar("Recovering", done=settings.done(progress.step, progress.seconds)) as show:
             if not progress.held_out:
                 with self.student.working_precision(self.accelerator.device):
-                    progress.teacher_perplexity = self.examiner.perplexity(settings.batch)
+                    progress.teacher_nll = self.examiner.nll(settings.batch)
                 self._judge(metrics)
             while not progress.finished:
                 before = settings.done(progress.step, progress.seconds)
@@ -178,7 +178,7 @@ class RecoveryRun:
         """Judge by held-out text, and keep the parameters if they are the best so far."""
         progress, accelerator = self.progress, self.accelerator
         kl: dict[str, float] = {}
-        perplexity: dict[str, float] = {}
+        nlls: dict[str, float] = {}
         count = self.held_out.numel() - len(self.held_out)
         batches = torch.arange(len(self.held_out)).split(self.settings.batch)
         for level in range(max(1, len(self.student.levels))):
@@ -192,11 +192,11 @@ class RecoveryRun:
                 sums += judged * (mine < len(batches))
             divergence, nll = self._over_processes(sums, "sum").tolist()
             label = self.student.label(level)
-            kl[label], perplexity[label] = divergence / count, math.exp(min(nll / count, 700.0))
-        if not all(map(math.isfinite, kl.values())):
-            raise FloatingPointError(f"the divergence after step {progress.step} is NaN or infinite")
+            kl[label], nlls[label] = divergence / count, nll / count
+        if not all(map(math.isfinite, (*kl.values(), *nlls.values()))):
+            raise FloatingPointError(f"the held-out loss after step {progress.step} is NaN or infinite")
         progress.seconds = self._seconds()
-        found = HeldOut(progress.step, progress.seconds, kl, perplexity)
+        found = HeldOut(progress.step, progress.seconds, kl, nlls)
         progress.held_out.append(found)
         metrics.add(found)
         if progress.best is found:

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from sentinel.adapt.likelihood import finite, perplexity_of
 from sentinel.errors import InputError
 from sentinel.files import require_writable_parent, write_file
 from sentinel.models.checkpoint import write_tensors
@@ -35,13 +36,18 @@ class Step:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out text after ``step`` updates: divergence from the teacher in nats a token and perplexity, by pruning level
-    (of a model without levels, the one entry "all"). ``mean_kl`` is what early stopping goes by."""
+    """Held-out text after ``step`` updates: divergence from the teacher and negative log-likelihood, both in nats a token,
+    by pruning level (of a model without levels, the one entry "all"). ``mean_kl`` is what early stopping goes by."""
 
     step: int
     seconds: float
     kl: dict[str, float]
-    perplexity: dict[str, float]
+    nll: dict[str, float]
+
+    @property
+    def perplexity(self) -> dict[str, float]:
+        """By pruning level; infinite where that is beyond a float."""
+        return {level: perplexity_of(nll) for level, nll in self.nll.items()}
 
     @property
     def mean_kl(self) -> float:
@@ -54,7 +60,7 @@ class Progress:
 
     seconds: float = 0.0
     tokens: int = 0
-    teacher_perplexity: float = 0.0
+    teacher_nll: float = 0.0
     steps: list[Step] = field(default_factory=list)
     held_out: list[HeldOut] = field(default_factory=list)
     finished: bool = False
@@ -104,7 +110,10 @@ class RunFolder:
             raise InputError(
                 f"{path} holds a recovery of another model, text or settings; remove it or name another folder"
             )
-        self.progress = Progress.from_json(found["progress"]) if found else Progress()
+        try:
+            self.progress = Progress.from_json(found["progress"]) if found else Progress()
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} holds a recovery of another version of sentinel; remove it") from error
 
     def teacher_file(self, rank: int) -> Path:
         """Where this process keeps what the teacher said."""
@@ -155,6 +164,8 @@ class Metrics:
 
     def add(self, record: Step | HeldOut) -> None:
         values = dataclasses.asdict(record)
+        if isinstance(record, HeldOut):
+            values["perplexity"] = {level: finite(value) for level, value in record.perplexity.items()}
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
@@ -170,7 +181,7 @@ class Metrics:
 def _scalars(values: dict[str, Any]) -> Iterable[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from ((f"{name}/{key}", number) for key, number in value.items())
+            yield from ((f"{name}/{key}", number) for key, number in value.items() if number is not None)
         elif name not in ("step", "level"):
             yield name, value
 

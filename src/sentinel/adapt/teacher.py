@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,14 +72,14 @@ class Teacher:
         return TeacherTargets(**fields)
 
     @torch.no_grad()
-    def perplexity(self, batch: int) -> float:
-        """The teacher's own perplexity on its windows, ``batch`` at once."""
+    def nll(self, batch: int) -> float:
+        """The teacher's own negative log-likelihood on its windows in nats a token, ``batch`` at once."""
         total = 0.0
         for windows in self.windows.split(batch):
             tokens = windows.to(self.decoder.device)
             states = self.decoder.final_norm(self.decoder.hidden_states(tokens[:, :-1])).flatten(0, 1)
             total += negative_log_likelihood(states, self.decoder.head_weight, tokens[:, 1:].flatten()).item()
-        return math.exp(total / (self.windows.numel() - len(self.windows)))
+        return total / (self.windows.numel() - len(self.windows))
 
     @torch.no_grad()
     def _ask(self, indices: Sequence[int]) -> None:

@@ -235,8 +235,7 @@ def _run(
 
 def _print_cycles(record: Adaptation, loaded: LoadedModel) -> None:
     """The model as loaded, and every cycle's."""
-    import math
-
+    from sentinel.adapt.likelihood import perplexity_of
     from sentinel.report.terminal import print_table, stdout_console
 
     groups = sum(layer.n_kv_head for layer in loaded.spec.layers)
@@ -249,7 +248,7 @@ def _print_cycles(record: Adaptation, loaded: LoadedModel) -> None:
             f"{len(cycle.regrown)}",
             f"{cycle.parameters:,}",
             "–" if cycle.latency_ms is None else f"{cycle.latency_ms:.1f}",
-            f"{math.exp(cycle.held_out_nll - (record.dense_nll or 0.0)):.3f}x",
+            f"{perplexity_of(cycle.held_out_nll - (record.dense_nll or 0.0)):.3f}x",
             f"{sum(cycle.seconds.values()):.0f}",
         ]
         for cycle in record.cycles

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentinel.commands.adapt import make_controller, windows_of
+from sentinel.errors import InputError
 
 if TYPE_CHECKING:
     from sentinel.adapt.budget import Budget
@@ -67,8 +67,8 @@ def compare(
         trials.append(
             Trial(
                 seed=seed,
-                controller_ratio=judge(best[0])["perplexity_ratio"],
-                one_shot_ratio=judge(model)["perplexity_ratio"],
+                controller_ratio=_ratio(judge(best[0]), seed),
+                one_shot_ratio=_ratio(judge(model), seed),
                 controller_seconds=record.seconds,
                 one_shot_seconds=seconds,
                 controller_updates=sum(cycle.updates for cycle in record.cycles),
@@ -82,12 +82,19 @@ def compare(
     print(output / FILE)
 
 
+def _ratio(judged: dict[str, Any], seed: int) -> float:
+    """The perplexity over dense; `InputError` for one beyond a number, of which no difference can be told."""
+    found = judged["perplexity_ratio"]
+    if found is None:
+        raise InputError(f"seed {seed}: a model's loss of {judged['nll']:.0f} nats is no perplexity; keep more heads")
+    return found
+
+
 def _write(comparison: Comparison, output: Path) -> None:
-    """All of it as JSON in the output folder; an interval without end has nulls."""
+    """All of it as JSON in the output folder; an interval that is not known has nulls."""
     from sentinel.files import write_text
 
-    difference = [value if math.isfinite(value) else None for value in comparison.difference]
-    body = {**dataclasses.asdict(comparison), "difference": difference, "verdict": comparison.verdict}
+    body = {**dataclasses.asdict(comparison), "difference": comparison.difference, "verdict": comparison.verdict}
     write_text(output / FILE, json.dumps(body, indent=1) + "\n")
 
 

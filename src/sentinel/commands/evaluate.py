@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their test splits)",
     )  # fmt: skip
     add_engine(parser)
-    parser.add_argument("--context", metavar="N", type=whole_number(2), default=512, help="tokens seen (default 512)")
+    parser.add_argument("--context", metavar="N", type=whole_number(2), help="tokens seen (default 512, or all it can)")
     parser.add_argument("--stride", metavar="N", type=whole_number(1), help="default: half the context")
     parser.add_argument("--max-tokens", metavar="N", type=whole_number(1), help="stop after N tokens (default: all)")
     parser.add_argument("--teacher", metavar="MODEL", help="compare predictions with this model")
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.corpora import load_texts, refuse_seen_text
+    from sentinel.adapt.likelihood import finite
     from sentinel.errors import InputError
     from sentinel.files import check_output_file
     from sentinel.measure import environment
@@ -69,8 +70,10 @@ def run(options: argparse.Namespace) -> None:
         parameters=engine.spec.parameter_count(),
         text=found.text,
         context=found.context,
+        stride=found.stride,
         tokens=found.tokens,
-        perplexity=found.perplexity,
+        nll=found.nll,
+        perplexity=finite(found.perplexity),
         perplexity_stderr=found.perplexity_stderr,
         bits_per_byte=found.bits_per_byte,
         kl=found.kl,

@@ -171,13 +171,13 @@ def _print_table(
 
 
 def _row(label: str, model: Decoder, plan: PruningPlan | None, judge: Judge | None) -> list[str]:
+    from sentinel.measure.results import Result
+    from sentinel.report.cells import over_dense, perplexity
+
     judged = ["random weights", "–"]
     if judge is not None:
-        found = judge(model)
-        judged = [
-            f"{found['perplexity']:.2f} ± {found['perplexity_stderr']:.2f}",
-            f"{found['perplexity_ratio']:.3f}x ± {found['perplexity_ratio_stderr']:.3f}",
-        ]
+        found = Result(suite="prune", model=label, weights="real", engine=label, **judge(model))
+        judged = [perplexity(found), over_dense(found)]
     spec = model.spec
     heads, neurons = spec.n_head_total, sum(layer.intermediate_size for layer in spec.layers)
     share = ("", "") if plan is None else (f" (-{plan.heads:.0%})", f" (-{plan.neurons:.0%})")

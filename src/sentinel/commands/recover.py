@@ -173,6 +173,7 @@ def _step(
 
 
 def _print(found: Recovery, state: Path) -> None:
+    from sentinel.adapt.likelihood import perplexity_of
     from sentinel.report.terminal import print_table, stdout_console
 
     first, best = found.held_out[0], found.best
@@ -181,7 +182,7 @@ def _print(found: Recovery, state: Path) -> None:
             level,
             f"{first.perplexity[level]:.2f}",
             f"{perplexity:.2f}",
-            f"{perplexity / found.teacher_perplexity:.3f}x",
+            f"{perplexity_of(best.nll[level] - found.teacher_nll):.3f}x",
             f"{first.kl[level]:.4f}",
             f"{best.kl[level]:.4f}",
         ]

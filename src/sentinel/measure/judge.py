@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
+from typing import Any
 
 from sentinel.adapt.corpora import Text, refuse_seen_text
+from sentinel.adapt.likelihood import finite, perplexity_of
 from sentinel.measure.perplexity import Quality, Scorer, evaluate, perplexity_ratio
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record
@@ -49,17 +50,23 @@ class Judge:
             for text in self.texts
         ]
 
-    def __call__(self, model: Decoder | Scorer) -> dict[str, float | int]:
-        """Fields of a `sentinel.measure.results.Result`: means over the texts, weighted by tokens but for the ratio."""
+    def __call__(self, model: Decoder | Scorer) -> dict[str, Any]:
+        """Fields of a `sentinel.measure.results.Result`: means over the texts, weighted by tokens but for the ratio.
+
+        None stands for what is unknown: a standard error that a text has none of, and an infinite perplexity or ratio.
+        """
         found = self._dense if model is self._model else self._evaluate(model)
-        perplexity = float(np.exp(sum(q.nll * q.tokens for q in found) / self.tokens))
-        relative = np.sqrt(sum((q.perplexity_stderr / q.perplexity * q.tokens) ** 2 for q in found)) / self.tokens
+        nll = sum(q.nll * q.tokens for q in found) / self.tokens
+        perplexity = finite(perplexity_of(nll))
+        errors = [q.nll_stderr * q.tokens for q in found if q.nll_stderr is not None]
+        error = math.hypot(*errors) / self.tokens
         ratio, ratio_stderr = perplexity_ratio(found, self._dense)
         return {
+            "nll": nll,
             "perplexity": perplexity,
-            "perplexity_stderr": perplexity * float(relative),
-            "perplexity_ratio": ratio,
+            "perplexity_stderr": None if perplexity is None or len(errors) < len(found) else perplexity * error,
+            "perplexity_ratio": finite(ratio),
             "perplexity_ratio_stderr": ratio_stderr,
-            "bits_per_byte": float(np.mean([q.bits_per_byte for q in found])),
+            "bits_per_byte": sum(q.bits_per_byte for q in found) / len(found),
             "tokens": self.tokens,
         }

@@ -21,6 +21,7 @@ from sentinel.files import write_text
 SCHEMA = "sentinel-results/2"
 Sample = dict[str, float]
 DRAWS = 2000  # of the bootstrap
+FEWEST_ROUNDS = 3  # that an interval is told from
 
 KEY_FIELDS = (
     "suite", "model", "weights", "engine", "level", "precision", "phase", "heads_pruned", "neurons_pruned", "batch",
@@ -36,11 +37,11 @@ POSITIVE = (
 
 @dataclass(frozen=True)
 class Interval:
-    """A ratio and the 95 % bootstrap interval of it."""
+    """A ratio and the 95 % bootstrap interval of it, or None for its ends where too few rounds tell of none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ class Result:
     seed: int | None = None
     text: str | None = None
     context: int | None = None
+    stride: int | None = None
     tokens: int | None = None
+    nll: float | None = None
     perplexity: float | None = None
     perplexity_stderr: float | None = None
     perplexity_ratio: float | None = None
@@ -144,8 +147,13 @@ class Result:
         return self.engine == self.speedup_over and not self.heads_pruned and not self.neurons_pruned
 
     @property
+    def has_interval(self) -> bool:
+        """True when enough rounds were measured to tell how far the speed-up may be off."""
+        return self.speedup_low is not None and self.speedup_high is not None
+
+    @property
     def no_difference(self) -> bool:
-        """True when the interval of the speed-up spans 1."""
+        """True when the interval of the speed-up spans 1. Without an interval nothing is known."""
         return (
             self.speedup_low is not None
             and self.speedup_high is not None
@@ -165,7 +173,7 @@ def median(samples: Sequence[Sample], key: str) -> float:
 
 
 def speedup(reference: Sequence[Sample], samples: Sequence[Sample], key: str, passes: int = 1) -> Interval:
-    """Median time of the reference over that of ``samples``, with a 95 % interval.
+    """Median time of the reference over that of ``samples``, with a 95 % interval from `FEWEST_ROUNDS` rounds on.
 
     The two were measured in turn, so that rounds are drawn in pairs: what disturbed a round disturbed both sides. Samples
     of several ``passes``, as many of each, are drawn in two stages, passes and then rounds of them (the cluster bootstrap
@@ -180,12 +188,15 @@ def speedup(reference: Sequence[Sample], samples: Sequence[Sample], key: str, pa
         raise InputError(f"a sample of {key} is not a time above zero; measure again")
     if len(a) % passes:
         raise InputError(f"{len(a)} samples are not as many of each of {passes} passes; measure again")
+    ratio = float(np.median(a) / np.median(b))
+    if len(a) < FEWEST_ROUNDS:
+        return Interval(ratio, None, None)
     random, rounds = np.random.default_rng(0), len(a) // passes
     starts = rounds * random.integers(0, passes, size=(DRAWS, passes, 1))
     rows = (starts + random.integers(0, rounds, size=(DRAWS, passes, rounds))).reshape(DRAWS, -1)
     ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
     low, high = np.percentile(ratios, (2.5, 97.5))
-    return Interval(float(np.median(a) / np.median(b)), float(low), float(high))
+    return Interval(ratio, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -255,6 +266,9 @@ def _result(number: int, row: dict[str, Any]) -> Result:
     if result.speedup is not None:
         if not result.samples or not all(v > 0 for sample in result.samples for v in sample.values()):
             raise ValueError(f"{what}: no usable samples")
-        if result.speedup_low is None or result.speedup_high is None or result.speedup_low > result.speedup_high:
-            raise ValueError(f"{what}: the interval of the speed-up is {result.speedup_low} to {result.speedup_high}")
+        low, high = result.speedup_low, result.speedup_high
+        if len(result.samples) < FEWEST_ROUNDS:  # earlier versions gave such rows an interval
+            return dataclasses.replace(result, speedup_low=None, speedup_high=None)
+        if low is None or high is None or low > high:
+            raise ValueError(f"{what}: the interval of the speed-up is {low} to {high}")
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,12 +51,17 @@ def sample_variety(
     prompt_tokens: int = 32,
     new_tokens: int = 64,
 ) -> Variety:
-    """Sample continuations (temperature 1, seeded) of the beginnings of the first documents, and count."""
-    documents = [document for text in texts for document in text.documents]
-    encoded = [tokenizer.encode(document.text)[:prompt_tokens] for document in documents[:prompts]]
+    """Sample continuations (temperature 1, seeded) of the beginnings of the first documents that hold tokens, and count.
+
+    Prompts take half of the context at most, continuations what is left of it.
+    """
+    prompt_tokens = max(1, min(prompt_tokens, engine.spec.max_seq_len // 2))
+    documents = (document for text in texts for document in text.documents)
+    encoded = (tokenizer.encode(document.text)[:prompt_tokens] for document in documents)
+    begun = list(itertools.islice((ids for ids in encoded if ids), prompts))
     room = engine.spec.max_seq_len - prompt_tokens
     count = min(new_tokens, room)
-    steps = generate_tokens(engine, [e for e in encoded if e], count, SamplingSettings(temperature=1.0))
+    steps = generate_tokens(engine, begun, count, SamplingSettings(temperature=1.0))
     columns = zip(*track(steps, "Sampling text", count), strict=True)
     rows = [[t for t in row if t is not None] for row in columns]
     return Variety(repetition(rows), distinct(rows, 1), distinct(rows, 2))

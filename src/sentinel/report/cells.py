@@ -53,26 +53,33 @@ def ratio(result: Result) -> str:
         return "–"
     if result.is_reference:
         return "1 (reference)"
+    if not result.has_interval:
+        return f"{result.speedup:.2f}x (–)"
     if result.no_difference:
         return "no difference"
-    known = result.speedup_low is not None and result.speedup_high is not None
-    return f"{result.speedup:.2f}x ({f'{result.speedup_low:.2f}–{result.speedup_high:.2f}' if known else '–'})"
+    return f"{result.speedup:.2f}x ({result.speedup_low:.2f}–{result.speedup_high:.2f})"
+
+
+def error(value: float | None, digits: int) -> str:
+    """What follows a number with its standard error; a dash for one that is not known, never a 0 by rounding."""
+    least = 10.0**-digits
+    return " ± –" if value is None else f" ± {value:,.{digits}f}" if value >= least / 2 else f" ± <{least:.{digits}f}"
 
 
 def perplexity(result: Result) -> str:
-    """A perplexity with its standard error, a dash where that is not known."""
+    """A perplexity with its standard error; "inf" where the loss was judged and is beyond any perplexity."""
     if result.perplexity is None:
-        return "–"
-    return f"{result.perplexity:,.2f} ± {number(result.perplexity_stderr, 2)}"
+        return "–" if result.nll is None else "inf"
+    return f"{result.perplexity:,.2f}{error(result.perplexity_stderr, 2)}"
 
 
 def over_dense(result: Result) -> str:
-    """A perplexity over the dense model's with its standard error, a dash where that is not known."""
+    """A perplexity over the dense model's with its standard error; without one where nothing differs."""
     if result.perplexity_ratio is None:
         return "–"
     if result.perplexity_ratio == 1.0 and not result.perplexity_ratio_stderr:
         return "1 (reference)"
-    return f"{times(result.perplexity_ratio)} ± {number(result.perplexity_ratio_stderr, 3)}"
+    return f"{times(result.perplexity_ratio)}{error(result.perplexity_ratio_stderr, 3)}"
 
 
 def milliseconds(result: Result) -> str:

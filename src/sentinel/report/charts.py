@@ -48,17 +48,22 @@ def _removed(result: Result) -> list[tuple[float, str]]:
     return [(result.heads_pruned or 0.0, "heads"), (result.neurons_pruned or 0.0, "neurons")]
 
 
+def _rounded(value: float | None, digits: int) -> float | None:
+    """A number for a chart, which leaves out what is None."""
+    return None if value is None else round(value, digits)
+
+
 def _speed(result: Result) -> dict[str, Any]:
     """What the tooltips of all charts of speed tell."""
     return {
         "engine": engine_name(result.engine),
         "heads removed": f"{result.heads_pruned or 0:.0%}",
         "neurons removed": f"{result.neurons_pruned or 0:.0%}",
-        "tokens per second": round(result.tokens_per_s or 0, 2),
-        "roofline": None if result.roofline_tokens_per_s is None else round(result.roofline_tokens_per_s, 2),
-        "speed-up": round(result.speedup or 1, 3),
-        "low": round(result.speedup_low or result.speedup or 1, 3),
-        "high": round(result.speedup_high or result.speedup or 1, 3),
+        "tokens per second": _rounded(result.tokens_per_s, 2),
+        "roofline": _rounded(result.roofline_tokens_per_s, 2),
+        "speed-up": _rounded(result.speedup, 3),
+        "low": _rounded(result.speedup_low, 3),
+        "high": _rounded(result.speedup_high, 3),
         "over": engine_name(result.speedup_over),
     }
 
@@ -85,6 +90,11 @@ def bars_chart(results: Sequence[Result]) -> Any:
     return (bars + ticks).properties(width=WIDTH, height=36 * len({row["name"] for row in rows}))
 
 
+def _spans(base: Any) -> Any:
+    """The intervals of speed-ups, of the rows that have one."""
+    return base.transform_filter("datum.low != null").mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+
+
 def pruning_chart(results: Sequence[Result]) -> Any:
     """Speed-up against the share of heads removed, a line per level, dashed with as many neurons removed too."""
     rows = [
@@ -101,7 +111,7 @@ def pruning_chart(results: Sequence[Result]) -> Any:
         tooltip=SPEED_TIPS,
     )
     lines = base.mark_line(strokeWidth=2.5).encode(strokeDash=_dash("kind"))
-    spans = base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    spans = _spans(base)
     points = base.mark_point(filled=True, size=60)
     return (lines + spans + points).properties(width=WIDTH, height=300)
 
@@ -116,7 +126,7 @@ def context_chart(results: Sequence[Result]) -> Any:
         tooltip=["context:Q", *SPEED_TIPS],
     )
     lines = base.mark_line(strokeWidth=2.5).encode(strokeDash=_dash("engine"))
-    spans = base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    spans = _spans(base)
     return (lines + spans + base.mark_point(filled=True, size=60)).properties(width=WIDTH, height=300)
 
 
@@ -140,7 +150,7 @@ def attention_chart(results: Sequence[Result]) -> Any:
             "phase": r.phase,
             "implementation": _name(r),
             "ms": round(r.percentiles["total_ms"]["p50"], 4),
-            "speed-up": round(r.speedup or 1, 3),
+            "speed-up": _rounded(r.speedup, 3),
         }
         for r in results
     ]
@@ -194,9 +204,9 @@ def quality_chart(results: Sequence[Result]) -> Any:
             "criterion": r.criterion,
             "kind": kinds[r.compensated] + ("" if r.precision in (None, "fp32") else f", {r.precision}"),
             "share": r.heads_pruned or 0,
-            "perplexity over dense": round(r.perplexity_ratio or 1, 4),
-            "perplexity": round(r.perplexity or 0, 2),
-            "tokens per second": None if r.tokens_per_s is None else round(r.tokens_per_s, 2),
+            "perplexity over dense": _rounded(r.perplexity_ratio, 4),
+            "perplexity": _rounded(r.perplexity, 2),
+            "tokens per second": _rounded(r.tokens_per_s, 2),
         }
         for r in pruned
     ]

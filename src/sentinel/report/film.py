@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import altair as alt
 
 from sentinel.adapt.adaptation import Adaptation, Cycle
+from sentinel.adapt.likelihood import finite, perplexity_of
 from sentinel.adapt.masked import Head
 from sentinel.report.charts import BLUE, GREY
 
@@ -65,7 +65,7 @@ def _quality(record: Adaptation) -> Any:
         {
             "cycle": cycle.number + 1,
             "when": when,
-            "perplexity over dense": round(math.exp(nll - dense), 4),
+            "perplexity over dense": finite(round(perplexity_of(nll - dense), 4)),
             "heads": cycle.heads,
         }
         for cycle in record.cycles

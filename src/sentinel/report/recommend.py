@@ -152,7 +152,7 @@ def _reason(chosen: Candidate, demand: Demand) -> str:
 
 def _over_reference(candidate: Candidate) -> str:
     row = candidate.speed
-    if row.speedup is None or row.engine == row.speedup_over or row.no_difference:
+    if row.speedup is None or row.engine == row.speedup_over or not row.has_interval or row.no_difference:
         return ""
     return f" ({row.speedup:.2f}x {engine_name(row.speedup_over)})"
 
