@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -10,22 +11,33 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of
-from helpers import byte_tokenizer, character_tokenizer, filled_decoder
+from helpers import byte_tokenizer, character_tokenizer, filled_decoder, letter_tokenizer, refused
+from synthetic_results import PLACE, all_results, quality, row
 from tokenizers import Tokenizer, normalizers, processors
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from sentinel.adapt.corpora import Document, Text, load_texts, sample_windows
 from sentinel.adapt.likelihood import perplexity_of
+from sentinel.cli import main
+from sentinel.commands.arguments import share
+from sentinel.commands.compare import lines
+from sentinel.commands.pruning import ratio
 from sentinel.errors import InputError
 from sentinel.infer.engines import make_engine
+from sentinel.measure.compare import compare
 from sentinel.measure.judge import Judge
 from sentinel.measure.perplexity import FEWEST, Judged, evaluate, mean_with_error, perplexity_ratio
+from sentinel.measure.results import FEWEST_ROUNDS, Result, ResultSet, speedup
 from sentinel.measure.text_metrics import sample_variety
+from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record
+from sentinel.models.sources import load
 from sentinel.models.token_text import token_bytes
 from sentinel.models.tokenizer import TextTokenizer
+from sentinel.report import cells
+from sentinel.report.charts import charts
 
 
 def decoder_of(vocab_size: int = 257, *, config: str = "gpt2", **changes) -> Decoder:
@@ -130,6 +142,36 @@ def test_short_contexts_are_judged_and_sampled(context):
     assert 0 < variety.distinct_1 <= 1
 
 
+def test_a_tokenizer_larger_than_its_model_is_refused_before_any_work(tmp_path, capsys):
+    small = dataclasses.replace(spec_of("gpt2"), vocab_size=12)
+    save_checkpoint(filled_decoder(small), tmp_path / "m", letter_tokenizer(), Record())
+    (tmp_path / "t.txt").write_text("a b c d e f g h " * 200)
+    model, words = str(tmp_path / "m"), str(tmp_path / "t.txt")
+    pruned = ["prune", model, "-o", str(tmp_path / "out"), "--heads", "0.5", "--text", words]
+    for arguments in (
+        ["evaluate", model, "--text", words],
+        ["generate", model, "a b"],
+        [*pruned, "--calibration", words],
+        [*pruned, "--criterion", "magnitude", "--no-compensate"],
+        ["recover", model, "-o", str(tmp_path / "out"), "--teacher", model, "--text", words, "--length", "16"],
+        ["quantize", model, "-o", str(tmp_path / "out"), "--precision", "int4", "--calibration", words],
+    ):
+        assert "ids up to 16, but the model has only 12 tokens" in refused(capsys, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_padding_token_beyond_the_model_is_no_hindrance(tmp_path):
+    """Many checkpoints have one that was added for training; no text gives it unless it is spelled out."""
+    tokenizer = byte_tokenizer()
+    tokenizer.fast.add_special_tokens(["<pad>"])
+    save_checkpoint(decoder_of(), tmp_path / "m", tokenizer, Record())
+    loaded = load(str(tmp_path / "m"))
+    texts = [text("some words")]
+    assert evaluate(loaded.decoder, loaded.require_tokenizer(), texts).tokens == 9
+    with pytest.raises(InputError, match="token 257"):
+        evaluate(loaded.decoder, loaded.require_tokenizer(), [text("some<pad>")])
+
+
 # --- standard errors ------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +211,113 @@ def test_windows_of_one_document_are_one_sample():
     assert error == pytest.approx(means.std(ddof=1) / math.sqrt(20) / 10)
     few = [d % 5 for d in documents]  # too few documents to tell: windows have to do
     assert mean_with_error(windows_of(few, losses), losses)[1] == pytest.approx(error / math.sqrt(50), rel=0.05)
+
+
+def test_no_interval_of_few_rounds():
+    rounds = [{"total_ms": 10.0 + n} for n in range(FEWEST_ROUNDS)]
+    few = speedup(rounds[:-1], rounds[:-1], "total_ms")
+    assert few.value == 1.0 and few.low is None and few.high is None
+    assert speedup(rounds, rounds, "total_ms").low == 1.0
+    told = row("level 1", (5.0, 6.0), (10.0, 11.0), suite="decode")
+    assert not told.has_interval and not told.no_difference
+    assert cells.ratio(told) == "1.91x (–)"
+
+
+def test_what_is_not_known_is_a_dash_and_no_zero():
+    judged = Result("evaluate", "m", "real", "level 1", perplexity=28.09, nll=3.3, perplexity_ratio=1.2)
+    assert cells.perplexity(judged) == "28.09 ± –" and cells.over_dense(judged) == "1.200x ± –"
+    exact = dataclasses.replace(judged, perplexity_stderr=0.0004, perplexity_ratio_stderr=0.0123)
+    assert cells.perplexity(exact) == "28.09 ± <0.01" and cells.over_dense(exact) == "1.200x ± 0.012"
+    broken = dataclasses.replace(judged, perplexity=None, nll=800.0)
+    assert cells.perplexity(broken) == "inf"
+    (chart,) = charts([row("level 1", (5.0,), (10.0,), suite="pruning", level=1)])["pruning"]
+    told = chart.to_json()
+    assert '"low": null' in told and '"speed-up": 2.0' in told
+
+
+def test_files_of_earlier_versions_lose_their_intervals_of_few_rounds(tmp_path):
+    measured = row("level 1", (5.0, 6.0), (10.0, 11.0))
+    ResultSet(PLACE, [dataclasses.replace(measured, speedup_low=1.9, speedup_high=1.95)]).write(tmp_path / "r.json")
+    (found,) = ResultSet.read(tmp_path / "r.json").results
+    assert found.speedup == measured.speedup and not found.has_interval
+
+
+def test_the_table_of_prune_holds_dashes(worded, letters, tmp_path, capsys):
+    arguments = ["--criterion", "magnitude", "--no-compensate", "--heads", "0.5", "--eval-tokens", "60"]
+    assert main(["prune", worded, "-o", str(tmp_path / "o"), *arguments, "--text", letters["test"]]) == 0
+    said = capsys.readouterr().out
+    assert "± –" in said and "0.00" not in said.replace("00.0", "") and "1.000x" in said
+
+
+# --- comparisons and demands ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "differing",
+    [{"seed": 2}, {"text": "other"}, {"tokens": 2}, {"context": 128}, {"stride": 3}, {"configuration": "all"}],
+)
+def test_rows_that_differ_in_what_was_measured_are_never_compared(differing):
+    first = quality(0.5, 1.2, seed=1)
+    second = dataclasses.replace(first, **differing)
+    both = ResultSet(PLACE, [first, second])
+    assert compare(both, both).compared == 2
+    with pytest.raises(InputError, match="no row in common"):
+        compare(ResultSet(PLACE, [first]), ResultSet(PLACE, [second]))
+
+
+def test_pruned_rows_of_other_calibration_are_never_compared():
+    rows = [quality(0.0, 1.0), quality(0.5, 1.2)]
+    old, new = (ResultSet(PLACE, rows, {"quality": {"calibration_tokens": n}}) for n in (2048, 24576))
+    found = compare(old, new)
+    assert found.compared == 1 and [r.heads_pruned for r in found.only_old] == [0.5]
+
+
+def test_a_change_needs_an_interval():
+    old = row("level 1", (5.0, 5.1), (10.0, 10.1), suite="decode")
+    new = row("level 1", (9.0, 9.1), (10.0, 10.1), suite="decode")
+    found = compare(ResultSet(PLACE, [old]), ResultSet(PLACE, [new]))
+    assert found.unknown == 1 and not found.changes and found.compared == 0
+    assert any("has no interval" in line for line in lines(found))
+
+
+def test_a_demand_that_nothing_meets_ends_with_code_2_and_names_the_nearest(tmp_path, capsys):
+    all_results().write(tmp_path / "r.json")
+    arguments = ["recommend", "m", "--from", tmp_path / "r.json", "--json", tmp_path / "c.json"]
+    said = refused(capsys, *arguments, "--max-memory", "299", "--max-perplexity-increase", "1%", "-q")
+    assert "a perplexity at most 1 % above" in said and "at most 299 MB" in said
+    assert "nearest is level 3, int8" in said and "300 MB" in said
+    assert not (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recommend", "m", "--max-perplexity-increase", "10"],
+        ["prune", "m", "-o", "o", "--heads", "10"],
+        ["prune", "m", "-o", "o", "--neurons", "10"],
+        ["prune", "m", "-o", "o", "--elastic", "0.3,10"],
+        ["sweep", "m", "-o", "o", "--heads", "0.3,10"],
+        ["generate", "m", "a", "--heads", "10"],
+        ["evaluate", "m", "--neurons", "10"],
+        ["quantize", "m", "-o", "o", "--heads", "10"],
+        ["adapt", "m", "-o", "o", "--budget", "0.5", "--overshoot", "10"],
+        ["bench", "quality", "m", "--heads", "10"],
+    ],
+)
+def test_a_bare_number_above_1_is_asked_about(arguments, capsys):
+    assert "10 means 1000 %; write 10% or 0.1" in refused(capsys, *arguments)
+
+
+def test_ratios_may_be_percentages():
+    assert (ratio("30%"), ratio("0.3"), ratio("1"), share("150%")) == (0.3, 0.3, 1.0, 1.5)
+    for text_, said in (
+        ("150%", "more than the whole"),
+        ("-1", "below 0"),
+        ("half", "not a number"),
+        ("nan", "finite"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=said):
+            ratio(text_)
 
 
 # --- texts and windows ----------------------------------------------------------------------------------------------

@@ -40,14 +40,18 @@ def test_components_are_whole_and_nothing_stays_behind(model, level):
     before = list(generate_tokens(engine, [PROMPT], 6))
     state = {id(m): set(vars(m)) for m in engine.decoder.modules()} if level < 2 else {}
     found = profile_engine(engine, PROMPT, 6, rounds=2)
-    assert tuple(part.name for part in found.components) == components_of(model.spec)
+    assert tuple(part.name for part in found.components) == components_of(model.spec, threads=level >= 2)
     assert all(part.decode_ms > 0 and part.prefill_ms > 0 for part in found.components)
     assert sum(part.share for part in found.components) == pytest.approx(1)
     assert found.unprofiled_step_ms > 0 and found.unprofiled_prefill_ms > 0
     for step in found.steps:
         assert sum(step.components().values()) == pytest.approx(step.total_ms, rel=1e-3)
         assert all(s.own_ms >= 0 and s.start_ms + s.total_ms <= step.total_ms * 1.001 + 1e-3 for s in step.spans)
-    assert bool(found.components[-3].fused) == (level >= 2)  # the LM head's
+    named = {part.name: part for part in found.components}
+    assert bool(named["LM head"].fused) == (level >= 2)
+    assert named["Python"].fused  # says what has no name of its own
+    assert found.sum_ms == pytest.approx(found.step_ms, rel=0.03)
+    assert sum(part.prefill_ms for part in found.components) == pytest.approx(found.prefill_ms, rel=0.03)
     assert state == ({id(m): set(vars(m)) for m in engine.decoder.modules()} if level < 2 else {})
     assert list(generate_tokens(engine, [PROMPT], 6)) == before
 
@@ -93,7 +97,7 @@ def test_trace_and_chart_hold_the_profile():
     for first, second in itertools.pairwise(steps):
         assert second["ts"] >= first["ts"] + first["dur"] - 0.01
     inside = [e for e in events if e["ph"] == "X" and e["cat"] != "step"]
-    assert {e["cat"] for e in inside} >= set(components_of(spec_of("gpt2"))) - {"other"}
+    assert {e["cat"] for e in inside} >= set(components_of(spec_of("gpt2"), threads=False)) - {"Python"}
     assert any(e["name"] == "layer 2 q/k/v" for e in inside)
     assert chart_text(profile_chart(found, "tiny"), ".svg").startswith("<svg")
 
@@ -117,7 +121,8 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "LM head" in said and "the final norm" in said and "not profiled" in said and "KV cache" in said
     (row,) = json.loads(files["--json"].read_text())["results"]
-    assert row["engine"] == "level 2" and {c["name"] for c in row["components"]} == set(components_of(spec_of("gpt2")))
+    names = {c["name"] for c in row["components"]}
+    assert row["engine"] == "level 2" and names == set(components_of(spec_of("gpt2"), threads=True))
     assert "vegaEmbed" in files["--chart"].read_text() and "traceEvents" in files["--trace"].read_text()
     assert main(["profile", str(tmp_path / "m"), "--chart", "p.png"]) == 2
     assert ".html or .svg" in capsys.readouterr().err

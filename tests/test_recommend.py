@@ -161,7 +161,7 @@ def test_bad_demands_are_one_sentence(measured, tmp_path, monkeypatch, capsys):
     def told(*more: str) -> str:
         return failing(capsys, "recommend", "m", "--from", measured, *more)
 
-    assert "nothing meets the demand" in told("--min-tokens-per-s", "1e9", "--save", "x")
+    assert "nothing that was measured has" in told("--min-tokens-per-s", "1e9", "--save", "x")
     assert not presets.presets_folder().exists()
     assert "not a preset's name" in told("--save", "../x")
     assert "not above 0" in told("--max-memory", "-5")

@@ -20,6 +20,7 @@ from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import LEVEL_TENSORS, ElasticDecoder, PruningLevel
 from sentinel.models.record import Pruned
+from sentinel.models.token_text import check_ids
 from sentinel.models.tokenizer import TextTokenizer
 
 CRITERION_NAMES = (STEPWISE, LEARNED, *CRITERIA)
@@ -65,6 +66,8 @@ class Pruner:
     def __init__(self, dense: Decoder, settings: Settings, windows: Windows | None) -> None:
         if windows is None and settings.needs_text:
             raise InputError(f"criterion {settings.criterion} and compensation need calibration text")
+        if windows is not None:
+            check_ids(int(windows.tokens.max()), dense.spec.vocab_size)
         self.dense, self.settings, self.windows = dense, settings, windows
         self._calibration: Calibration | None = None
 

@@ -17,6 +17,7 @@ from sentinel.adapt.student import CHOICES, Choice, Student, bf16_pays
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder
+from sentinel.models.token_text import check_ids
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def _check(student: Decoder, teacher: Decoder, train: Tensor, held_out: Tensor, 
             f"the teacher has {teacher.spec.vocab_size} tokens and the student {student.spec.vocab_size}; a teacher "
             "needs the same vocabulary"
         )
+    for windows in (train, held_out):
+        check_ids(int(windows.max()) if len(windows) else 0, student.spec.vocab_size)
     if len(train) < settings.batch:
         raise InputError(f"{len(train)} training windows are fewer than the batch of {settings.batch}; give more text")
     if len(held_out) == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import add_model, check_model_output, listed, load_model, real_number, whole_number
-from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, prepared
+from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, prepared, ratio
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", metavar="N", type=real_number, help=f"of learning in all (default {MINUTES:g})")
     length.add_argument("--steps", metavar="N", type=whole_number(1), help="instead: updates in every cycle")
-    parser.add_argument("--overshoot", metavar="R", type=real_number, help="pruned below the budget (default 0.05)")
+    parser.add_argument("--overshoot", metavar="R", type=ratio, help="pruned below the budget (default 0.05)")
     parser.add_argument("--warm-up", metavar="N", type=whole_number(0), help="updates until a regrown gate is open")
     parser.add_argument(
         "--boost", metavar="X", type=real_number, help="learning rate of regrown heads (default 3 times)"

@@ -46,6 +46,21 @@ def real_number(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Argument type: a share of at least 0, as a ratio (``0.1``) or as a percentage (``10%``).
+
+    A bare number above 1 is refused: whoever writes 10 most likely means 10 %, not ten times the whole.
+    """
+    number = real_number(text.removesuffix("%"))
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    if text.endswith("%"):
+        return number / 100
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text} means {100 * number:g} %; write {text}% or {number / 100:g}")
+    return number
+
+
 def listed(item: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
     """Argument type: values with commas between."""
 

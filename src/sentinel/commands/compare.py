@@ -26,17 +26,23 @@ def run(options: argparse.Namespace) -> None:
 def lines(found: Comparison) -> list[str]:
     """The comparison in words, changes first."""
     from sentinel.measure.compare import MARGIN
+    from sentinel.measure.results import FEWEST_ROUNDS
 
     said = [
         f"{'better' if change.better else 'worse'}: {describe(change.row)}: {change.quantity} {change.old:.3g} -> "
         f"{change.new:.3g}, outside {change.low:.3g} to {change.high:.3g}"
         for change in found.changes
     ]
-    share = found.agreeing / max(1, found.compared)
+    share = f" ({found.agreeing / found.compared:.0%})" if found.compared else ""
     said.append(
-        f"{found.agreeing} of {found.compared} rows agree ({share:.0%}): the new value lies in the old interval widened by "
+        f"{found.agreeing} of {found.compared} rows agree{share}: the new value lies in the old interval widened by "
         f"{MARGIN:.0%}"
     )
+    if found.unknown:
+        said.append(
+            f"of {found.unknown} rows the old speed-up has no interval, so that nothing can be told; measure at least "
+            f"{FEWEST_ROUNDS} rounds"
+        )
     if found.references:
         ratios = [old / new for _, old, new in found.references]
         said.append(

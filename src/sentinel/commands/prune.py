@@ -80,6 +80,8 @@ def run(options: argparse.Namespace) -> None:
     loaded = load_model(options)
     texts = load_texts(options.text, "test") if loaded.weights == "real" else []
     refuse_seen_text(loaded.record, texts)
+    if texts:
+        loaded.require_tokenizer()  # refused now, not when the result is to be judged
     dense = prepared(loaded, options)
     pruner = make_pruner(loaded, dense, settings, options.calibration, texts)
     order, plans = _plans(options, pruner, loaded, dense)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import whole_number
+from sentinel.commands.arguments import share, whole_number
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
 
@@ -22,13 +22,10 @@ DEFAULT_TEXT = "built-in"
 
 
 def ratio(text: str) -> float:
-    """Argument type: a ratio between 0 and 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a ratio between 0 and 1")
+    """Argument type: a ratio between 0 and 1, or a percentage up to ``100%``."""
+    value = share(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is more than the whole; give a ratio between 0 and 1")
     return value
 
 

@@ -87,7 +87,7 @@ def calibration_windows(loaded: LoadedModel, options: argparse.Namespace) -> Win
         raise InputError(f"{loaded.name} has no tokenizer to calibrate with; give --no-calibration")
     texts = load_texts(options.calibration or DEFAULT_TEXT, "train")
     length = min(512, loaded.spec.max_seq_len)
-    return sample_windows(texts, loaded.tokenizer, options.calibration_tokens or DEFAULT_TOKENS, length)
+    return sample_windows(texts, loaded.require_tokenizer(), options.calibration_tokens or DEFAULT_TOKENS, length)
 
 
 def quantised(decoder: Decoder, precision: str, windows: Windows | None) -> tuple[NativeWeights, list[StoredLevel]]:

@@ -6,22 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import real_number
+from sentinel.commands.arguments import real_number, share
 
 if TYPE_CHECKING:
     from sentinel.measure.results import Environment
     from sentinel.report.recommend import Recommendation
 
 MEASURED = Path("report") / "results.json"  # where `sentinel report` writes when nothing else is said
-
-
-def increase(text: str) -> float:
-    """Argument type: an increase as a percentage (``10%``) or as a ratio (``0.1``)."""
-    number = real_number(text.removesuffix("%"))
-    value = number / 100 if text.endswith("%") else number
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0; give the largest increase that is accepted")
-    return value
 
 
 def positive(text: str) -> float:
@@ -38,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", dest="need", choices=needs, default="default", help="what matters (default: default)")
     parser.add_argument("--from", dest="source", metavar="FILE", help=f"results to choose from (default {MEASURED})")
     parser.add_argument(
-        "--max-perplexity-increase", metavar="P", type=increase,
+        "--max-perplexity-increase", metavar="P", type=share,
         help="over the dense model's, as 10%% or 0.1 (5%% for default, 25%% for latency and memory)",
     )  # fmt: skip
     parser.add_argument("--max-memory", metavar="MB", type=positive, help="at its peak")
@@ -68,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     _tell_of_another_machine(results.environment)
     demand = Demand(options.need, options.max_perplexity_increase, options.max_memory, options.min_tokens_per_s)
     found = recommend(results, options.model, demand)
+    if found.chosen is None:
+        raise InputError(f"{found.reason[0].lower()}{found.reason[1:].rstrip('.')}")
     print_recommendation(found, results, options.model)
     if options.json:
         write_text(options.json, recommendation_json(found, options.model))
@@ -86,11 +79,9 @@ def _tell_of_another_machine(measured: Environment) -> None:
 
 def _save(name: str, found: Recommendation, model: str) -> None:
     from sentinel.commands.presets import Preset, save_preset
-    from sentinel.errors import InputError
     from sentinel.progress import say
 
-    if found.chosen is None:
-        raise InputError(f"nothing meets the demand, so that there is nothing to save as {name!r}")
+    assert found.chosen is not None
     shape = found.chosen.shape
     preset = Preset(model, found.chosen.level, shape.precision, shape.heads / 100, shape.neurons / 100, found.reason)
     say(f"saved as {save_preset(name, preset)}; 'sentinel generate MODEL PROMPT --preset {name}' takes it")

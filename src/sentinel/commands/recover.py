@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sentinel.models.sources import LoadedModel
 
 MINUTES = 30.0
+LENGTH = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--tokens", metavar="N", type=whole_number(1), default=262_144, help="of text (default 262144)")
     parser.add_argument("--held-out-tokens", metavar="N", type=whole_number(1), default=8192, help="default 8192")
-    parser.add_argument("--length", metavar="N", type=whole_number(2), default=256, help="of a window (default 256)")
+    parser.add_argument("--length", metavar="N", type=whole_number(2), help="of a window (default 256, or all it can)")
     parser.add_argument("--batch", metavar="N", type=whole_number(1), help="windows at once")
     parser.add_argument("--accumulate", metavar="N", type=whole_number(1), help="batches per update")
     parser.add_argument("--learning-rate", metavar="X", type=real_number, help="highest one of the schedule")
@@ -127,7 +128,8 @@ def training_windows(options: argparse.Namespace, *models: LoadedModel) -> tuple
     from sentinel.adapt.corpora import Windows, load_texts, refuse_learned_text, refuse_shared_documents, sample_windows
 
     loaded = models[0]
-    tokenizer, length, seed = loaded.require_tokenizer(), options.length, options.seed or 0
+    length = min(LENGTH, loaded.spec.max_seq_len) if options.length is None else options.length
+    tokenizer, seed = loaded.require_tokenizer(), options.seed or 0
     if length > loaded.spec.max_seq_len:
         raise InputError(f"--length {length} is more than the context of {loaded.name}, {loaded.spec.max_seq_len}")
     texts = load_texts(options.text, "train")

@@ -87,6 +87,11 @@ class CpuEngine:
         """Time-stamp counts per part since the last call; see `NativeEngine.profile`."""
         return {} if self._engine is None else self._engine.profile()
 
+    @property
+    def pass_ms(self) -> float:
+        """Milliseconds in the compiled step since the last call of `profile`."""
+        return 0.0 if self._engine is None else self._engine.pass_ns / 1e6
+
     def kv_cache_bytes(self) -> int:
         """Bytes that the KV cache has room for."""
         return 0 if self._engine is None else self._engine.kv_cache_bytes

@@ -15,7 +15,8 @@ from sentinel.models.origin import Origin
 if TYPE_CHECKING:
     from sentinel.infer.engines import Engine
     from sentinel.models.record import Record
-    from sentinel.models.tokenizer import TextTokenizer
+    from sentinel.models.spec import ModelSpec
+from sentinel.models.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class OpenedEngine(Origin):
     tokenizer: TextTokenizer | None
     name: str
     record: Record
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.engine.spec
 
 
 def open_engine(

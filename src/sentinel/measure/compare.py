@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from sentinel.errors import InputError
 from sentinel.measure.results import Result, ResultSet
 
+# Settings of a run that pruned rows depend on, and rows do not hold.
+CALIBRATION = ("calibration", "calibration_tokens", "expand_kv")
 MARGIN = 0.03  # by which the old interval is widened on both sides
 
 
@@ -30,13 +32,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``compared`` rows are in both runs with a speed-up, or with a perplexity on the same text.
+    """``compared`` rows are in both runs with a perplexity, or with a speed-up whose old interval is known.
 
+    ``unknown`` ones are in both with a speed-up whose old interval is unknown, so that nothing tells change from noise.
     ``references`` holds the milliseconds of each reference, old and new; they tell how fast the machine itself was.
     """
 
     changes: list[Change]
     compared: int
+    unknown: int
     only_old: list[Result]
     only_new: list[Result]
     references: list[tuple[Result, float, float]]
@@ -55,6 +59,7 @@ def compare(old: ResultSet, new: ResultSet) -> Comparison:
     if not both:
         raise InputError("the two files have no row in common: they hold other suites, models or settings")
     changes: list[Change] = []
+    unknown = 0
     references: list[tuple[Result, float, float]] = []
     compared = 0
     for key in both:
@@ -64,10 +69,12 @@ def compare(old: ResultSet, new: ResultSet) -> Comparison:
             references.append((b, a.percentiles[quantity]["p50"], b.percentiles[quantity]["p50"]))
         pairs = _comparable(a, b)
         compared += bool(pairs)
+        unknown += bool(a.speedup and b.speedup and not a.is_reference and not a.has_interval)
         changes += [pair for pair in pairs if not pair.low <= pair.new <= pair.high]
     return Comparison(
         changes,
         compared,
+        unknown,
         [before[key] for key in before if key not in after],
         [after[key] for key in after if key not in before],
         references,
@@ -76,25 +83,34 @@ def compare(old: ResultSet, new: ResultSet) -> Comparison:
 
 
 def _by_key(results: ResultSet, which: str) -> dict[tuple[object, ...], Result]:
-    counts = Counter(row.key for row in results.results)
-    twice = next((row for row in results.results if counts[row.key] > 1), None)
+    keys = [(*row.key, *_calibration(results, row)) for row in results.results]
+    counts = Counter(keys)
+    twice = next((row for row, key in zip(results.results, keys, strict=True) if counts[key] > 1), None)
     if twice is not None:
         raise InputError(
-            f"the {which} file has two rows of {twice.suite} {twice.engine} with the same settings; measure it again"
+            f"the {which} file has two rows of {twice.suite} {twice.engine} that measure the same; remove one of them"
         )
-    return {row.key: row for row in results.results}
+    return dict(zip(keys, results.results, strict=True))
+
+
+def _calibration(results: ResultSet, row: Result) -> tuple[object, ...]:
+    """The settings of its run that a pruned row depends on; they have no part in the others."""
+    if not (row.heads_pruned or row.neurons_pruned):
+        return ()
+    run = results.runs.get(row.suite, {})
+    settings = run.get("settings", run)
+    return tuple(settings.get(name) for name in CALIBRATION)
 
 
 def _comparable(old: Result, new: Result) -> list[Change]:
     """The quantities that both rows have, changed or not: the speed-up, but of a reference, which is 1 by definition, and
-    the perplexity of the same text, which has no sampling noise.
+    the perplexity, which is of the same text and has no sampling noise.
     """
     found: list[Change] = []
     if old.speedup and new.speedup and old.speedup_low and old.speedup_high and not old.is_reference:
         low, high = old.speedup_low * (1 - MARGIN), old.speedup_high * (1 + MARGIN)
         found.append(Change(new, "speed-up", old.speedup, new.speedup, low, high))
-    same_text = (old.text, old.context, old.tokens) == (new.text, new.context, new.tokens)
-    if same_text and old.perplexity and new.perplexity:
+    if old.perplexity and new.perplexity:
         low, high = old.perplexity * (1 - MARGIN), old.perplexity * (1 + MARGIN)
         found.append(Change(new, "perplexity", old.perplexity, new.perplexity, low, high))
     return found

@@ -25,8 +25,8 @@ FEWEST_ROUNDS = 3  # that an interval is told from
 
 KEY_FIELDS = (
     "suite", "model", "weights", "engine", "level", "precision", "phase", "heads_pruned", "neurons_pruned", "batch",
-    "prompt_tokens", "new_tokens", "context", "criterion", "compensated", "text", "speedup_over",
-    "recovery_steps",
+    "prompt_tokens", "new_tokens", "configuration", "criterion", "seed", "compensated", "recovery_steps", "text",
+    "context", "stride", "tokens", "speedup_over",
 )  # fmt: skip
 # Fields of a row that are above zero wherever they apply.
 POSITIVE = (

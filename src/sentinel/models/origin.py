@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sentinel.errors import InputError
 from sentinel.models.record import Record
+from sentinel.models.spec import ModelSpec
+from sentinel.models.token_text import check_vocabulary
 from sentinel.models.tokenizer import TextTokenizer
 
 
@@ -23,10 +25,16 @@ class Origin:
         """ "real", or "random" where the numbers mean nothing but the shape."""
         return self.record.weights
 
+    @property
+    def spec(self) -> ModelSpec:
+        """The shape of the model."""
+        raise NotImplementedError
+
     def require_tokenizer(self) -> TextTokenizer:
-        """The tokenizer, or `InputError` when the model came without one."""
+        """The tokenizer, or `InputError` when the model came without one, or with one that it is too small for."""
         if self.tokenizer is None:
             raise InputError(f"{self.name} has no tokenizer, so it can't read or write text")
+        check_vocabulary(self.tokenizer, self.spec.vocab_size, self.name)
         return self.tokenizer
 
     def require_real_weights(self, purpose: str) -> None:

@@ -17,7 +17,7 @@ def print_profile(profile: Profile, model: str, weights: str) -> None:
     times = new_table(
         ["component", "ms per token", "share", "prefill ms"], f"{model}, {profile.engine}: time per component"
     )
-    times.add_column("fused with it")
+    times.add_column("counted with it")
     for part in profile.components:
         times.add_row(part.name, f"{part.decode_ms:.3f}", f"{part.share:.1%}", f"{part.prefill_ms:.2f}", part.fused)
     console.print(times)
@@ -33,8 +33,9 @@ def _times_note(profile: Profile, weights: str) -> str:
     random = " Weights are random; the speed does not depend on them." if weights == "random" else ""
     tokens = profile.rounds * (profile.new_tokens - 1)
     return (
-        f"Sum {profile.sum_ms:.3f} ms; a step takes {profile.step_ms:.3f} ms profiled and "
-        f"{profile.unprofiled_step_ms:.3f} ms not profiled, in turn: {profile.overhead:+.1%}. Medians over {tokens} tokens "
+        f"The parts add up to {profile.sum_ms:.3f} ms; a step takes {profile.step_ms:.3f} ms "
+        f"profiled and {profile.unprofiled_step_ms:.3f} ms not profiled, in turn: {profile.overhead:+.1%}. Means of the "
+        f"middle half of {tokens} tokens "
         f"after {profile.prompt_tokens} prompt tokens, batch 1. Measured by {profile.method}.{random}"
     )
 
@@ -51,7 +52,7 @@ def profile_chart(profile: Profile, model: str) -> Any:
     return (
         bars.encode(
             y=alt.Y("component:N", sort=order, title=None),
-            x=alt.X("ms:Q", title="ms, median"),
+            x=alt.X("ms:Q", title="ms, interquartile mean"),
             color=alt.Color("phase:N", title=None, legend=None),
             tooltip=["component:N", "phase:N", "ms:Q", alt.Tooltip("share:Q", format=".1%"), "fused:N"],
         )

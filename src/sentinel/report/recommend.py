@@ -170,16 +170,28 @@ def quality_in_words(candidate: Candidate) -> str:
 
 
 def _why_not(best: Sequence[Candidate], demand: Demand) -> str:
-    reached = []
-    if best and demand.limit is not None:
-        reached.append(f"the lowest perplexity is {change(min(_ratio(c) for c in best))}")
-    known = [c.peak_memory_mb for c in best if c.peak_memory_mb is not None]
-    if demand.max_memory_mb is not None and known:
-        reached.append(f"the least memory {min(known):,.0f} MB")
-    if best and demand.min_tokens_per_s is not None:
-        reached.append(f"the highest speed {max(c.tokens_per_s for c in best):,.1f} tokens/s")
-    side = f": {', '.join(reached)}, not all at once" if reached else ""
-    return f"Nothing that was measured has {limits_in_words(demand)}{side}."
+    said = f"Nothing that was measured has {limits_in_words(demand)}"
+    if not best:
+        return f"{said}, as no perplexity was measured; measure it with 'sentinel bench quality'."
+    nearest = min(best, key=lambda candidate: _excess(candidate, demand))
+    reached = [f"{nearest.tokens_per_s:,.1f} tokens/s", f"perplexity {change(nearest.perplexity_ratio)}"]
+    if demand.max_memory_mb is not None:
+        known = nearest.peak_memory_mb
+        reached.append("peak memory not measured" if known is None else f"{known:,.0f} MB at the peak")
+    return f"{said}; nearest is {nearest.name} ({', '.join(reached)}): ask for less, or measure more configurations."
+
+
+def _excess(candidate: Candidate, demand: Demand) -> float:
+    """By which factor a candidate breaks the limit that it breaks the most; at most 1 for one that meets them all."""
+    factors = [0.0]
+    if demand.limit is not None:
+        factors.append(_ratio(candidate) / (1 + demand.limit))
+    if demand.max_memory_mb is not None:
+        memory = candidate.peak_memory_mb
+        factors.append(float("inf") if memory is None else memory / demand.max_memory_mb)
+    if demand.min_tokens_per_s is not None:
+        factors.append(demand.min_tokens_per_s / max(candidate.tokens_per_s, 1e-9))
+    return max(factors)
 
 
 def commands(chosen: Candidate, results: ResultSet, model: str) -> list[str]:

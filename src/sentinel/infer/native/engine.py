@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,6 +61,7 @@ class NativeEngine:
         half_kv = weights.precision != "fp32" if half_kv is None else half_kv
         self._tables = Tables(weights, threads=threads, max_batch=max_batch, max_tokens=max_tokens, half_kv=half_kv)
         self._team: Team | None = None
+        self.pass_ns = 0  # in passes since the last call of `profile`, the start and the end of the threads included
         self.set_level(Level.full(spec))
         self._team = Team(self._tables.state.ctypes.data, threads, self._tables)
 
@@ -141,6 +143,7 @@ class NativeEngine:
         """Time-stamp counts of the first thread per part of the passes since the last call (all 0 if not x86)."""
         counts: dict[str, int] = dict(zip(layout.PARTS, self._tables.profile.tolist(), strict=True))
         self._tables.profile[:] = 0
+        self.pass_ns = 0
         return counts
 
     @property
@@ -208,7 +211,9 @@ class NativeEngine:
             raise InputError("this engine is closed")
         self._tables.rows[: len(rows)] = rows
         self._tables.state[S.N_ROW] = len(rows)
+        start = time.perf_counter_ns()
         self._team.run()
+        self.pass_ns += time.perf_counter_ns() - start
         return self._tables.logits[: int(rows[:, layout.R_WANTED].sum()), : self.spec.vocab_size]
 
 

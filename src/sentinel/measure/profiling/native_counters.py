@@ -11,7 +11,16 @@ from numba import njit
 from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.native.kernels.intrinsics import cycles
-from sentinel.measure.profiling.spans import FUSIONS, OTHER, SAMPLING, Span, Step, components_of, greedy_steps
+from sentinel.measure.profiling.spans import (
+    FUSIONS,
+    PYTHON,
+    SAMPLING,
+    THREADS,
+    Span,
+    Step,
+    components_of,
+    greedy_steps,
+)
 
 # Component of each part of the compiled step (`sentinel.infer.native.kernels.layout.PARTS`).
 PART_COMPONENTS = {
@@ -43,12 +52,15 @@ class CounterMeter:
             "those of the first thread, its waiting for the others included"
         )
         rounding = "" if engine.precision == "fp32" else ", and the rounding of their result to whole numbers"
+        self.components = components_of(engine.spec, threads=True)
         self.fused = {
             "norms": f"those of the layers{rounding}",
             "attention": "the rotation of queries and keys, and storing keys and values",
             "output projection": "the addition to the residual stream",
             "MLP": "activation, and the addition to the residual stream",
             "LM head": "the final norm, and the search for the largest logit",
+            THREADS: "waking the others and waiting for the last one: what of the compiled step no counter covers",
+            PYTHON: "what is outside of the compiled step: checks, the table of its rows, the copy of the logits",
         }
 
     def steps(self, prompt: Sequence[int], new_tokens: int) -> list[Step]:
@@ -68,20 +80,24 @@ class CounterMeter:
             self.engine.profile()  # sets the counters to zero
             start = time.perf_counter()
             yield
-            found.append(self._step((time.perf_counter() - start) * 1e3, sampling))
+            total = (time.perf_counter() - start) * 1e3
+            found.append(self._step(total, sampling, self.engine.pass_ms))
 
         greedy_steps(self.engine, prompt, new_tokens, step, timed_sampling)
         return found
 
-    def _step(self, total_ms: float, sampling_ms: float) -> Step:
+    def _step(self, total_ms: float, sampling_ms: float, pass_ms: float) -> Step:
+        """``total_ms`` is sampling, the compiled step (``pass_ms``), and the Python around it."""
         parts = {name: count / self._per_ms for name, count in self.engine.profile().items()}
         unknown = set(parts) - set(PART_COMPONENTS)
         assert not unknown, f"parts of the compiled step that no component covers: {unknown}"
-        known = components_of(self.engine.spec)
-        parts = {name: ms for name, ms in parts.items() if PART_COMPONENTS[name] in known}
-        rest = max(0.0, total_ms - sampling_ms - sum(parts.values()))
-        spans = [Span(OTHER, "step", 0.0, total_ms, rest)]
-        start = rest  # the parts of all layers are summed, so that a trace can only show them one after another
+        parts = {name: ms for name, ms in parts.items() if PART_COMPONENTS[name] in self.components}
+        python = total_ms - sampling_ms - pass_ms
+        threads = max(0.0, pass_ms - sum(parts.values()))  # below 0 by the error of the counter's rate only
+        spans = [Span(PYTHON, "step", 0.0, total_ms, python), Span(THREADS, THREADS, python, threads, threads)]
+        start = (
+            python + threads
+        )  # the parts of all layers are summed, so that a trace can only show them one after another
         for name, milliseconds in parts.items():
             spans.append(Span(PART_COMPONENTS[name], f"{name}, all layers", start, milliseconds, milliseconds))
             start += milliseconds

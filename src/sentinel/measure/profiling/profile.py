@@ -1,7 +1,12 @@
-"""A profile of one engine: milliseconds per component, beside the same generation without a profile, and memory."""
+"""A profile of one engine: milliseconds per component, beside the same generation without a profile, and memory.
+
+Components of a step add up to it. So that this holds of the numbers told too, they are means of the same steps: of the
+middle half by their time (an interquartile mean, which like a median is not moved by a step that something disturbed).
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,15 +16,15 @@ from sentinel.errors import InputError
 from sentinel.infer.engines import Engine, check_prompts
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.infer.torch_engine import TorchEngine
-from sentinel.measure.profiling.spans import Meter, Step, components_of
+from sentinel.measure.profiling.spans import Meter, Step
 from sentinel.progress import track
 
 
 @dataclass(frozen=True)
 class Component:
-    """Median milliseconds in the prefill and in decoding one token; ``share`` is of the sum of the latter.
+    """Milliseconds in the prefill and in decoding one token; ``share`` is of the sum of the latter.
 
-    ``fused`` says what the engine computes together with it, so that it can't be told apart.
+    ``fused`` says what is counted with it, as it can't be told apart or has no name of its own.
     """
 
     name: str
@@ -40,7 +45,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Profile:
-    """Times are medians: of a decode step over all tokens of all rounds, of a prefill over the rounds."""
+    """Times are interquartile means: of a decode step over all tokens of all rounds, of a prefill over the rounds."""
 
     engine: str
     level: int
@@ -108,33 +113,44 @@ def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, round
         new_tokens=new_tokens,
         rounds=rounds,
         method=meter.method,
-        components=_components(components_of(engine.spec), profiled, meter.fused),
-        step_ms=_median([step.total_ms for steps in profiled for step in steps[1:]]),
-        unprofiled_step_ms=_median([ms for stamps in plain for ms in stamps[1:]]),
-        prefill_ms=_median([steps[0].total_ms for steps in profiled]),
-        unprofiled_prefill_ms=_median([stamps[0] for stamps in plain]),
+        components=_components(meter, profiled),
+        step_ms=_middle_mean([step.total_ms for steps in profiled for step in steps[1:]]),
+        unprofiled_step_ms=_middle_mean([ms for stamps in plain for ms in stamps[1:]]),
+        prefill_ms=_middle_mean([steps[0].total_ms for steps in profiled]),
+        unprofiled_prefill_ms=_middle_mean([stamps[0] for stamps in plain]),
         memory=memory_use(engine, prompt, new_tokens),
         steps=tuple(profiled[-1]),
     )
 
 
-def _components(
-    names: Sequence[str], profiled: Sequence[Sequence[Step]], fused: dict[str, str]
-) -> tuple[Component, ...]:
-    prefills = [steps[0].components() for steps in profiled]
-    decodes = [step.components() for steps in profiled for step in steps[1:]]
-    found = {
-        name: tuple(_median([step.get(name, 0.0) for step in kind]) for kind in (prefills, decodes)) for name in names
-    }
-    total = sum(decode for _, decode in found.values())
+def _components(meter: Meter, profiled: Sequence[Sequence[Step]]) -> tuple[Component, ...]:
+    prefill = _typical([steps[0] for steps in profiled])
+    decode = _typical([step for steps in profiled for step in steps[1:]])
+    total = sum(decode.values())
     return tuple(
-        Component(name, prefill, decode, decode / total, fused.get(name, ""))
-        for name, (prefill, decode) in found.items()
+        Component(name, prefill[name], decode[name], decode[name] / total, fused)
+        for name, fused in ((name, meter.fused.get(name, "")) for name in meter.components)
     )
 
 
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values))
+def _typical(steps: Sequence[Step]) -> dict[str, float]:
+    """Mean milliseconds per component over the middle half of ``steps``; they add up to `_middle_mean` of the totals."""
+    chosen = [steps[place] for place in _middle_half([step.total_ms for step in steps])]
+    found: dict[str, float] = defaultdict(float)
+    for step in chosen:
+        for name, milliseconds in step.components().items():
+            found[name] += milliseconds / len(chosen)
+    return found
+
+
+def _middle_mean(values: Sequence[float]) -> float:
+    return float(np.mean([values[place] for place in _middle_half(values)]))
+
+
+def _middle_half(values: Sequence[float]) -> list[int]:
+    """Places of the values less the lowest and the highest quarter."""
+    cut = len(values) // 4
+    return np.argsort(values, kind="stable")[cut : len(values) - cut].tolist()
 
 
 def memory_use(engine: Engine, prompt: Sequence[int], new_tokens: int) -> tuple[MemoryUse, ...]:

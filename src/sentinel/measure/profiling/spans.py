@@ -12,18 +12,21 @@ from sentinel.infer.engines import Engine
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.models.spec import ModelSpec
 
-OTHER = "other"
+PYTHON = "Python"
+THREADS = "threads"
 SAMPLING = "sampling"
 FUSIONS = "fusions"  # of skips and baseline integration
 COMPONENTS = (
-    "embedding", "norms", "q/k/v", "attention", "output projection", "MLP", FUSIONS, "LM head", SAMPLING, OTHER,
+    "embedding", "norms", "q/k/v", "attention", "output projection", "MLP", FUSIONS, "LM head", SAMPLING, THREADS, PYTHON,
 )  # fmt: skip
 
 
-def components_of(spec: ModelSpec) -> tuple[str, ...]:
-    """The components that a model has: fusions only where it borrows from other states. A baseline's own parts count as
-    the model's."""
-    return tuple(name for name in COMPONENTS if name != FUSIONS or spec.integration is not None)
+def components_of(spec: ModelSpec, *, threads: bool) -> tuple[str, ...]:
+    """The components that a model has: fusions only where it borrows from other states, ``threads`` where the engine has
+    its own. A baseline's own parts count as the model's."""
+    absent = {FUSIONS} if spec.integration is None else set()
+    absent |= set() if threads else {THREADS}
+    return tuple(name for name in COMPONENTS if name not in absent)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Meter(Protocol):
     """Runs a generation and tells where the time of each step went."""
 
     method: str
-    fused: dict[str, str]  # what an engine computes together with a component, by component
+    components: tuple[str, ...]
+    fused: dict[str, str]  # what is counted with a component beside what its name says, by component
 
     def steps(self, prompt: Sequence[int], new_tokens: int) -> list[Step]: ...
 

@@ -13,7 +13,7 @@ import torch
 
 from sentinel.errors import InputError
 from sentinel.infer.torch_engine import TorchEngine
-from sentinel.measure.profiling.spans import FUSIONS, OTHER, SAMPLING, Span, Step, greedy_steps
+from sentinel.measure.profiling.spans import FUSIONS, PYTHON, SAMPLING, Span, Step, components_of, greedy_steps
 from sentinel.models.decoder import Attention, Decoder
 from sentinel.models.integration import Fusion
 from sentinel.models.reference import ReferenceAttention, ReferenceHead
@@ -81,7 +81,8 @@ class ScopeMeter:
         self._clock: Clock = HostClock() if on_host else DeviceClock(device)
         stamps = "the processor's clock" if on_host else f"events in the stream of {device}"
         self.method = f"scopes around the parts of the decoder, by {stamps}; there only while it is profiled"
-        self.fused: dict[str, str] = {}
+        self.components = components_of(engine.spec, threads=False)
+        self.fused = {PYTHON: "calls between the parts, the residual additions, the KV cache's bookkeeping"}
         self._opened: list[_Open] = []
         self._inside: list[int] = []
 
@@ -91,7 +92,7 @@ class ScopeMeter:
 
         @contextmanager
         def step() -> Iterator[None]:
-            with self._scope(OTHER, "step"):
+            with self._scope(PYTHON, "step"):
                 yield
             found.append(self._take())
 
