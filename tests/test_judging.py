@@ -246,7 +246,7 @@ def test_the_table_of_prune_holds_dashes(worded, letters, tmp_path, capsys):
     arguments = ["--criterion", "magnitude", "--no-compensate", "--heads", "0.5", "--eval-tokens", "60"]
     assert main(["prune", worded, "-o", str(tmp_path / "o"), *arguments, "--text", letters["test"]]) == 0
     said = capsys.readouterr().out
-    assert "± –" in said and "0.00" not in said.replace("00.0", "") and "1.000x" in said
+    assert "± –" in said and "0.00" not in said.replace("00.0", "") and "1 (reference)" in said
 
 
 # --- comparisons and demands ----------------------------------------------------------------------------------------
