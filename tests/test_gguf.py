@@ -242,6 +242,9 @@ def test_the_suffix_may_be_in_capitals(suffix, tmp_path):
         ({"llama.rope.dimension_count": 4}, {}, "dimension_count"),
         ({"llama.expert_count": 4}, {}, "expert_count"),
         ({"llama.logit_scale": 0.5}, {}, "logit_scale"),
+        ({"llama.rope.scaling.factor": "4.0"}, {}, "scaling.factor' must be a number"),
+        ({"llama.attention.head_count": 0}, {}, "head_count"),
+        ({"llama.embedding_length": "48"}, {}, "embedding_length"),
         ({"llama.no_such_field": 1}, {}, "no_such_field"),
         ({"llama.context_length": None}, {}, "context_length"),
         ({}, {"blk.0.attn_q_norm.weight": np.ones(8, np.float32)}, "attn_q_norm"),
@@ -304,6 +307,12 @@ def test_no_space_is_put_in_front_where_the_file_says_so(tmp_path):
     tokenizer = load(str(write(tmp_path / "m.gguf", tokenizer=fields))).tokenizer
     assert tokenizer.decode(tokenizer.encode("he")) == "he"
     assert len(tokenizer.encode("he")) == 1
+
+
+def test_merges_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.MERGES", ["he xx"])
+    with pytest.raises(InputError, match="merges does not fit"):
+        load(str(write(tmp_path / "m.gguf")))
 
 
 def test_several_end_tokens(tmp_path):

@@ -17,6 +17,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.record import Record
+from sentinel.models.sources import load
 from sentinel.models.tokenizer import TextTokenizer
 
 TEXTS = (
@@ -362,6 +363,22 @@ def test_damaged_tokenizers_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=str(tmp_path)):
         TextTokenizer.from_folder(tmp_path)
     assert TextTokenizer.from_folder(tmp_path.parent) is None
+
+
+def test_a_config_that_hugging_face_refuses_keeps_its_tokenizer(tmp_path):
+    """Heads that do not divide the width are allowed with a head size, as after pruning."""
+    llama(tmp_path)
+    expected = TextTokenizer.from_folder(tmp_path).encode("The quick")
+    heads = {"hidden_size": 48, "num_attention_heads": 5, "head_dim": 8}
+    write(tmp_path, "config.json", {"model_type": "llama", **heads})
+    assert TextTokenizer.from_folder(tmp_path).encode("The quick") == expected
+
+
+def test_a_config_is_judged_before_the_tokenizer(tmp_path):
+    plain(tmp_path)
+    write(tmp_path, "config.json", {"model_type": "llama", "rms_norm_eps": "1e-5"})
+    with pytest.raises(InputError, match="rms_norm_eps must be a number"):
+        load(str(tmp_path))
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

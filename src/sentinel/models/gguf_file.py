@@ -95,6 +95,12 @@ class GGUFFile:
             raise InputError(f"{self.path}: GGUF field {key!r} is missing")
         return default if field is None else field.contents()
 
+    def _number(self, key: str, default: Any = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"{self.path}: GGUF field {key!r} must be a number, not {value!r}")
+        return float(value)
+
     def _count(self, name: str, default: Any = None) -> int:
         """A size of all layers; a list of one per layer must hold a single value."""
         key = f"llama.{name}"
@@ -102,12 +108,15 @@ class GGUFFile:
         values = set(value) if isinstance(value, list) else {value}
         if len(values) != 1:
             raise InputError(f"{self.path}: GGUF field {key!r} differs between layers, which is not supported")
-        return int(values.pop())
+        count = values.pop()
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"{self.path}: GGUF field {key!r} must be a whole number of at least 1, not {count!r}")
+        return count
 
     def config(self) -> dict[str, Any]:
         """The file's settings as a Hugging Face Llama config."""
-        heads, width = self._count("attention.head_count"), self._get("llama.embedding_length")
-        head_dim = self._get("llama.attention.key_length", width // max(heads, 1))
+        heads, width = self._count("attention.head_count"), self._count("embedding_length")
+        head_dim = self._count("attention.key_length", width // heads)
         for name in ("attention.value_length", "rope.dimension_count"):
             if self._get(f"llama.{name}", head_dim) != head_dim:
                 raise InputError(
@@ -124,7 +133,7 @@ class GGUFFile:
             "num_key_value_heads": self._count("attention.head_count_kv", heads),
             "head_dim": head_dim,
             "max_position_embeddings": self._get("llama.context_length"),
-            "rms_norm_eps": round(float(self._get("llama.attention.layer_norm_rms_epsilon")), 12),
+            "rms_norm_eps": round(self._number("llama.attention.layer_norm_rms_epsilon"), 12),
             "hidden_act": "silu",
             "attention_bias": self._has_bias(ATTENTION),
             "mlp_bias": self._has_bias(MLP),
@@ -155,8 +164,8 @@ class GGUFFile:
 
     def _rope(self, head_dim: int) -> dict[str, Any]:
         """Rotary settings; a factor without a type is linear, as in llama.cpp, and has an older name."""
-        theta = float(self._get("llama.rope.freq_base", 1e4))
-        factor = float(self._get("llama.rope.scaling.factor", 0.0)) or float(self._get("llama.rope.scale_linear", 0.0))
+        theta, older = self._number("llama.rope.freq_base", 1e4), self._number("llama.rope.scale_linear", 0.0)
+        factor = self._number("llama.rope.scaling.factor", 0.0) or older
         kind = self._get("llama.rope.scaling.type", "linear")
         if kind not in ("none", "linear"):
             raise InputError(f"{self.path}: rotary scaling {kind!r} is not supported (none and linear are)")

@@ -46,7 +46,11 @@ def build_tokenizer(get: Get, path: object) -> Tokenizer:
         raise InputError(f"{path}: tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if kind == "gpt2" and (split in PLAIN or split in DIGITS or split in SPLITS):
-        tokenizer = _byte_level(vocabulary, get("tokenizer.ggml.merges"), split)
+        merges = get("tokenizer.ggml.merges")
+        try:
+            tokenizer = _byte_level(vocabulary, merges, split)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise InputError(f"{path}: tokenizer.ggml.merges does not fit the tokens ({error})") from error
     elif kind == "llama":
         tokenizer = _sentencepiece(vocabulary, get, path)
     else:

@@ -133,8 +133,8 @@ def _load_real(model: str) -> LoadedModel:
     place = locate(model)
     if place.is_dir():
         said = SMOLLM2_DESCRIPTION if model == SMOLLM2_ALIAS else ""
-        tokenizer = TextTokenizer.from_folder(place)
-        return LoadedModel(_label(model), load_checkpoint(place), tokenizer, read_record(place), said)
+        decoder = load_checkpoint(place)  # first, since it says best what is wrong with a config
+        return LoadedModel(_label(model), decoder, TextTokenizer.from_folder(place), read_record(place), said)
     file = GGUFFile(place)
     config = file.config()
     family = family_of("llama")

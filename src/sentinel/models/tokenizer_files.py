@@ -104,7 +104,7 @@ def _quiet() -> Iterator[None]:
 
 def _hugging_face(folder: Path, settings: Mapping[str, Any]) -> Any:
     """The object that AutoTokenizer makes of ``folder``; a ``tokenizer.json`` whose class nobody names is taken as is."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     if not any((folder / name).exists() for name in NEED_NO_SENTENCEPIECE):
@@ -112,13 +112,19 @@ def _hugging_face(folder: Path, settings: Mapping[str, Any]) -> Any:
             if importlib.util.find_spec(package) is None:
                 raise InputError(f"{folder}: its tokenizer needs sentencepiece; pip install sentencepiece protobuf")
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    model_type = str(config.get("model_type"))
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     named = settings.get("tokenizer_class") or settings.get("auto_map") or config.get("tokenizer_class")
-    plain = not named and config.get("model_type") not in TOKENIZER_MAPPING_NAMES and (folder / TOKENIZER).exists()
+    plain = not named and model_type not in TOKENIZER_MAPPING_NAMES and (folder / TOKENIZER).exists()
     reader: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
     try:
         with _quiet():
-            fast = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:
+            if not plain and model_type in CONFIG_MAPPING:
+                # Only these fields matter; others, which Hugging Face's checks may refuse, are not the tokenizer's.
+                fields = {name: config[name] for name in ("tokenizer_class", "model_name") if config.get(name)}
+                options["config"] = AutoConfig.for_model(model_type, name_or_path=str(folder), **fields)
+            fast = reader.from_pretrained(str(folder), **options)
+    except Exception as error:  # the tokenizers library raises bare Exception for a file that it can't read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{folder}: Hugging Face's tokenizer can't be made of its files ({reason})") from error
     if not getattr(fast, "is_fast", False):
