@@ -51,7 +51,7 @@ def test_hugging_face_round_trip_and_generate(tmp_path):
 
 
 def test_hugging_face_generate_with_left_padding(tmp_path):
-    model = SentinelForCausalLM.from_decoder(filled_decoder(unequal_spec()))
+    model = SentinelForCausalLM.from_decoder(filled_decoder(unequal_spec()), Record())
     tokens = some_tokens(model.decoder.spec, batch=1, length=6)
     padded = torch.cat((torch.zeros(1, 3, dtype=torch.long), tokens), 1)
     mask = torch.ones_like(padded)

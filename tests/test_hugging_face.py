@@ -19,6 +19,7 @@ from sentinel.models.checkpoint import load_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.hf import SentinelForCausalLM, to_hugging_face
 from sentinel.models.hf_config import SentinelConfig
+from sentinel.models.record import Record
 from sentinel.models.sources import load
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
@@ -26,13 +27,13 @@ HEADS = {"first": [0, 1, 1, 1], "middle": [2, 0, 3, 1], "last": [1, 1, 1, 0], "a
 
 
 def wrapped(spec) -> SentinelForCausalLM:
-    return SentinelForCausalLM.from_decoder(filled_decoder(spec))
+    return SentinelForCausalLM.from_decoder(filled_decoder(spec), Record())
 
 
 def both(name: str) -> tuple:
     """The same model as Hugging Face's own and as ours."""
     decoder = filled_decoder(spec_of(name))
-    return to_hugging_face(decoder), SentinelForCausalLM.from_decoder(decoder)
+    return to_hugging_face(decoder), SentinelForCausalLM.from_decoder(decoder, Record())
 
 
 def without_heads(which: str, positions: str = "rope") -> SentinelForCausalLM:
@@ -254,7 +255,7 @@ def test_a_resized_vocabulary_is_saved_and_loads(name, rows, tmp_path):
 
 def test_a_model_with_a_baseline_is_not_resized():
     unpruned = filled_decoder(spec_of("gpt2"))
-    model = SentinelForCausalLM.from_decoder(integrate(unpruned, "no-unet", baseline=unpruned))
+    model = SentinelForCausalLM.from_decoder(integrate(unpruned, "no-unet", baseline=unpruned), Record())
     with pytest.raises(InputError, match="same vocabulary"):
         model.resize_token_embeddings(120)
     with pytest.raises(InputError, match="embeds tokens by itself"):

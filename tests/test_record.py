@@ -186,7 +186,7 @@ def test_the_record_rides_in_a_hugging_face_config(worded, tmp_path):
     save_checkpoint(loaded.decoder, tmp_path / "a", loaded.tokenizer, record)
     AutoModelForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     assert read_record(tmp_path / "b") == record
-    model = SentinelForCausalLM.from_decoder(loaded.decoder, record=record.to_dict())
+    model = SentinelForCausalLM.from_decoder(loaded.decoder, record)
     model.save_pretrained(tmp_path / "c")
     assert read_record(tmp_path / "c") == record
 

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from sentinel.errors import InputError
 from sentinel.models.checkpoint import load_checkpoint
 from sentinel.models.hf import SentinelForCausalLM
+from sentinel.models.record import Record
 from sentinel.models.sources import load
 
 
 def wrapped(seed: int = 0) -> SentinelForCausalLM:
-    return SentinelForCausalLM.from_decoder(filled_decoder(unequal_spec(), seed))
+    return SentinelForCausalLM.from_decoder(filled_decoder(unequal_spec(), seed), Record())
 
 
 def loads_as(folder, model) -> None:
@@ -136,7 +137,7 @@ def test_the_repository_has_the_folders_name(options, tmp_path, monkeypatch):
 def test_trainer_saves_and_goes_on(tmp_path):
     rows = some_tokens(spec_of("llama-grouped"), batch=8, length=12)
     data = [{"input_ids": row, "labels": row} for row in rows]
-    model = SentinelForCausalLM.from_decoder(filled_decoder(spec_of("llama-grouped")))
+    model = SentinelForCausalLM.from_decoder(filled_decoder(spec_of("llama-grouped")), Record())
     settings = TrainingArguments(
         str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True,
         per_device_train_batch_size=4,

@@ -20,8 +20,7 @@ from transformers import GenerationConfig
 
 from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import CpuEngine
-from sentinel.infer.engines import Engine
-from sentinel.infer.opening import open_engine
+from sentinel.infer.opening import OpenedEngine, open_engine
 from sentinel.infer.torch_engine import TorchEngine
 from sentinel.measure.lm_eval_engine import EngineModel
 from sentinel.models.hf import SentinelForCausalLM
@@ -76,7 +75,7 @@ class SentinelLM(HFLM):
         if not tokenizer.eos_ids:
             raise InputError(f"{pretrained} names no end-of-sequence token, which the harness needs")
         options.setdefault("tokenizer", _hugging_face(tokenizer))
-        model = _model(opened.engine, tokenizer, str(options.get("batch_size", 1)))
+        model = _model(opened, tokenizer, str(options.get("batch_size", 1)))
         prepared = {"pretrained": model, "backend": "causal", **options}
         super().__init__(**prepared)
 
@@ -98,9 +97,9 @@ def _hugging_face(tokenizer: TextTokenizer) -> Any:
     return tokenizer.to_hugging_face() if tokenizer.folder is None else str(tokenizer.folder)
 
 
-def _model(engine: Engine, tokenizer: TextTokenizer, batch_size: str) -> SentinelForCausalLM | EngineModel:
+def _model(opened: OpenedEngine, tokenizer: TextTokenizer, batch_size: str) -> SentinelForCausalLM | EngineModel:
     """The engine's decoder where it runs one, else the engine itself (levels 2 and 3 on the CPU)."""
-    folder = tokenizer.folder
+    engine, folder = opened.engine, tokenizer.folder
     stored = folder is not None and (folder / "generation_config.json").exists()
     generation = GenerationConfig.from_pretrained(str(folder)) if stored else GenerationConfig()
     if isinstance(engine, CpuEngine):
@@ -110,6 +109,6 @@ def _model(engine: Engine, tokenizer: TextTokenizer, batch_size: str) -> Sentine
     assert isinstance(engine, TorchEngine)
     if generation.eos_token_id is None:
         generation.eos_token_id = list(tokenizer.eos_ids)
-    model = SentinelForCausalLM.from_decoder(engine.decoder)
+    model = SentinelForCausalLM.from_decoder(engine.decoder, opened.record)
     model.generation_config = generation
     return model

@@ -30,6 +30,7 @@ from sentinel.models.hf_cache import SharedCache
 from sentinel.models.hf_config import SentinelConfig
 from sentinel.models.hf_saving import save
 from sentinel.models.linear import Projection
+from sentinel.models.record import Record
 
 # transformers 5 renames ``past_key_values``, in inputs and outputs, to ``cache``.
 CACHE_FIELD = "cache" if "cache" in {f.name for f in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
@@ -59,10 +60,10 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_decoder(cls, decoder: Decoder, **config: Any) -> SentinelForCausalLM:
-        """Wrap an existing decoder; its weights are shared, not copied."""
+    def from_decoder(cls, decoder: Decoder, record: Record, **config: Any) -> SentinelForCausalLM:
+        """Wrap an existing decoder; its weights are shared, not copied. Its ``record`` is saved with it."""
         with torch.device("meta"):
-            model = cls(SentinelConfig(decoder.spec, **config))
+            model = cls(SentinelConfig(decoder.spec, record=record.to_dict(), **config))
         model.decoder = decoder
         return model
 
