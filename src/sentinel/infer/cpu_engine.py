@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from sentinel.errors import InputError
 from sentinel.infer.engines import Logits, check_prompts
 from sentinel.infer.native import HAS_FAST_VECTORS, MAX_BATCH, Level, NativeEngine, NativeWeights, Precision
+from sentinel.infer.native.program import program
+from sentinel.infer.native.threads import CallerLock, one_at_a_time
 from sentinel.infer.native.weights import Grams
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import say
@@ -29,13 +31,20 @@ class CpuEngine:
         self.spec: ModelSpec = weights.spec
         self.level = 2 if weights.precision == "fp32" else 3
         self.precision: str = weights.precision
-        self.kv_bytes = 4 if self.level == 2 else 2
         self.name = "level 2" if self.level == 2 else f"level 3 {weights.precision}"
+        self.callers = CallerLock()
         self._threads = threads
         self._engine: NativeEngine | None = None
         self._batch = self._room = 0
+        self._half_kv = self.level == 3
         self._level: Level | None = None
         _warn_of_slow_path()
+        program()  # compiled before anything is timed
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of a cached key or value."""
+        return 2 if self._half_kv and (self._engine is None or self._engine.half_kv) else 4
 
     def weight_bytes_per_token(self) -> int:
         """Bytes of packed weights read to decode one token at batch 1, at the level that is set."""
@@ -51,12 +60,14 @@ class CpuEngine:
         names = (f"{prefix}{name}" for prefix in ("", "baseline.") for name in tables)
         return sum(self.weights.parts[name].n_byte for name in names if name in self.weights.parts)
 
+    @one_at_a_time
     def set_level(self, level: Level) -> None:
         """Use the first head groups and neurons of each layer only, as ``level`` says. A batch under way ends."""
         self._level = level
         if self._engine is not None:
             self._engine.set_level(level)
 
+    @one_at_a_time
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits:
         """Logits [B, V] after each prompt; lengths may differ."""
         check_prompts(self.spec, prompts, max_new_tokens)
@@ -65,18 +76,22 @@ class CpuEngine:
         room = max(len(prompt) for prompt in prompts) + max_new_tokens
         return self._sized(len(prompts), room).prefill(prompts)
 
+    @one_at_a_time
     def decode_one_token(self, tokens: Sequence[int]) -> Logits:
         """Logits [B, V] after one more token per sequence."""
         return self._running("decode_one_token").decode(tokens)
 
+    @one_at_a_time
     def verify(self, tokens: Sequence[int]) -> Logits:
         """Logits [T, V] after each of several more tokens of a single sequence, in one pass."""
         return self._running("verify").verify(tokens)
 
+    @one_at_a_time
     def rollback(self, n_token: int) -> None:
         """Take the last tokens of a single sequence away again."""
         self._running("rollback").rollback(n_token)
 
+    @one_at_a_time
     def score(self, tokens: Sequence[int]) -> Logits:
         """Logits [T, V] at every position of one text."""
         if not 1 <= len(tokens) <= self.spec.max_seq_len:
@@ -100,9 +115,11 @@ class CpuEngine:
         """Bytes of the areas that a pass works in."""
         return 0 if self._engine is None else self._engine.work_bytes
 
+    @one_at_a_time
     def close(self) -> None:
         """Stop the worker threads."""
         if self._engine is not None:
+            self._half_kv = self.kv_bytes == 2
             self._engine.close()
             self._engine = None
 
@@ -118,7 +135,11 @@ class CpuEngine:
             self._batch = max(batch, self._batch)
             self._room = min(self.spec.max_seq_len, -(-max(room, self._room) // 256) * 256)
             self._engine = NativeEngine(
-                self.weights, threads=self._threads, max_batch=self._batch, max_tokens=self._room
+                self.weights,
+                threads=self._threads,
+                max_batch=self._batch,
+                max_tokens=self._room,
+                half_kv=self._half_kv,
             )
             if self._level is not None:
                 self._engine.set_level(self._level)

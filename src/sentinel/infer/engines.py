@@ -45,8 +45,10 @@ class Engine(Protocol):
     name: str
     level: int
     precision: str
-    kv_bytes: int
     spec: ModelSpec
+
+    @property
+    def kv_bytes(self) -> int: ...
 
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits: ...
 

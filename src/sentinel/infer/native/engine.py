@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from sentinel.cores import physical_cores
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
+from sentinel.progress import say
 
 from .kernels import layout
 from .kernels.layout import S
 from .levels import Level, check_counts
 from .tables import Tables
-from .threads import Team
+from .threads import MAX_THREADS, CallerLock, Team, one_at_a_time
 from .weights import NativeWeights
 
 MAX_BATCH = layout.MAX_WANTED
@@ -26,12 +27,14 @@ class NativeEngine:
     """Runs one model for up to ``max_batch`` sequences of at most ``max_tokens`` tokens each.
 
     `prefill` starts sequences, `decode` adds one token to each. Results are the same for any number of threads.
-    One engine serves one caller at a time; several engines may run side by side.
+    One engine serves one caller at a time, and lets others wait; several engines may run side by side. After a fork the
+    engine goes on in the child process too.
 
     weights: packed weights (`NativeWeights.from_arrays`, `NativeWeights.load`).
-    threads: number of threads, by default the physical cores.
+    threads: number of threads, by default the physical cores; at most ``MAX_THREADS`` are used.
     max_tokens: positions kept per sequence, by default the model's ``max_seq_len``.
-    half_kv: keep keys and values in half precision; by default for quantised weights only.
+    half_kv: keep keys and values in half precision; by default for quantised weights only. With the first that half
+    precision can't hold, float32 takes its place, the pass is run again, and ``half_kv`` is False.
     """
 
     def __init__(
@@ -50,21 +53,24 @@ class NativeEngine:
         if not 1 <= max_tokens <= spec.max_seq_len:
             raise InputError(f"max_tokens must be between 1 and the model's {spec.max_seq_len}, not {max_tokens}")
         threads = physical_cores() if threads is None else threads
-        if not 1 <= threads <= 62:
-            raise InputError(f"threads must be between 1 and 62, not {threads}")
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, not {threads}")
+        self.callers = CallerLock()
         self.spec: ModelSpec = spec
         self.weights = weights
-        self.threads = threads
+        self.threads = threads = min(threads, MAX_THREADS)
         self.max_batch = max_batch
         self.max_tokens = max_tokens
         self.lengths = np.zeros(max_batch, np.int64)  # tokens in each sequence so far
-        half_kv = weights.precision != "fp32" if half_kv is None else half_kv
-        self._tables = Tables(weights, threads=threads, max_batch=max_batch, max_tokens=max_tokens, half_kv=half_kv)
+        self.half_kv = weights.precision != "fp32" if half_kv is None else half_kv
+        sizes = {"threads": threads, "max_batch": max_batch, "max_tokens": max_tokens}
+        self._tables = Tables(weights, half_kv=self.half_kv, **sizes)
         self._team: Team | None = None
         self.pass_ns = 0  # in passes since the last call of `profile`, the start and the end of the threads included
         self.set_level(Level.full(spec))
-        self._team = Team(self._tables.state.ctypes.data, threads, self._tables)
+        self._team = Team(self._tables, threads)
 
+    @one_at_a_time
     def close(self) -> None:
         """Stop the worker threads. The engine can't be used afterwards."""
         if self._team is not None:
@@ -73,6 +79,7 @@ class NativeEngine:
 
     # --- running ----------------------------------------------------------------------------------------------------
 
+    @one_at_a_time
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Start one sequence per prompt (lengths may differ); logits of each next token, [batch, vocab_size]."""
         self.reset()
@@ -93,15 +100,18 @@ class NativeEngine:
         self.lengths[: len(tokens)] = [p.size for p in tokens]
         return out
 
+    @one_at_a_time
     def decode(self, tokens: Sequence[int], sequences: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Add one token to each sequence (or to ``sequences`` only); logits of each next token, [batch, vocab_size]."""
         return self._decode(tokens, sequences).copy()
 
+    @one_at_a_time
     def decode_greedy(self, tokens: Sequence[int], sequences: Sequence[int] | None = None) -> NDArray[np.int64]:
         """`decode`, returning each sequence's most probable next token instead of logits, [batch]."""
         n = len(self._decode(tokens, sequences))
         return self._tables.best[:n].copy()
 
+    @one_at_a_time
     def verify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Add several tokens to sequence 0 in one pass; logits after each of them, [len(tokens), vocab_size].
 
@@ -117,12 +127,14 @@ class NativeEngine:
         self.lengths[0] += found.size
         return logits
 
+    @one_at_a_time
     def rollback(self, n_token: int) -> None:
         """Forget the last ``n_token`` tokens of sequence 0 (never its first)."""
         if not 0 <= n_token < max(1, self.lengths[0]):
             raise InputError(f"sequence 0 has {self.lengths[0]} tokens; {n_token} can't be taken away")
         self.lengths[0] -= n_token
 
+    @one_at_a_time
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits at every position of one text, [len(tokens), vocab_size]; ends all sequences."""
         self.reset()
@@ -161,6 +173,7 @@ class NativeEngine:
         """Head groups and neurons in use per layer."""
         return self._level
 
+    @one_at_a_time
     def set_level(self, level: Level) -> None:
         """Use only a part of each layer. Nothing is copied: weights stay where they are. All sequences end."""
         check_counts(self.spec, level.n_kv_head, level.n_neuron)
@@ -213,6 +226,12 @@ class NativeEngine:
         self._tables.state[S.N_ROW] = len(rows)
         start = time.perf_counter_ns()
         self._team.run()
+        if self._tables.state[S.TOO_WIDE]:
+            self._tables.state[S.TOO_WIDE] = 0
+            self.half_kv = False
+            self._tables.widen_cache()
+            say("keys or values are beyond half precision: the KV cache goes on in fp32")
+            self._team.run()
         self.pass_ns += time.perf_counter_ns() - start
         return self._tables.logits[: int(rows[:, layout.R_WANTED].sum()), : self.spec.vocab_size]
 

@@ -49,6 +49,23 @@ class Tables:
             self._describe_layer(self.layers[i], self.spec, f"layers.{i}", i, level)
         self._level = level
 
+    def reset_threads(self) -> None:
+        """Forget how far threads have come."""
+        self._buffers["SYNC"][:] = 0
+        stride = int(self.state[S.PRIVATE_STRIDE])
+        for start in range(0, stride * self._threads, stride):
+            self._buffers["PRIVATE"][start : start + layout.P_BEST] = 0
+
+    def widen_cache(self) -> None:
+        """Keep keys and values in float32 from here on, those that are there included; the layout stays as it is."""
+        halves = self._buffers["cache"].view(np.float16)
+        self._half_kv = False
+        self._allocate_cache()
+        # Only what is in use is written: memory is taken as sequences grow.
+        used = np.flatnonzero(halves.view(np.int16))
+        self._buffers["cache"].view(np.float32)[used] = halves[used]
+        self.state[S.HALF_KV] = False
+
     # --- buffers ----------------------------------------------------------------------------------------------------
 
     def _allocate(self) -> None:

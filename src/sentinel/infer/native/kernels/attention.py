@@ -30,9 +30,11 @@ from .layout import (
 from .tiles import float_block, half_block
 from .vector import FAST, softmax_weights
 
-_CONTEXT, _HALF_KV = int(S.CONTEXT), int(S.HALF_KV)
+_CONTEXT, _HALF_KV, _TOO_WIDE = int(S.CONTEXT), int(S.HALF_KV), int(S.TOO_WIDE)
 _QKV, _QKV_STRIDE = int(S.QKV), int(S.QKV_STRIDE)
 _ATTENTION, _ATTENTION_STRIDE = int(S.ATTENTION), int(S.ATTENTION_STRIDE)
+_LARGEST_HALF = np.float32(65504)
+_SMALL_HALF = np.float32(2.0**-20)  # a row without a larger value would keep 5 bits at the most
 
 
 @njit(**FAST)
@@ -44,6 +46,16 @@ def _rotate(address, cos_address, sin_address, n):
         a, b = x[i], x[i + n]
         x[i] = a * cos[i] - b * sin[i]
         x[i + n] = b * cos[i] + a * sin[i]
+
+
+@njit(**FAST)
+def _fits_half(address, n):
+    """True when half precision holds ``n`` values, zeros included."""
+    x = f32_view(address, n)
+    peak = np.float32(0)
+    for i in range(n):
+        peak = max(peak, abs(x[i]))
+    return peak == 0 or _SMALL_HALF <= peak <= _LARGEST_HALF
 
 
 @njit(**FAST)
@@ -61,6 +73,8 @@ def cache_row(st, layer, row, sequence, position, group, scratch):
     head = sequence * layer[L_KV_STRIDE] + group
     n_chunk = d_padded // 32
     if st[_HALF_KV]:
+        if not (_fits_half(key, d) and _fits_half(value, d)):
+            st[_TOO_WIDE] = 1
         keys = i16_view(layer[L_KEYS] + (head * context + position // 32 * 32) * d * 2, d * 32)
         halves(key, scratch, d)
         source = i16_view(scratch, d)

@@ -91,12 +91,17 @@ class S(IntEnum):
     BASELINE_EMBED = 39  # address of a matrix's fields
     BASELINE_POSITIONS = 40  # float32 [S, C], or 0
     BASELINE_KEEP = 41  # where the state after the baseline's last layer is kept, or 0
-    N_FIELD = 42
+    TOO_WIDE = 42  # 1 after a pass that put something into a half-precision cache which that can't hold
+    PIECES = 43  # int64 [pieces][2]: address and bytes of what a pass only reads (`stream`), or 0 for a model's pass
+    N_PIECE = 44
+    REPEATS = 45  # how often it is read
+    N_FIELD = 46
 
 
 # In a thread's private area, in bytes.
 P_BARRIERS = 0  # int64: barriers passed so far
 P_JOBS = 8  # int64: jobs done so far
+P_READ = 16  # int64: sum of what `stream` has read
 P_BEST = 64  # per wanted row: int64 token, then float32 value in 8 bytes
 P_BLOCK = 64 + 16 * 256  # float32 [rows][32] one block's output, twice
 MAX_ROWS = 128  # tokens that go through the layers together

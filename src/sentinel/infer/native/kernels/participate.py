@@ -10,13 +10,24 @@ from .forward import forward
 from .intrinsics import atomic_add, atomic_exchange, atomic_load, i64_view, pause
 from .layout import P_JOBS, Y_JOB, Y_PARKED, S
 from .plan import make_plan
+from .stream import stream
+from .sync import barrier
 
-_N_FIELD, _THREADS, _SYNC = int(S.N_FIELD), int(S.THREADS), int(S.SYNC)
+_N_FIELD, _THREADS, _SYNC, _PIECES = int(S.N_FIELD), int(S.THREADS), int(S.SYNC), int(S.PIECES)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _BARE: dict[str, Any] = {
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }  # `program` calls the machine code itself
+
+
+@njit
+def _take_part(st, state, thread):
+    if st[_PIECES] == 0:
+        forward(state, thread)
+    else:
+        stream(st, thread)
+        barrier(st[_SYNC], st[_PRIVATE] + thread * st[_PRIVATE_STRIDE], st[_THREADS])
 
 
 @njit(**_BARE)
@@ -31,7 +42,8 @@ def participate(state, thread, spins):
     sync = st[_SYNC]
     if thread == 0:
         if spins >= 0:
-            make_plan(st)
+            if st[_PIECES] == 0:
+                make_plan(st)
             atomic_add(sync + Y_JOB, 1)
             sleeping = 0
             for t in range(1, st[_THREADS]):
@@ -39,14 +51,14 @@ def participate(state, thread, spins):
                     sleeping |= 1 << t
             if sleeping:
                 return sleeping
-        forward(state, 0)
+        _take_part(st, state, 0)
         return 0
     done = i64_view(st[_PRIVATE] + thread * st[_PRIVATE_STRIDE] + P_JOBS, 1)
     idle = 0
     while True:
         if atomic_load(sync + Y_JOB) > done[0]:
             done[0] += 1
-            forward(state, thread)
+            _take_part(st, state, thread)
             idle = 0
             continue
         idle += 1
