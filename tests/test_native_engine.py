@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import native_oracle as oracle
 import numpy as np
 import pytest
 import torch
+from conftest import spec_of
+from helpers import filled_decoder
 
 from sentinel.errors import InputError
+from sentinel.infer.cpu_engine import CpuEngine
+from sentinel.infer.engines import make_engine
 from sentinel.infer.native import Level, NativeEngine, NativeWeights
 from sentinel.models.spec import LayerSpec
 
@@ -226,6 +235,141 @@ def test_two_engines_in_two_threads():
         w.join()
     for found in results[0] + results[1]:
         np.testing.assert_array_equal(found, exact)
+
+
+def test_one_engine_for_several_callers():
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    engine = CpuEngine(NativeWeights.from_arrays(spec, arrays, "fp32"), threads=2)
+    texts = [TOKENS[:5], TOKENS[:20], TOKENS]  # of other lengths, so that the room for them grows meanwhile
+    exact = [CpuEngine(engine.weights, threads=1).score(text) for text in texts]
+    found: list[bool] = []
+
+    def work(i):
+        found.extend(np.array_equal(engine.score(texts[i]), exact[i]) for _ in range(20))
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(texts))]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert found == [True] * 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_an_engine_runs_on_after_a_fork(level):
+    engine = make_engine(filled_decoder(spec_of("llama-grouped")), level, threads=2)
+    engine.prefill([[t % 97 for t in TOKENS[:9]]], 4)
+    before = engine.decode_one_token([5])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # ends a child that hangs
+        os.write(writer, engine.decode_one_token([6]).tobytes())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        found = np.frombuffer(stream.read(), np.float32)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_allclose(found, engine.decode_one_token([6])[0], rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(found, before[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_amid_another_callers_pass_leaves_a_child_that_runs():
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    engine = CpuEngine(NativeWeights.from_arrays(spec, arrays, "fp32"), threads=2)
+    exact, stop = engine.score(TOKENS), threading.Event()
+
+    def work():
+        while not stop.is_set():
+            engine.score(TOKENS)
+
+    other = threading.Thread(target=work)
+    other.start()
+    codes = []
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(0 if np.array_equal(engine.score(TOKENS), exact) else 1)
+        codes.append(os.waitpid(child, 0)[1])
+    stop.set()
+    other.join()
+    assert codes == [0] * 10
+
+
+def test_a_process_ends_while_engines_are_open():
+    code = """
+import threading, native_oracle as oracle
+from sentinel.infer.native import NativeEngine, NativeWeights
+spec, arrays = oracle.canonical(oracle.gpt2())
+engine = NativeEngine(NativeWeights.from_arrays(spec, arrays, "fp32"), threads=2)
+engine.score([1, 2, 3])
+def work():
+    while True:
+        engine.score([1, 2, 3])
+threading.Thread(target=work, daemon=True).start()
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_more_threads_than_an_engine_takes_are_clamped(monkeypatch):
+    spec, arrays = oracle.canonical(oracle.gpt2(n_layer=1))
+    exact = engine_of(spec, arrays, threads=1).score(TOKENS[:4])
+    monkeypatch.setattr("sentinel.infer.native.engine.physical_cores", lambda: 128)
+    for engine in (engine_of(spec, arrays), engine_of(spec, arrays, threads=500)):
+        assert engine.threads == 62
+        np.testing.assert_array_equal(engine.score(TOKENS[:4]), exact)
+        engine.close()
+
+
+@pytest.mark.parametrize("size", [7e4, 1e-7])
+@pytest.mark.parametrize("level", [2, 3])
+def test_keys_and_values_beyond_half_precision(level, size):
+    """Too large and too small ones, in prompts and in tokens that are decoded, for several sequences."""
+    decoder = filled_decoder(spec_of("llama-multi-query-biases"))
+    heads = decoder.spec.layers[0].n_head
+    with torch.no_grad():
+        for block in decoder.blocks:
+            dim = block.attn.layer.head_dim
+            values = block.attn.qkv_proj
+            if size < 1:
+                values.weight[(heads + 1) * dim :] *= size
+                values.bias[(heads + 1) * dim :] *= size
+                block.attn.out_proj.weight /= size
+            else:
+                values.bias[(heads + 1) * dim :] = size
+    tokens = [t % decoder.spec.vocab_size for t in TOKENS[:20]]
+    exact = decoder(torch.tensor([tokens])).detach()[0].numpy()
+    engine = make_engine(decoder, level, threads=2)
+    scored = engine.score(tokens)[-5:]
+    decoded = [
+        engine.prefill([tokens[:16], tokens[:3]], 4)[0],
+        *(engine.decode_one_token([t, 1])[0] for t in tokens[16:]),
+    ]
+    for found in (scored, np.array(decoded)):
+        assert np.abs(found - exact[-5:]).max() < (1e-4 if level == 2 else 0.06) * np.abs(exact).max()
+    assert engine.kv_bytes == 4
+
+
+def test_the_cache_is_widened_in_the_middle_of_a_sequence():
+    spec, arrays = oracle.canonical(oracle.gpt2())
+    arrays["embed.weight"][7, 0] = 3e7  # the final norm makes nothing of it, but no key or value of its token is small
+    arrays["layers.0.attn_norm.weight"][0] = 1e6
+    engine, exact = (engine_of(spec, arrays, half_kv=half, max_batch=2) for half in (True, False))
+    prompts = [[t for t in TOKENS if t != 7][:n] for n in (9, 2)]
+    for one in (engine, exact):
+        one.prefill(prompts)
+    right = exact.decode([7, 5])
+    wide = engine.decode([7, 5])
+    assert not engine.half_kv
+    np.testing.assert_allclose(wide, right, atol=2e-3 * np.abs(right).max())
+    for token in (3, 4):
+        right = exact.decode([token, token])
+        np.testing.assert_allclose(engine.decode([token, token]), right, atol=2e-3 * np.abs(right).max())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])

@@ -116,9 +116,9 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 def warn_of_threads(threads: int | None) -> None:
     """More threads than cores are allowed, and warned of."""
-    import psutil
+    from sentinel.cores import physical_cores
 
-    cores = psutil.cpu_count() or 1
+    cores = physical_cores()
     if threads is not None and threads > cores:
         say(f"warning: {threads} threads on {cores} cores will be slower than {cores}")
 

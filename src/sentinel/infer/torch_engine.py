@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import at_current_level
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceDecoder
+
+if hasattr(os, "register_at_fork"):  # OpenMP's threads do not survive a fork, and a child waits for them for ever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class TorchEngine:
