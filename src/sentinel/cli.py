@@ -30,6 +30,7 @@ COMMANDS = {
     "profile": "time and memory per component, as table, chart and Chrome trace",
     "sweep": "quality over models, criteria and pruning ratios, on many processes or machines",
     "report": "measure everything and write HTML, Markdown and JSON",
+    "cache": "what is kept between starts, and how to be rid of it",
     "recommend": "what to run here, chosen from measurements by a stated rule",
 }
 

@@ -91,6 +91,11 @@ def make_engine(decoder: Decoder, level: int, *, precision: str | None = None, t
     return engine_of(decoder, cast(Any, precision), threads=threads)
 
 
+def warm_up(engine: Engine) -> None:
+    """Let an engine compile and allocate what it does at first use, so that no clock counts that."""
+    engine.prefill([[0]], 1)
+
+
 def check_prompts(spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Refuse what can't be run: no prompt, an empty one, unknown ids, or more tokens than the model's context."""
     if not prompts:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import check_level, check_precision, make_engine
-from sentinel.infer.quantised import is_quantised, load_level, load_quantised
+from sentinel.infer.engines import check_level, check_precision, make_engine, warm_up
+from sentinel.infer.packed_cache import entry_of, keep, recall
+from sentinel.infer.quantised import (
+    WEIGHTS_FILE,
+    StoredLevel,
+    is_quantised,
+    load_level,
+    load_quantised,
+    save_quantised,
+)
 from sentinel.models.folder import read_record
 from sentinel.models.origin import Origin
+from sentinel.models.places import label, locate
+from sentinel.progress import say
 
 if TYPE_CHECKING:
     from sentinel.infer.engines import Engine
+    from sentinel.infer.native import Level, NativeWeights, Precision
     from sentinel.models.record import Record
+    from sentinel.models.sources import LoadedModel
     from sentinel.models.spec import ModelSpec
-from sentinel.models.tokenizer import TextTokenizer
+    from sentinel.models.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,9 @@ def open_engine(
     device: str = "cpu",
     threads: int | None = None,
 ) -> OpenedEngine:
-    """An engine that runs ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``); a quantised folder runs without
-    torch.
+    """An engine that runs ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``), compiled and warmed up.
 
+    A quantised folder runs without torch; so does a model at level 3, which is quantised once and kept (`packed_cache`).
     ``level`` is 1 by default, 3 for a quantised folder; ``heads`` and ``neurons`` are the ratios of a stored width.
     Raises `InputError` for what the model or this machine can't do.
     """
@@ -57,20 +69,71 @@ def open_engine(
         if device != "cpu":
             raise InputError(f"{model} is quantised, which runs on the CPU only; leave out --device")
         return _open_quantised(folder, level, precision, (heads, neurons), threads)
+    level = 1 if level is None else level
+    precision = check_precision(level, precision)
+    width = (heads, neurons)
+    if level == 3 and random_weights is None and device == "cpu":
+        return _open_kept(model, precision, width, threads)
+    loaded = _load(model, width, threads, random_weights=random_weights, device=device)
+    engine = make_engine(loaded.decoder, level, precision=precision, threads=threads)
+    warm_up(engine)
+    return OpenedEngine(engine, loaded.tokenizer, loaded.name, loaded.record)
+
+
+def is_kept(model: str, precision: str) -> bool:
+    """True when level 3 of ``model`` at its whole width starts from packed weights that were kept."""
+    return (entry_of(locate(model), precision, (0.0, 0.0)) / WEIGHTS_FILE).exists()
+
+
+def _load(
+    model: str, width: tuple[float, float], threads: int | None, random_weights: int | None = None, device: str = "cpu"
+) -> LoadedModel:
     import torch
 
     from sentinel.cores import physical_cores
     from sentinel.models.elastic import require_levels
     from sentinel.models.sources import load
 
-    level = 1 if level is None else level
-    precision = check_precision(level, precision)
     torch.set_num_threads(threads or physical_cores())
     loaded = load(model, random_weights=random_weights, device=device)
-    if heads or neurons:
-        require_levels(loaded.decoder).set_level(heads, neurons)
-    engine = make_engine(loaded.decoder, level, precision=precision, threads=threads)
-    return OpenedEngine(engine, loaded.tokenizer, loaded.name, loaded.record)
+    if any(width):
+        require_levels(loaded.decoder).set_level(*width)
+    return loaded
+
+
+def _open_kept(model: str, precision: str, width: tuple[float, float], threads: int | None) -> OpenedEngine:
+    """Level 3 from packed weights that an earlier start has kept; without them, they are made and kept."""
+    from sentinel.infer.cpu_engine import CpuEngine
+
+    entry = entry_of(locate(model), precision, width)
+    found = recall(entry)
+    if found is None:
+        weights, level, tokenizer, record = _quantise(model, precision, width, threads, entry)
+    else:
+        weights, tokenizer = found
+        level = load_level(entry, weights, *width) if any(width) else None
+        record = read_record(entry)
+    engine = CpuEngine(weights, threads=threads)
+    if level is not None:
+        engine.set_level(level)
+    warm_up(engine)
+    return OpenedEngine(engine, tokenizer, label(model), record)
+
+
+def _quantise(
+    model: str, precision: str, width: tuple[float, float], threads: int | None, entry: Path
+) -> tuple[NativeWeights, Level | None, TextTokenizer | None, Record]:
+    from sentinel.infer.cpu_engine import pack, pack_level
+    from sentinel.models.record import Quantised
+
+    loaded = _load(model, width, threads)
+    say(f"{loaded.name} is quantised to {precision} once, and kept in {entry.parent} for the next start")
+    weights = pack(loaded.decoder, cast("Precision", precision))
+    level = pack_level(loaded.decoder, cast("Precision", precision)) if any(width) else None
+    stored = [] if level is None else [StoredLevel(*width, level)]
+    record = loaded.record.then(Quantised(source=loaded.name, precision=precision))
+    keep(entry, weights.n_byte, lambda folder: save_quantised(weights, stored, folder, loaded.tokenizer, record))
+    return weights, level, loaded.tokenizer, record
 
 
 def _open_quantised(
@@ -84,4 +147,5 @@ def _open_quantised(
     engine = CpuEngine(weights, threads=threads)
     if any(width):
         engine.set_level(load_level(folder, weights, *width))
+    warm_up(engine)
     return OpenedEngine(engine, tokenizer, folder.resolve().name, read_record(folder))

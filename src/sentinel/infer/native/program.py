@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import platform
+import re
 import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from sentinel.progress import say, working
 
 from .kernels.cpu import CPU_NAME, FEATURE_STRING
 
+_NAME = re.compile(r"[0-9a-f]{24}\.o")
 # Named by Numba's code for arrays that own their memory. Ours never do, so that any address will do, but there must be one.
 _NEVER_CALLED = "NRT_MemInfo_call_dtor"
 
@@ -85,7 +87,7 @@ class Program:
 @functools.cache
 def program() -> Program:
     """The program for this CPU; compiled, with a message, if it is not on disk yet."""
-    path = cache_folder() / "kernels" / f"{_key()}.o"
+    path = code_folder() / f"{_key()}.o"
     found = _Object.read(path)
     if found is None:
         with working("Compiling the kernels for this CPU, once (about a minute)"):
@@ -95,6 +97,17 @@ def program() -> Program:
         except InputError as error:
             say(f"the compiled kernels can't be kept for the next time: {error}")
     return Program(found)
+
+
+def code_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return cache_folder() / "kernels"
+
+
+def code_files() -> list[Path]:
+    """All compiled kernels that are kept, of this and of other versions."""
+    found = code_folder().glob("*.o") if code_folder().is_dir() else ()
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
 
 
 def _key() -> str:

@@ -12,8 +12,7 @@ from sentinel.adapt.criteria import random
 from sentinel.adapt.plan import PruningPlan, RemovalOrder, removal_order
 from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import CpuEngine, pack
-from sentinel.infer.engines import Engine, check_precision, make_engine
-from sentinel.infer.generate import generate_tokens
+from sentinel.infer.engines import Engine, check_precision, make_engine, warm_up
 from sentinel.infer.native import Level, NativeWeights, Precision
 from sentinel.infer.torch_engine import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
@@ -102,7 +101,7 @@ class Engines:
                 subject = self._pruned(*key) if pruned else self._whole(level, precision)
                 subject.select()
                 assert not isinstance(subject.engine, Generator)
-                list(generate_tokens(subject.engine, [[0]], 1))  # compiles what is not compiled yet
+                warm_up(subject.engine)
             self._made[key] = subject
         return self._made[key]
 

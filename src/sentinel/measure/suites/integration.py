@@ -13,8 +13,7 @@ from typing import Any
 
 from sentinel.adapt.compact import expand_kv, select
 from sentinel.adapt.integration import CONFIGURATIONS, Configuration, integrate, require_plain
-from sentinel.infer.engines import make_engine
-from sentinel.infer.generate import generate_tokens
+from sentinel.infer.engines import make_engine, warm_up
 from sentinel.measure.results import Result
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import check_fits, generate_in_turn
@@ -115,5 +114,5 @@ def without_last_heads(decoder: Decoder, ratio: float) -> Decoder:
 def _subject(request: Request, configuration: Configuration, decoder: Decoder, level: int, heads: float) -> Configured:
     with working(f"Preparing {configuration.name} at level {level}"):
         engine = make_engine(decoder, level, threads=request.engines.threads)
-        list(generate_tokens(engine, [[0]], 1))  # compiles what is not compiled yet
+        warm_up(engine)
     return Configured(engine, decoder.spec, level, engine.precision, heads, configuration=configuration.name)

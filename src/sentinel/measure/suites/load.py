@@ -1,7 +1,8 @@
 """Time and memory to load and to the first token, each in a process of its own, from folders that were written just now.
 
 Everything counts from the start of the process: interpreter, imports, reading (from the page cache), the prompt. The fp32
-folders hold the same weights in Hugging Face's layout and in ours.
+folders hold the same weights in Hugging Face's layout and in ours. Level 3 starts by the model's name, as `generate` does,
+from the packed weights that were kept in the round of warm-up.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.torch_engine import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.loading import Kind, measure_load
+from sentinel.measure.memory import level_3_source
 from sentinel.measure.method import Run, interleave, with_ratio
 from sentinel.measure.results import Result, median
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.request import Request
 from sentinel.models.checkpoint import save_checkpoint
-from sentinel.models.record import Record
 from sentinel.progress import working
 
 
 def run(request: Request) -> list[Result]:
-    """Rows for Hugging Face, level 1 from an fp32 folder, and level 3 from an int8 checkpoint."""
+    """Rows for Hugging Face, level 1 from an fp32 folder, and level 3 in int8 from what was kept of the model."""
     settings = request.settings
     request.check_context(settings.prompt_tokens + 1)
     subjects: dict[Kind, Subject] = {
@@ -37,7 +38,7 @@ def run(request: Request) -> list[Result]:
         runs: dict[str, Run] = {}
         for kind, subject in subjects.items():
             with working(f"Writing the model for {subject.name}"):
-                folder = _written(subject, Path(scratch) / kind, request.loaded.record)
+                folder = _written(request, subject, Path(scratch) / kind)
             runs[kind] = functools.partial(measure_load, kind, folder, settings.prompt_tokens, request.engines.threads)
         samples = interleave(runs, settings.rounds, "Loading")
     reference = samples["hugging-face"]
@@ -58,15 +59,13 @@ def run(request: Request) -> list[Result]:
     return rows
 
 
-def _written(subject: Subject, place: Path, record: Record) -> Path:
+def _written(request: Request, subject: Subject, place: Path) -> Path | str:
     engine = subject.engine
     if isinstance(engine, HuggingFaceReference):
         engine.model.save_pretrained(place)
     elif isinstance(engine, CpuEngine):
-        place.mkdir()
-        place = place / "weights.safetensors"
-        engine.weights.save(place)
+        return level_3_source(request.source, request.random_weights, engine, place)
     else:
         assert isinstance(engine, TorchEngine)
-        save_checkpoint(engine.decoder, place, None, record)
+        save_checkpoint(engine.decoder, place, None, request.loaded.record)
     return place
