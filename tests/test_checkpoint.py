@@ -68,7 +68,7 @@ def test_output_that_is_not_ours_is_left_alone(tmp_path):
         save_checkpoint(decoder, tmp_path / "file", None, Record())
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="is not empty"):
         save_checkpoint(decoder, tmp_path / "folder", None, Record())
     assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
     with pytest.raises(InputError, match="is a file"):
@@ -78,7 +78,10 @@ def test_output_that_is_not_ours_is_left_alone(tmp_path):
 def test_replacing_a_checkpoint_leaves_nothing_else(tmp_path):
     first, second = filled_decoder(spec_of("gpt2"), 0), filled_decoder(unequal_spec(), 1)
     save_checkpoint(first, tmp_path / "a", None, Record())
-    save_checkpoint(second, tmp_path / "a", None, Record())
+    with pytest.raises(InputError, match="--force"):
+        save_checkpoint(second, tmp_path / "a", None, Record())
+    assert load_checkpoint(tmp_path / "a").spec == first.spec
+    save_checkpoint(second, tmp_path / "a", None, Record(), force=True)
     assert load_checkpoint(tmp_path / "a").spec == second.spec
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -92,7 +95,7 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr("sentinel.models.checkpoint.save_file", full)
     with pytest.raises(InputError, match="No space left"):
-        save_checkpoint(filled_decoder(unequal_spec()), tmp_path / "a", None, Record())
+        save_checkpoint(filled_decoder(unequal_spec()), tmp_path / "a", None, Record(), force=True)
     assert load_checkpoint(tmp_path / "a").spec == decoder.spec
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

@@ -26,6 +26,7 @@ from sentinel.adapt.recovery_settings import RecoverySettings
 from sentinel.adapt.recovery_state import HeldOut, Progress
 from sentinel.cli import main
 from sentinel.errors import InputError
+from sentinel.files import MANIFEST
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, require_levels
@@ -318,7 +319,7 @@ def test_command_writes_a_model_that_says_how_it_was_made(worded, tmp_path, caps
     before, step = read_record(tmp_path / "out").steps
     assert before == PRUNED.steps[0] and isinstance(step, Recovered)
     assert (step.steps, step.tokens, step.teacher) == (4, 4 * 2 * 15, "teacher")
-    assert sorted(path.name for path in (tmp_path / "out.recovery").iterdir()) == ["metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out.recovery").iterdir()) == ["metrics.jsonl", MANIFEST]
     assert main(["evaluate", str(tmp_path / "out"), "--text", str(worded[2])]) == 2
     assert "trained on" in capsys.readouterr().err
 

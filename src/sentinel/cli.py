@@ -1,19 +1,22 @@
 """The command line: a table of commands, each a module that is imported only when its command is called.
 
-Exit codes: 0 done, 2 bad input, 130 interrupted, 1 a fault of ours. Results go to stdout, everything else to stderr.
+Exit codes: 0 done, 2 bad input, 130 interrupted (Ctrl-C, SIGTERM, SIGHUP), 1 a fault of ours. Results go to stdout,
+everything else to stderr. A reader that has had enough (``| head -1``) is no fault: the command ends quietly with 0, also
+under ``set -o pipefail``; what a command writes to files is written before it prints.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from sentinel import __version__
-from sentinel.errors import InputError
+from sentinel.errors import InputError, Interrupted
+from sentinel.process import command_line, leave_stdout
 
 COMMANDS = {
     "info": "sizes, bytes and FLOPs per token of a model",
@@ -36,6 +39,9 @@ COMMANDS = {
 
 # Top-level modules of the extra "full"; a quantised folder runs without them.
 FULL = frozenset({"torch", "transformers", "safetensors", "gguf", "huggingface_hub", "altair", "vl_convert"})
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,13 +72,26 @@ def build_parser(chosen: str | None) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    chosen = next((argument for argument in arguments if argument in COMMANDS), None)
-    try:
-        options = build_parser(chosen).parse_args(arguments)
-        from sentinel.progress import begin
+    with command_line():
+        return _main(arguments)
 
-        begin(quiet=options.quiet)
+
+def _run(arguments: list[str]) -> None:
+    chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    options = build_parser(chosen).parse_args(arguments)
+    from sentinel.files import stdout_reserved
+    from sentinel.progress import begin
+
+    options.arguments = arguments
+    begin(quiet=options.quiet)
+    with stdout_reserved([getattr(options, name, None) for name in ("json", "trace")]):
         options.run(options)
+    sys.stdout.flush()
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        _run(arguments)
     except InputError as error:
         print(f"sentinel: {error}", file=sys.stderr)
         return 2
@@ -86,12 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("\nsentinel: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        kept = f"; {interrupt}" if isinstance(interrupt, Interrupted) else ""
+        print(f"\nsentinel: interrupted{kept}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our stdout has left; nothing more can be told there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        leave_stdout()
+        return 0
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        leave_stdout()
+        print(f"sentinel: {error.filename or 'standard output'} can't be written ({error.strerror})", file=sys.stderr)
+        return 2
     return 0
 
 

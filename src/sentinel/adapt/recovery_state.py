@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sentinel.adapt.likelihood import finite, perplexity_of
 from sentinel.errors import InputError
-from sentinel.files import require_writable_parent, write_file
+from sentinel.files import claim_folder, remove_written, write_file
 from sentinel.models.checkpoint import write_tensors
 
 STATE, BEST, METRICS, TEACHER = "state.safetensors", "best.safetensors", "metrics.jsonl", "teacher-{rank}.bin"
@@ -103,8 +103,6 @@ class RunFolder:
         self.path, self.identity, self.writes = path, identity, writes
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; name another folder for the state of the recovery")
-        if writes:
-            require_writable_parent(path / STATE)
         found = _metadata(path / STATE) if (path / STATE).exists() else {}
         if found and found.get("identity") != identity:
             raise InputError(
@@ -114,6 +112,11 @@ class RunFolder:
             self.progress = Progress.from_json(found["progress"]) if found else Progress()
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} holds a recovery of another version of sentinel; remove it") from error
+
+    def begin(self, processes: int) -> None:
+        """Make the folder for a run that starts anew; a file in it that another program wrote is refused by name."""
+        clear_state(self.path)
+        claim_folder(self.path, (STATE, BEST, METRICS, *(TEACHER.format(rank=rank) for rank in range(processes))))
 
     def teacher_file(self, rank: int) -> Path:
         """Where this process keeps what the teacher said."""
@@ -140,8 +143,7 @@ class RunFolder:
 
 def clear_state(folder: Path) -> None:
     """Remove what only an unfinished recovery needs: all but the metrics."""
-    for path in (folder / STATE, folder / BEST, *folder.glob(TEACHER.format(rank="*"))):
-        path.unlink(missing_ok=True)
+    remove_written(folder, [STATE, BEST, *(path.name for path in folder.glob(TEACHER.format(rank="*")))])
 
 
 def _metadata(path: Path) -> dict[str, str]:

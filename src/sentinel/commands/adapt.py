@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import add_model, check_model_output, listed, load_model, real_number, whole_number
+from sentinel.commands.arguments import (
+    add_force,
+    add_model,
+    check_model_output,
+    command_again,
+    listed,
+    load_model,
+    real_number,
+    telling_what_is_kept,
+    whole_number,
+)
 from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, prepared, ratio
 from sentinel.errors import InputError
 
@@ -61,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=whole_number(0), default=0, help="of sampling and order (default 0)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    add_force(again)
     parser.add_argument("--chart", metavar="FILE", help="film of the layer x head maps, as .html or .svg")
     parser.add_argument(
         "--compare-one-shot", metavar="SEED,SEED", type=listed(whole_number(0)),
@@ -75,11 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.adaptation import is_state, read_state
+    from sentinel.adapt.adaptation import read_state
     from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
     from sentinel.adapt.corpora import load_texts, refuse_seen_text
-    from sentinel.commands.adapt_comparison import compare, is_comparison
-    from sentinel.files import check_output_file, check_output_folder
+    from sentinel.commands.adapt_comparison import compare
+    from sentinel.files import check_output_file
     from sentinel.report.charts import check_chart_path
 
     unit = budget_unit(options.budget)
@@ -87,15 +98,7 @@ def run(options: argparse.Namespace) -> None:
         check_chart_path(options.chart)
         check_output_file(options.chart)
     settings = settings_of(options)
-    if options.compare_one_shot:
-        output = check_output_folder(options.output, is_comparison)
-    else:
-        output = check_model_output(options.output, options.model)
-    state = output.with_name(f"{output.name}.state")
-    if options.resume and not is_state(state):
-        raise InputError(f"there is no interrupted run in {state}; leave out --resume")
-    if not options.resume and is_state(state):
-        raise InputError(f"{state} holds an interrupted run; add --resume to go on with it, or remove it")
+    output, state = _places(options)
     found = read_state(state) if options.resume else None
     loaded = load_model(options)
     loaded.require_real_weights("what its heads are worth")
@@ -117,6 +120,25 @@ def run(options: argparse.Namespace) -> None:
     if found:
         controller.resume(*found)
     _run(controller, options, loaded, output, state, step)
+
+
+def _places(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The output folder and that of the state, both fit to be written."""
+    from sentinel.adapt.adaptation import WEIGHTS, is_state
+    from sentinel.commands.adapt_comparison import FILE
+    from sentinel.files import check_output_folder
+
+    output = Path(options.output).expanduser().resolve()
+    state = output.with_name(f"{output.name}.state")
+    if options.compare_one_shot:
+        return check_output_folder(output, options.force, [FILE]), state
+    if options.resume and not is_state(state):
+        raise InputError(f"there is no interrupted run in {state}; leave out --resume")
+    if not options.resume and not options.force and is_state(state):
+        raise InputError(f"{state} holds an interrupted run; add --resume to go on with it, or --force to start anew")
+    again = options.resume or options.force
+    check_output_folder(state, again, () if options.resume else [WEIGHTS])
+    return check_model_output(options.output, again, options.model), state
 
 
 def settings_of(options: argparse.Namespace) -> ControllerSettings:
@@ -207,22 +229,34 @@ def _run(
     state: Path,
     step: Adapted,
 ) -> None:
-    from sentinel.adapt.adaptation import FILE, write_state
-    from sentinel.files import write_text
+    from sentinel.adapt.adaptation import FILE, is_state, write_state
+    from sentinel.files import remove_written, write_into, write_text
     from sentinel.models.checkpoint import read_spec, save_checkpoint
     from sentinel.report.charts import chart_text
     from sentinel.report.film import film
 
+    replace = options.force or options.resume
+
     def keep(student: Decoder, best: bool) -> None:
+        nonlocal replace
         if best:
             made = controller.record
             done = dataclasses.replace(step, settings=made.settings, cycles=len(made.cycles))
-            save_checkpoint(student, output, loaded.tokenizer, loaded.record.then(done))
-        write_text(output / FILE, controller.record.to_json())
+            save_checkpoint(student, output, loaded.tokenizer, loaded.record.then(done), force=replace)
+        with write_into(output) as temporary:
+            (temporary / FILE).write_text(controller.record.to_json(), encoding="utf-8")
+        replace = True  # what stands there is of this run
         write_state(state, controller.record, controller.model.decoder.state_dict())
 
-    record = controller.run(keep)
-    shutil.rmtree(state)
+    def what_is_kept() -> str:
+        if not is_state(state):
+            return "no cycle is kept yet"
+        go_on = command_again(options, "--resume")
+        return f"the cycles that are done are kept in {state}, the best model so far in {output}; go on with: {go_on}"
+
+    with telling_what_is_kept(what_is_kept):
+        record = controller.run(keep)
+    remove_written(state)
     if options.chart:
         suffix = Path(options.chart).suffix
         write_text(options.chart, chart_text(film(record, slider=suffix == ".html"), suffix))

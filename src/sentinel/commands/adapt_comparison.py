@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 FILE = "comparison.json"
 
 
-def is_comparison(folder: Path) -> bool:
-    """True for a folder that holds a comparison, which may be replaced."""
-    return (folder / FILE).exists()
-
-
 def compare(
     options: argparse.Namespace,
     loaded: LoadedModel,
@@ -77,7 +72,7 @@ def compare(
                 cycles=len(record.cycles),
             )
         )
-        _write(Comparison(options.budget, label, tuple(trials)), output)
+        _write(Comparison(options.budget, label, tuple(trials)), output, options.force or len(trials) > 1)
     _print(Comparison(options.budget, label, tuple(trials)))
     print(output / FILE)
 
@@ -90,12 +85,13 @@ def _ratio(judged: dict[str, Any], seed: int) -> float:
     return found
 
 
-def _write(comparison: Comparison, output: Path) -> None:
+def _write(comparison: Comparison, output: Path, replace: bool) -> None:
     """All of it as JSON in the output folder; an interval that is not known has nulls."""
-    from sentinel.files import write_text
+    from sentinel.files import write_folder
 
     body = {**dataclasses.asdict(comparison), "difference": comparison.difference, "verdict": comparison.verdict}
-    write_text(output / FILE, json.dumps(body, indent=1) + "\n")
+    with write_folder(output, replace) as temporary:
+        (temporary / FILE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
 def _print(comparison: Comparison) -> None:

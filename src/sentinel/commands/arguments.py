@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from sentinel.errors import Interrupted
 from sentinel.progress import say
 
 if TYPE_CHECKING:
@@ -81,6 +85,41 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def plain_text(text: str) -> str:
+    """Argument type: text. Bytes that the locale could not read are UTF-8, or refused."""
+    try:
+        return os.fsencode(text).decode("utf-8") if any("\ud800" <= c <= "\udfff" for c in text) else text
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError("it is not valid UTF-8 text; save or type it as UTF-8") from None
+
+
+@contextmanager
+def telling_what_is_kept(kept: Callable[[], str]) -> Iterator[None]:
+    """An interruption inside says what ``kept`` tells: what is kept, and which command goes on."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(kept()) from None
+
+
+def command_again(options: argparse.Namespace, *more: str) -> str:
+    """The command as it was given, with ``more`` instead of its --resume and --force if there is any."""
+    words = list(options.arguments)
+    if more:
+        kept: list[str] = []
+        skip = False
+        for word in words:
+            name = word.partition("=")[0]
+            resume = len(name) > 4 and "--resume".startswith(name)
+            if not skip and not resume and not (len(name) > 3 and "--force".startswith(name)):
+                kept.append(word)
+            skip = resume and len(more) > 1 and "=" not in word
+        words = kept
+    return shlex.join(["sentinel", *words, *more])
+
+
 def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
     """MODEL and how to get it."""
     kinds = "hub id, folder, .gguf file, or smollm2-135m"
@@ -93,19 +132,33 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) ->
     )
 
 
-def check_model_output(folder: str, *sources: str | None) -> Path:
-    """The output folder of a new model; `InputError` when it can't be written or is a model that the command reads."""
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The folder of a new model, and leave to replace an old one."""
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    add_force(parser)
+
+
+def add_force(parser: Any) -> None:
+    """Leave to replace what stands at the output's place."""
+    parser.add_argument(
+        "--force", action="store_true", help="replace what sentinel wrote to the output before; other files there stay"
+    )
+
+
+def check_model_output(folder: str, force: bool, *sources: str | None) -> Path:
+    """The output folder of a new model; `InputError` when it can't be written, when it holds anything (with ``force``: what
+    sentinel did not write and a model would be read with), or when it is a model that the command reads."""
     from pathlib import Path
 
     from sentinel.errors import InputError
     from sentinel.files import check_output_folder
-    from sentinel.models.folder import is_checkpoint
+    from sentinel.models.folder import MODEL_FILES
 
     output = Path(folder).expanduser().resolve()
     for source in sources:
         if source is not None and output.exists() and Path(source).expanduser().resolve() == output:
             raise InputError(f"{folder} is the model that is read, and would be lost; name another folder to write to")
-    return check_output_folder(folder, is_checkpoint)
+    return check_output_folder(output, force, MODEL_FILES)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

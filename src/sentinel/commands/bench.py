@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from sentinel.commands.arguments import add_machine, add_model, listed, load_model, names, whole_number
+from sentinel.commands.arguments import (
+    add_machine,
+    add_model,
+    command_again,
+    listed,
+    load_model,
+    names,
+    telling_what_is_kept,
+    whole_number,
+)
 from sentinel.commands.pruning import ratio, ratios
 from sentinel.measure.suites import SUITES
 
@@ -22,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_machine(parser)
 
 
-def add_resume(parser: argparse.ArgumentParser) -> None:
+def add_resume(parser: Any) -> None:
     """Go on with an earlier run."""
     parser.add_argument("--resume", metavar="FILE", help="keep what this results file holds, measure only the rest")
 
@@ -74,7 +84,7 @@ def given_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.files import check_output_file
+    from sentinel.files import check_output_file, is_stream
 
     if options.json is not None:
         check_output_file(options.json)
@@ -84,15 +94,34 @@ def run(options: argparse.Namespace) -> None:
 
     earlier = ResultSet.read(options.resume) if options.resume else None
     given = given_options(options)
-    found = run_suites(
-        load_model(options),
-        {options.suite: given},
-        source=options.model,
-        random_weights=options.random_weights,
-        threads=options.threads,
-        quick=options.quick,
-        resume=earlier,
-    )
+    kept = earlier is not None
+    in_file = options.json is not None and not is_stream(options.json)
+
+    def keep(found: ResultSet) -> None:
+        nonlocal kept
+        if in_file:
+            found.write(options.json)
+            kept = True
+
+    def what_is_kept() -> str:
+        if not in_file:
+            return "nothing is kept, since --json names no file to keep it in"
+        if not kept:
+            return f"nothing was measured to its end, and {options.json} is as it was"
+        file = options.json if Path(options.json).exists() else options.resume
+        return f"what was measured is in {file}; go on with: {command_again(options, '--resume', file)}"
+
+    with telling_what_is_kept(what_is_kept):
+        found = run_suites(
+            load_model(options),
+            {options.suite: given},
+            source=options.model,
+            random_weights=options.random_weights,
+            threads=options.threads,
+            quick=options.quick,
+            resume=earlier,
+            keep=keep,
+        )
     if options.json is not None:
         found.write(options.json)
     print_tables(found.results)

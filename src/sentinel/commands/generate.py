@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sentinel.commands.arguments import add_machine, add_model, real_number, whole_number
+from sentinel.commands.arguments import add_machine, add_model, plain_text, real_number, whole_number
 from sentinel.commands.engine import add_engine, open_engine
 from sentinel.commands.presets import apply_preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="text to continue")
+    parser.add_argument("prompt", metavar="PROMPT", type=plain_text, help="text to continue")
     add_engine(parser)
     parser.add_argument("--preset", metavar="NAME", help="level and pruning that 'recommend --save' kept")
     parser.add_argument("--max-new-tokens", metavar="N", type=whole_number(1), default=100, help="default 100")
@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repetition-penalty", metavar="X", type=real_number, default=1.0, help="above 1 discourages repetition"
     )
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="of sampling (default 0)")
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before TEXT; may be repeated")
+    parser.add_argument(
+        "--stop", metavar="TEXT", type=plain_text, action="append", default=[], help="end before TEXT; may be repeated"
+    )
     parser.add_argument(
         "--lookup",
         action="store_true",

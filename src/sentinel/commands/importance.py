@@ -22,11 +22,10 @@ def run(options: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from rich.console import Console
-
     from sentinel.files import check_output_file, write_text
     from sentinel.report.charts import chart_text, check_chart_path
     from sentinel.report.head_map import head_map
+    from sentinel.report.terminal import stdout_console
 
     for path in (options.chart, options.json):
         if path is not None:
@@ -37,17 +36,17 @@ def run(options: argparse.Namespace) -> None:
     loaded.require_real_weights("the importance of its heads")
     dense = prepared(loaded, options)
     order = make_pruner(loaded, dense, settings, options.calibration).order(0.9, 0.0)
-    total = sum(len(layer) for layer in order.group_ranks)
-    console = Console(highlight=False)
-    console.print(
-        f"{loaded.name}: {total} head groups by {order.criterion}; dark ones are removed last, numbers are ranks"
-    )
-    for index, layer in enumerate(order.group_ranks):
-        cells = " ".join(f"{SHADES[int(rank / total * len(SHADES))] * 2}{rank:>4}" for rank in layer)
-        console.print(f"layer {index:>2}  {cells}", soft_wrap=True)
     ranks = [[int(rank) for rank in layer] for layer in order.group_ranks]
     if options.json:
         body = {"model": loaded.name, "criterion": order.criterion, "removal_ranks": ranks}
         write_text(options.json, json.dumps(body, indent=1) + "\n")
     if options.chart:
         write_text(options.chart, chart_text(head_map(ranks), Path(options.chart).suffix))
+    total = sum(len(layer) for layer in order.group_ranks)
+    console = stdout_console()
+    console.print(
+        f"{loaded.name}: {total} head groups by {order.criterion}; dark ones are removed last, numbers are ranks"
+    )
+    for index, layer in enumerate(order.group_ranks):
+        cells = " ".join(f"{SHADES[int(rank / total * len(SHADES))] * 2}{rank:>4}" for rank in layer)
+        console.print(f"layer {index:>2}  {cells}", soft_wrap=True)

@@ -22,21 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from sentinel.files import check_output_file, write_text
     from sentinel.infer.model_info import model_info
+    from sentinel.report.terminal import stdout_console
 
     if options.json is not None:
         check_output_file(options.json)
     info = model_info(options.model, random_weights=options.random_weights)
-    output = Console(highlight=False, soft_wrap=True)
+    if options.json is not None:
+        write_text(options.json, json.dumps(info.to_dict(), indent=1) + "\n")
+    output = stdout_console()
+    output.soft_wrap = True
     _print_sizes(output, info)
     _print_stored(output, info)
     _print_layers(output, info.spec)
     _print_record(output, info)
-    if options.json is not None:
-        write_text(options.json, json.dumps(info.to_dict(), indent=1) + "\n")
 
 
 def _print_sizes(output: Console, info: ModelInfo) -> None:

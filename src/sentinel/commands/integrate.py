@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sentinel.commands.arguments import add_model, check_model_output, load_model
+from sentinel.commands.arguments import add_model, add_output, check_model_output, load_model
 
 NAMES = ("original", "all", "no-baseline", "no-unet", "minimal")
 
@@ -21,7 +21,7 @@ def rank(text: str) -> int | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    add_output(parser)
     parser.add_argument(
         "--configuration", choices=NAMES, default="all",
         help="all (default): skips and baseline; no-baseline: skips; no-unet: baseline; "
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.integration import configuration_of, integrate
     from sentinel.errors import InputError
+    from sentinel.files import written_size
     from sentinel.models.checkpoint import save_checkpoint
     from sentinel.models.record import Integrated
     from sentinel.models.sources import load
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     wanted = configuration_of(options.configuration)
     if options.baseline is not None and not wanted.baseline:
         raise InputError(f"configuration {wanted.name} has no baseline; leave out --baseline")
-    check_model_output(options.output, options.model, options.baseline)
+    check_model_output(options.output, options.force, options.model, options.baseline)
     loaded = load_model(options)
     baseline = load(options.baseline, random_weights=options.random_weights) if options.baseline is not None else None
     made = integrate(
@@ -58,11 +59,11 @@ def run(options: argparse.Namespace) -> None:
         baseline=None if beside is None else beside.name,
         others_seen=() if beside is None else tuple(sorted(beside.record.seen_documents())),
     )
-    save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step))
+    save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step), force=options.force)
     spec = made.spec
     before = spec.parameter_count(baseline=False) - spec.fusion_weights
     frozen = spec.parameter_count() - spec.parameter_count(baseline=False)
-    size = sum(file.stat().st_size for file in Path(options.output).iterdir()) / 1e6
+    size = written_size(Path(options.output)) / 1e6
     print(f"{options.output}: {wanted.name}, {wanted.description}")
     print(
         f"{before:,} parameters and {spec.fusion_weights:,} new ones (+{spec.fusion_weights / before:.2%})"

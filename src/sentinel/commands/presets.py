@@ -13,7 +13,7 @@ from typing import Any
 import platformdirs
 
 from sentinel.errors import InputError
-from sentinel.files import write_text
+from sentinel.files import make_folder, write_text
 from sentinel.models.folder import read_record
 from sentinel.models.record import Pruned, Quantised, Record
 
@@ -52,6 +52,7 @@ def preset_file(name: str) -> Path:
 def save_preset(name: str, preset: Preset) -> Path:
     """Write a preset, whole or not at all; one of the same name is replaced."""
     path = preset_file(name)
+    make_folder(path.parent)
     write_text(path, json.dumps({"schema": SCHEMA, **asdict(preset)}, indent=1) + "\n")
     return path
 

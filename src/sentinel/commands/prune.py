@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import (
     add_machine,
     add_model,
+    add_output,
     check_model_output,
+    command_again,
     load_model,
     real_number,
+    telling_what_is_kept,
     whole_number,
 )
 from sentinel.commands.pruning import (
@@ -50,7 +54,7 @@ MOST_HEADS, MOST_NEURONS = 0.7, 0.5  # how far a target may go: beyond, little i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    add_output(parser)
     parser.add_argument("--heads", metavar="R", type=ratio, default=0.0, help="ratio of heads to remove")
     parser.add_argument("--neurons", metavar="R", type=ratio, default=0.0, help="ratio of MLP neurons to remove")
     parser.add_argument(
@@ -75,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     targets = [options.speedup, options.max_memory, options.elastic]
     if sum(target is not None for target in targets) + bool(options.heads or options.neurons) != 1:
         raise InputError("say what to remove by one of: --heads and --neurons, --speedup, --max-memory, --elastic")
-    check_model_output(options.output, options.model)
+    check_model_output(options.output, options.force, options.model)
     settings = settings_of(options, compensate=options.compensate)
     loaded = load_model(options)
     texts = load_texts(options.text, "test") if loaded.weights == "real" else []
@@ -84,7 +88,14 @@ def run(options: argparse.Namespace) -> None:
         loaded.require_tokenizer()  # refused now, not when the result is to be judged
     dense = prepared(loaded, options)
     pruner = make_pruner(loaded, dense, settings, options.calibration, texts)
-    order, plans = _plans(options, pruner, loaded, dense)
+
+    def what_is_kept() -> str:
+        if options.statistics is None or not Path(options.statistics).exists():
+            return "nothing is kept; --statistics FILE keeps the calibration"
+        return f"the calibration so far is in {options.statistics}; the same command goes on: {command_again(options)}"
+
+    with telling_what_is_kept(what_is_kept):
+        order, plans = _plans(options, pruner, loaded, dense)
     models = pruner.apply(plans)
     made = make_elastic(dense, order, plans, models) if options.elastic else models[0]
     step = pruner.step(
@@ -95,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
         elastic=options.elastic is not None,
         expanded_kv=dense is not loaded.decoder,
     )
-    save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step))
+    save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step), force=options.force)
     _print_table(options, loaded, plans, models, texts)
 
 
@@ -144,8 +155,6 @@ def _print_table(
     texts: list[Text],
 ) -> None:
     """The model as loaded and the pruned ones, with a line on each that is not smaller."""
-    from pathlib import Path
-
     from sentinel.measure.judge import Judge
     from sentinel.report.terminal import print_table, stdout_console
 

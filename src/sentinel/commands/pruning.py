@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import share, whole_number
-from sentinel.errors import InputError
+from sentinel.files import check_output_file
 from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def settings_of(options: argparse.Namespace, *, compensate: bool) -> Settings:
     from sentinel.adapt.prune import Settings
 
     statistics = None if options.statistics is None else Path(options.statistics)
-    if statistics is not None and statistics.is_dir():
-        raise InputError(f"--statistics {statistics} is a folder; name a file")
+    if statistics is not None:
+        check_output_file(statistics, regular=True)
     return Settings(
         criterion=options.criterion,
         scope=options.scope,

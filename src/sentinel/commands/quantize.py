@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import add_model, check_model_output, load_model, set_pruning_level, whole_number
+from sentinel.commands.arguments import (
+    add_model,
+    add_output,
+    check_model_output,
+    load_model,
+    set_pruning_level,
+    whole_number,
+)
 from sentinel.commands.pruning import DEFAULT_TEXT, ratio
 from sentinel.errors import InputError
 
@@ -21,7 +28,7 @@ DEFAULT_TOKENS = 16_384
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    add_output(parser)
     parser.add_argument("--precision", choices=("int8", "int4"), default="int8", help="default int8")
     parser.add_argument(
         "--heads",
@@ -51,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.precision == "int8" and (options.calibration or options.calibration_tokens or options.no_calibration):
         raise InputError("int8 needs no calibration; leave the calibration options out, or ask for --precision int4")
-    check_model_output(options.output, options.model)
+    check_model_output(options.output, options.force, options.model)
     loaded = load_model(options)
     windows = calibration_windows(loaded, options)
     set_pruning_level(loaded.decoder, options.heads, options.neurons)
@@ -65,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         tokens=0 if windows is None else windows.tokens.numel(),
         documents=() if windows is None else windows.fingerprints,
     )
-    save_quantised(weights, levels, options.output, loaded.tokenizer, loaded.record.then(step))
+    save_quantised(weights, levels, options.output, loaded.tokenizer, loaded.record.then(step), force=options.force)
     before = loaded.spec.parameter_count() * 4
     stored = f", {len(levels)} pruning levels" if levels else ""
     print(

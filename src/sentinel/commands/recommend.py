@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
     print_recommendation(found, results, options.model)
     if options.json:
         write_text(options.json, recommendation_json(found, options.model))
+    print_recommendation(found, results, options.model)
     if options.save:
         _save(options.save, found, options.model)
 

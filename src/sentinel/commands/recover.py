@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import (
     add_model,
+    add_output,
     check_model_output,
+    command_again,
     load_model,
     real_number,
     set_threads,
+    telling_what_is_kept,
     whole_number,
 )
 from sentinel.commands.pruning import DEFAULT_TEXT
@@ -32,7 +35,7 @@ LENGTH = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    add_output(parser)
     parser.add_argument("--teacher", metavar="MODEL", required=True, help="the unpruned model")
     parser.add_argument(
         "--text", metavar="TEXT", default=DEFAULT_TEXT,
@@ -74,12 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.recover import recover
     from sentinel.adapt.recovery_run import make_accelerator
-    from sentinel.adapt.recovery_state import clear_state
+    from sentinel.adapt.recovery_state import STATE, clear_state
     from sentinel.models.checkpoint import save_checkpoint
     from sentinel.models.sources import load
     from sentinel.progress import console
 
-    output = check_model_output(options.output, options.model, options.teacher)
+    output = check_model_output(options.output, options.force, options.model, options.teacher)
     settings = settings_of(options)
     main = make_accelerator().is_main_process
     console.quiet = console.quiet or not main
@@ -89,11 +92,18 @@ def run(options: argparse.Namespace) -> None:
     teacher = load(options.teacher)
     train, held_out = training_windows(options, loaded, teacher)
     state = Path(options.state) if options.state else output.with_name(f"{output.name}.recovery")
-    found = recover(loaded.decoder, teacher.decoder, train.tokens, held_out.tokens, settings, folder=state)
+
+    def what_is_kept() -> str:
+        if not (state / STATE).exists():
+            return "no step is kept yet"
+        return f"the state is kept in {state}; go on with the same command: {command_again(options)}"
+
+    with telling_what_is_kept(what_is_kept):
+        found = recover(loaded.decoder, teacher.decoder, train.tokens, held_out.tokens, settings, folder=state)
     if not main:
         return
     step = _step(options, loaded, teacher, settings, found, train, held_out)
-    save_checkpoint(loaded.decoder.cpu(), output, loaded.tokenizer, loaded.record.then(step))
+    save_checkpoint(loaded.decoder.cpu(), output, loaded.tokenizer, loaded.record.then(step), force=options.force)
     clear_state(state)
     _print(found, state)
     print(output)

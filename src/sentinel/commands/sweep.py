@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import listed, names, whole_number
+from sentinel.commands.arguments import command_again, listed, names, telling_what_is_kept, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 from sentinel.errors import InputError
 
@@ -76,13 +76,20 @@ def run(options: argparse.Namespace) -> None:
     )
     file = SweepFile(Path(options.output), settings, resume=options.resume)
     left = file.left(jobs)
+
+    def what_is_kept() -> str:
+        if not Path(options.output).exists():
+            return "no job is done yet"
+        return f"the jobs that are done are in {options.output}; go on with: {command_again(options, '--resume')}"
+
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done already")
     if left:
         check_texts(settings)
-        for outcome in track(_outcomes(options, left, settings, file.wants), "Sweeping", len(left)):
-            file.record(outcome)
-            say(f"{outcome.job.label}: {'failed' if outcome.error else f'{len(outcome.rows)} rows'}")
+        with telling_what_is_kept(what_is_kept):
+            for outcome in track(_outcomes(options, left, settings, file.wants), "Sweeping", len(left)):
+                file.record(outcome)
+                say(f"{outcome.job.label}: {'failed' if outcome.error else f'{len(outcome.rows)} rows'}")
     if rows := file.rows(jobs):
         print_tables(rows)
     if failures := file.failures(jobs):

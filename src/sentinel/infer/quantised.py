@@ -14,7 +14,7 @@ from typing import Any
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.infer.native import Level, NativeWeights
-from sentinel.models.folder import MODEL_TYPE, is_checkpoint, read_config
+from sentinel.models.folder import MODEL_TYPE, read_config
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
@@ -37,8 +37,10 @@ def save_quantised(
     folder: str | Path,
     tokenizer: TextTokenizer | None,
     record: Record,
+    *,
+    force: bool = False,
 ) -> None:
-    """Write a quantised checkpoint with the ``record`` of how it was made, whole or not at all."""
+    """Write a quantised checkpoint with the ``record`` of how it was made, whole or not at all; see `write_folder`."""
     config: dict[str, Any] = {
         "model_type": MODEL_TYPE,
         "precision": weights.precision,
@@ -52,7 +54,7 @@ def save_quantised(
             {"heads": stored.heads, "neurons": stored.neurons, "file": f"level-{i}.native.safetensors"}
             for i, stored in enumerate(levels)
         ]
-    with write_folder(folder, is_checkpoint) as temporary:
+    with write_folder(folder, force) as temporary:
         weights.save(temporary / WEIGHTS_FILE)
         for stored, entry in zip(levels, config.get("levels", ()), strict=True):
             stored.level.save(temporary / entry["file"], weights.precision)

@@ -226,7 +226,7 @@ class SweepFile:
         self._settings = settings.identity()
         self.failed: dict[Job, str] = {}
         self.left_out: list[Job] = []
-        check_output_file(path)
+        check_output_file(path, regular=True)
         if not path.exists():
             self._environment = environment.describe()
             return

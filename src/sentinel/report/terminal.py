@@ -12,9 +12,14 @@ from sentinel.measure.results import Result
 from sentinel.report.tables import tables
 
 
+class _Stdout(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def stdout_console() -> Console:
     """Prints results to stdout; wide tables keep their columns when it is not a terminal."""
-    console = Console(highlight=False)
+    console = _Stdout(highlight=False)
     if not console.is_terminal:
         console.width = 200
     return console

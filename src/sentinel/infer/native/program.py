@@ -23,7 +23,7 @@ from typing import Any
 from llvmlite import binding
 
 from sentinel.errors import InputError
-from sentinel.files import cache_folder, write_file
+from sentinel.files import cache_folder, make_folder, write_file
 from sentinel.progress import say, working
 
 from .kernels.cpu import CPU_NAME, FEATURE_STRING
@@ -43,6 +43,7 @@ class _Object:
 
     def write(self, path: Path) -> None:
         header = json.dumps({"symbol": self.symbol, "externals": self.externals, "crc32": zlib.crc32(self.code)})
+        make_folder(path.parent)
         with write_file(path) as temporary:
             temporary.write_bytes(header.encode() + b"\n" + self.code)
 
