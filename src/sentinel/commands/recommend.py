@@ -61,7 +61,6 @@ def run(options: argparse.Namespace) -> None:
     found = recommend(results, options.model, demand)
     if found.chosen is None:
         raise InputError(f"{found.reason[0].lower()}{found.reason[1:].rstrip('.')}")
-    print_recommendation(found, results, options.model)
     if options.json:
         write_text(options.json, recommendation_json(found, options.model))
     print_recommendation(found, results, options.model)
