@@ -52,7 +52,7 @@ def test_a_row_that_is_not_faster_is_called_no_difference(results):
     text = render_markdown(results, {})
     assert re.search(r"\| level 0 .*no difference", text)
     assert re.search(r"\| level 1 .*2\.\d\dx", text)
-    assert re.search(r"\| hf-generate .*1 \(reference\)", text)
+    assert re.search(r"\| Hugging Face generate.*1 \(reference\)", text)
     assert "Weights are random" in text
 
 
