@@ -75,9 +75,9 @@ def test_no_rows_are_refused():
 
 
 def test_notes_tell_where_fewer_heads_read_more_bytes():
-    rows = [speed(3, 1.5, heads, "int8", roofline_tokens_per_s=limit) for heads, limit in ((0.0, 500.0), (0.3, 480.0))]
-    rows += [speed(3, 1.5, 0.5, "int8", roofline_tokens_per_s=520.0), speed(2, 3.0, 0.5, roofline_tokens_per_s=90.0)]
-    rows += [speed(3, 1.5, 0.5, "int8", neurons_pruned=0.5, roofline_tokens_per_s=400.0)]
+    rows = [speed(3, 1.5, heads, "int8", step_bytes=size) for heads, size in ((0.0, 500), (0.3, 520))]
+    rows += [speed(3, 1.5, 0.5, "int8", step_bytes=480), speed(2, 3.0, 0.5, step_bytes=900)]
+    rows += [speed(3, 1.5, 0.5, "int8", neurons_pruned=0.5, step_bytes=600)]
     for suite in ("pruning", "levels", "context"):
         note = section_of(suite).note([dataclasses.replace(r, suite=suite) for r in rows])
         assert "Without 30 % of the heads a step can read more bytes" in note

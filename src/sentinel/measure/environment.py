@@ -1,23 +1,20 @@
-"""What machine this is: processor, memory bandwidth, library versions."""
+"""What machine this is: processor, caches, memory, library versions."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import importlib.metadata
+import os
 import platform
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 
 import sentinel
 from sentinel.cores import physical_cores
-from sentinel.infer.native.memory import buffer
 from sentinel.measure.results import Environment
 
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
@@ -34,28 +31,22 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_bandwidth_gb_s(megabytes: int = 256, repeats: int = 7) -> float:
-    """Memory bandwidth with all of torch's threads, in GB/s (10^9 bytes): the larger of a copy (read plus written) and of
-    a sum (read only), the best of ``repeats``, since a roofline is what can be reached and others use the memory too. In
-    huge pages, as the native engine's weights: small ones are read more slowly.
+def last_level_cache_mb(root: Path = Path("/")) -> float | None:
+    """MB of the largest caches of the processors that this process may use, each counted once; None where Linux' sysfs,
+    looked for below ``root``, does not tell.
     """
-    source, target = (torch.from_numpy(buffer(megabytes * 1_000_000, huge=True).view(np.float32)) for _ in range(2))
-    source.fill_(1.0)
-    target.fill_(0.0)
-    tests: list[tuple[int, Callable[[], object]]] = [
-        (2 * source.nbytes, lambda: target.copy_(source)),
-        (source.nbytes, source.sum),
-    ]
-    best = 0.0
-    for moved, run in tests:
-        run()
-        seconds: list[float] = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        best = max(best, moved / min(seconds) / 1e9)
-    return best
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    found: dict[tuple[int, str], int] = {}
+    for cpu in allowed:
+        for cache in (root / f"sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                level, kind, size, shared = (
+                    (cache / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list")
+                )
+                if kind != "Instruction":
+                    found[int(level), shared] = int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1]]
+    last = max((level for level, _ in found), default=None)
+    return None if last is None else sum(size for (level, _), size in found.items() if level == last) / 1e6
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ def frequency_mhz() -> float | None:
 
 
 def describe(device: str = "cpu") -> Environment:
-    """The environment, but for its memory bandwidth, which takes a measurement."""
+    """The environment."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     for name in OPTIONAL_LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -106,5 +97,6 @@ def describe(device: str = "cpu") -> Environment:
         device=device,
         versions={"sentinel": sentinel.__version__, **versions},
         measured_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        last_level_cache_mb=None if (cache := last_level_cache_mb()) is None else round(cache, 1),
         cpu_mhz=None if (mhz := frequency_mhz()) is None else (mhz,),
     )

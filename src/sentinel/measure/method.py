@@ -15,6 +15,11 @@ from sentinel.measure.results import Result, Sample, median, percentiles, speedu
 from sentinel.progress import track
 
 Run = Callable[[], Sample]
+READ = "read_gb_s"  # in a sample: the rate at which memory was read beside it
+ABOVE = (
+    "faster than as many bytes were read beside it, in the same rounds: the readings were disturbed, or a part of the "
+    "bytes stayed in a cache; the limit is at least what was reached"
+)
 
 
 @runtime_checkable
@@ -90,34 +95,42 @@ def timed_result(
     samples: Sequence[Sample],
     *,
     passes: int = 1,
-    bandwidth_gb_s: float | None = None,
     step_bytes: int | None = None,
+    cache_mb: float | None = None,
 ) -> Result:
     """``row`` with its speeds: of decoding alone when that is its phase, else of whole generations.
 
-    ``step_bytes`` is what one decode step reads at the least.
+    ``step_bytes`` is what one decode step reads at the least, ``cache_mb`` the size of the last-level cache.
     """
     decoding = row.phase == "decode"
     key, tokens = ("tpot_ms", 1) if decoding else ("total_ms", row.new_tokens or 1)
     ratio = with_ratio(row, reference, samples, key, passes=passes)
     return replace(
-        with_roofline(ratio, bandwidth_gb_s, step_bytes),
+        with_roofline(ratio, step_bytes, cache_mb),
         tokens_per_s=(row.batch or 1) * tokens / median(samples, key) * 1e3,
         ttft_ms=None if decoding else median(samples, "ttft_ms"),
     )
 
 
-def with_roofline(row: Result, bandwidth_gb_s: float | None, step_bytes: int | None) -> Result:
-    """``row`` with its time per token, and the roofline that the memory bandwidth sets."""
-    tpot = median(row.samples, "tpot_ms")
-    if bandwidth_gb_s is None or step_bytes is None:
-        return replace(row, tpot_ms=tpot)
-    limit_ms = step_bytes / bandwidth_gb_s / 1e6
-    return replace(row, tpot_ms=tpot, roofline_tokens_per_s=(row.batch or 1) / limit_ms * 1e3, mbu=limit_ms / tpot)
+def with_roofline(row: Result, step_bytes: int | None, cache_mb: float | None) -> Result:
+    """``row`` with its time per token, and the limit that the readings in its samples set to steps of ``step_bytes``.
 
-
-def at_bandwidth(row: Result, times: float) -> Result:
-    """``row`` with its roofline at so many times the memory bandwidth that it was made with."""
-    if row.roofline_tokens_per_s is None or row.mbu is None:
+    What fits the last-level cache of ``cache_mb`` need not come from memory, so that there is no such limit.
+    """
+    row = replace(row, tpot_ms=median(row.samples, "tpot_ms"), step_bytes=step_bytes)
+    if step_bytes is None or any(READ not in sample for sample in row.samples):
         return row
-    return replace(row, roofline_tokens_per_s=row.roofline_tokens_per_s * times, mbu=row.mbu / times)
+    row = replace(row, bandwidth_gb_s=median(row.samples, READ))
+    if cache_mb is not None and step_bytes <= cache_mb * 1e6:
+        return replace(row, roofline="cache")
+    limits = [{"tpot_ms": step_bytes / sample[READ] / 1e6} for sample in row.samples]
+    share = speedup(limits, row.samples, "tpot_ms", row.passes or 1)
+    beyond = share.low is not None and share.low > 1
+    return replace(
+        row,
+        roofline="memory",
+        roofline_tokens_per_s=(row.batch or 1) / median(limits, "tpot_ms") * 1e3,
+        mbu=share.value,
+        mbu_low=share.low,
+        mbu_note=ABOVE if beyond else None,
+    )

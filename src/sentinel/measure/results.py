@@ -49,7 +49,8 @@ class Environment:
     """Where and with what the numbers were measured. Sizes in GB are 10^9 bytes.
 
     ``cpu_mhz`` is the frequency before and after the suites; ``steal`` the share of processor time that the host gave to
-    others meanwhile. Both are None where the system does not tell.
+    others meanwhile. ``last_level_cache_mb`` is what all last-level caches hold that this process may use. These are None
+    where the system does not tell. ``bandwidth_gb_s`` is of older files, whose rooflines are all at that one bandwidth.
     """
 
     cpu: str
@@ -63,6 +64,7 @@ class Environment:
     measured_at: str
     cpu_mhz: tuple[float, ...] | None = None
     steal: float | None = None
+    last_level_cache_mb: float | None = None
 
     def differences(self, other: Environment) -> list[str]:
         """What makes speeds measured in the two hard to compare, in words."""
@@ -76,8 +78,11 @@ class Result:
     """One measured row. ``speedup`` is over the row that ``speedup_over`` names, measured in turn in the same run.
 
     ``tokens_per_s`` counts new tokens of the whole batch over the whole time, prefill included, but for ``phase`` "decode";
-    ``mbu`` is the share of the measured memory bandwidth that decoding's weight and KV bytes account for; ``samples`` hold
-    milliseconds. ``passes`` are the stretches of the run, far apart, that the samples come from, as many of each in turn.
+    A decode step reads ``step_bytes``, and ``bandwidth_gb_s`` is the median rate at which the engine's threads read as many
+    bytes and do nothing else, once in each round (``read_gb_s`` of ``samples``, which else hold milliseconds). ``roofline``
+    is "memory", or "cache" where the bytes fit the last-level cache and memory sets no limit. ``mbu`` is the limit's time
+    per token over the row's, ``mbu_low`` the lower end of its 95 % interval, and ``mbu_note`` says why it is above 1.
+    ``passes`` are the stretches of the run, far apart, that the samples come from, as many of each in turn.
     ``load_ms`` and ``first_token_ms`` count from the start of a process.
     """
 
@@ -101,8 +106,13 @@ class Result:
     loaded_memory_mb: float | None = None
     peak_memory_mb: float | None = None
     weight_bytes_per_token: int | None = None
+    step_bytes: int | None = None
+    bandwidth_gb_s: float | None = None
+    roofline: str | None = None
     roofline_tokens_per_s: float | None = None
     mbu: float | None = None
+    mbu_low: float | None = None
+    mbu_note: str | None = None
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None

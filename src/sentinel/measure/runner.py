@@ -12,7 +12,6 @@ from typing import Any
 from sentinel.adapt.corpora import load_texts, refuse_seen_text
 from sentinel.errors import InputError
 from sentinel.measure import environment
-from sentinel.measure.method import at_bandwidth
 from sentinel.measure.results import Environment, ResultSet
 from sentinel.measure.suites import suite_of
 from sentinel.measure.suites.engines import Engines
@@ -62,19 +61,18 @@ def run_suites(
         if len(left) > 1:
             say(f"{what} ({count} of {len(left)})")
         start = time.monotonic()
-        found = _with_bandwidth(found)
         earlier = {row.key: row for row in found.results if row.suite == name}
         request = Request(
             loaded,
             source,
             random_weights,
-            found.environment.bandwidth_gb_s,
             engines,
             settings[name],
             given=frozenset(suites[name]),
             number=number,
             earlier=earlier,
             warm_up=after_other or name not in ran,
+            cache_mb=found.environment.last_level_cache_mb,
         )
         rows = suite_of(name).run(request)
         others = [row for row in found.results if row.suite != name]
@@ -134,20 +132,6 @@ def _continued(resume: ResultSet, place: Environment, runs: Mapping[str, Mapping
                 "same model and options, or measure anew"
             )
     return resume
-
-
-def _with_bandwidth(found: ResultSet) -> ResultSet:
-    """``found`` with the memory bandwidth measured again, if it is higher now: others use the memory too, so that the
-    highest of a run comes closest to what the machine can do. All rows are at that one bandwidth.
-    """
-    place = found.environment
-    if place.device != "cpu":
-        return found
-    known, now = place.bandwidth_gb_s, round(environment.memory_bandwidth_gb_s(), 1)
-    if known is not None and now <= known:
-        return found
-    rows = found.results if known is None else [at_bandwidth(row, now / known) for row in found.results]
-    return replace(found, environment=replace(place, bandwidth_gb_s=now), results=rows)
 
 
 def _at_end(place: Environment, before: environment.ProcessorTime | None) -> Environment:

@@ -31,8 +31,9 @@ METHOD = (
     "bootstrap draws passes first, then rounds of them, so that intervals tell the drift too.",
     "Tokens/s count new tokens over the whole time, prefill included, unless the phase is decode. Prompts are random token "
     "ids, on which speed does not depend; sampling is greedy.",
-    "A roofline is memory bandwidth over the bytes of weights, keys and values that one step must read; the bandwidth "
-    "is the highest that a copy or a sum reached, measured before every suite.",
+    "A roofline is a rate of reading over the bytes of weights, keys and values that one step must read. The rate is that "
+    "at which the engine's own threads read as many bytes and do nothing else, measured after every sample; what fits the "
+    "last-level cache has none. MBU above 100 % is marked where the interval excludes 100 %.",
     "Only level 0 masks pruned heads, which saves nothing; wherever heads are said to be removed, they are gone.",
     "Perplexities are of texts that share no document with calibration; over dense is the ratio to the model that was not "
     "changed, on the same tokens.",
@@ -153,14 +154,18 @@ def _settings(suite: str, run: dict[str, Any]) -> str:
 
 def environment_rows(environment: Environment) -> list[tuple[str, str]]:
     """The environment in words."""
-    bandwidth = "not measured" if environment.bandwidth_gb_s is None else f"{number(environment.bandwidth_gb_s)} GB/s"
+    memory = [f"{number(environment.memory_gb)} GB"]
+    if environment.last_level_cache_mb is not None:
+        memory.append(f"last-level cache {number(environment.last_level_cache_mb)} MB")
+    if environment.bandwidth_gb_s is not None:  # of older files
+        memory.append(f"highest bandwidth of a copy or a sum: {number(environment.bandwidth_gb_s)} GB/s")
     mhz, steal = environment.cpu_mhz, environment.steal
     notes = [] if not mhz else [" then ".join(f"{number(value, 0)} MHz" for value in mhz)]
     notes += [] if steal is None else [f"{100 * steal:.1f} % of processor time stolen by the host"]
     return [
         ("Processor", f"{environment.cpu}, {environment.cores} cores, {environment.threads} threads used"),
         ("While measuring", ", ".join(notes) or "not told by the system"),
-        ("Memory", f"{number(environment.memory_gb)} GB; highest bandwidth of a copy or a sum: {bandwidth}"),
+        ("Memory", "; ".join(memory)),
         ("System", environment.system),
         ("Device", environment.device),
         ("Versions", ", ".join(f"{name} {version}" for name, version in environment.versions.items())),

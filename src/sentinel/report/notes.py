@@ -35,14 +35,29 @@ def generation_note(results: Sequence[Result]) -> str:
     )
     return (
         f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy. "
-        f"{rounds_note(results)} Roofline: what the measured memory bandwidth allows for the bytes of one step; MBU: the "
-        f"share reached.{masks}{weights_note(results)}"
+        f"{rounds_note(results)} {roofline_note(results)}{masks}{weights_note(results)}"
     )
 
 
+def roofline_note(results: Sequence[Result]) -> str:
+    """What the limit is, and why a row is above it."""
+    note = "Roofline: what the measured read bandwidth allows for the bytes of one step; MBU: the share reached."
+    if any(r.roofline == "cache" for r in results):
+        note += " Cache: the bytes fit the last-level cache, so that memory sets no limit."
+    above = sorted({r.mbu_note for r in results if r.mbu_note})
+    return note + "".join(f" * {why}." for why in above)
+
+
+def _step_size(result: Result) -> float | None:
+    """What a step reads, in a unit that rows of one file share; older files have one bandwidth and only rooflines."""
+    if result.step_bytes is not None:
+        return result.step_bytes
+    return 1 / result.roofline_tokens_per_s if result.roofline_tokens_per_s else None
+
+
 def more_bytes_note(results: Sequence[Result]) -> str:
-    """Names the shares of heads without which a step reads more than with all of them, by the rooflines."""
-    whole = {_shape(r): r.roofline_tokens_per_s for r in results if not r.heads_pruned and not r.neurons_pruned}
+    """Names the shares of heads without which a step reads more than with all of them."""
+    whole = {_shape(r): _step_size(r) for r in results if not r.heads_pruned and not r.neurons_pruned}
     shares = sorted(
         {
             r.heads_pruned
@@ -50,15 +65,15 @@ def more_bytes_note(results: Sequence[Result]) -> str:
             if r.heads_pruned
             and not r.neurons_pruned
             and r.level != 0
-            and r.roofline_tokens_per_s
-            and r.roofline_tokens_per_s < (whole.get(_shape(r)) or 0)
+            and (size := _step_size(r)) is not None
+            and size > (whole.get(_shape(r)) or size)
         }
     )
     if not shares:
         return ""
     return (
         f" Without {' or '.join(percent(share) for share in shares)} of the heads a step can read more bytes than with all "
-        "of them, as the rooflines tell: grouped keys and values are repeated first, so that single heads can go."
+        "of them: grouped keys and values are repeated first, so that single heads can go."
     )
 
 

@@ -16,8 +16,11 @@ NEURONS: Column = ("neurons removed", lambda r: percent(r.neurons_pruned))
 TOKENS_PER_S: Column = ("tokens/s", lambda r: number(r.tokens_per_s))
 TTFT: Column = ("TTFT ms", lambda r: number(r.ttft_ms))
 TPOT: Column = ("TPOT ms", lambda r: number(r.tpot_ms))
-ROOFLINE: Column = ("roofline tokens/s", lambda r: number(r.roofline_tokens_per_s, 0))
-MBU: Column = ("MBU", lambda r: percent(r.mbu))
+ROOFLINE: Column = (
+    "roofline tokens/s",
+    lambda r: "cache" if r.roofline == "cache" else number(r.roofline_tokens_per_s, 0),
+)
+MBU: Column = ("MBU", lambda r: f"{percent(r.mbu)}{' *' if r.mbu_note else ''}")
 PEAK: Column = ("peak memory MB", lambda r: number(r.peak_memory_mb, 0))
 SPEEDUP: Column = ("speed-up", ratio)
 PARAMETERS: Column = ("parameters", lambda r: number(r.parameters, 0))

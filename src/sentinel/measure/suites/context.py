@@ -38,7 +38,9 @@ def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int)
         assert not isinstance(subject.engine, Generator)
         subject.select()
         subject.engine.prefill(prompts, room)
-    runs: dict[str, Run] = {s.name: functools.partial(_decode, s, settings.new_tokens) for s in subjects}
+    runs: dict[str, Run] = {
+        s.name: functools.partial(_decode, request, s, s.step_bytes(1, length + room / 2)) for s in subjects
+    }
     described = functools.partial(request.row, "context", phase="decode", batch=1, prompt_tokens=length)
     new = {"new_tokens": settings.new_tokens}
     rows = {s.name: described(s, speedup_over=s.engine.name, **new) for s in subjects}
@@ -49,18 +51,19 @@ def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int)
             samples[subject.engine.name],
             samples[subject.name],
             passes=request.number,
-            bandwidth_gb_s=request.bandwidth_gb_s,
             step_bytes=subject.step_bytes(1, length + room / 2),
+            cache_mb=request.cache_mb,
         )
         for subject in subjects
     ]
 
 
-def _decode(subject: Subject, new_tokens: int) -> Sample:
-    """Milliseconds per token of the next ``new_tokens``; speed does not depend on their values."""
+def _decode(request: Request, subject: Subject, step_bytes: int) -> Sample:
+    """Milliseconds per token of the next tokens, whose values do not matter to speed, and how fast memory was then read."""
     assert not isinstance(subject.engine, Generator)
     subject.select()
     start = time.perf_counter()
-    for token in range(new_tokens):
+    for token in range(request.settings.new_tokens):
         subject.engine.decode_one_token([token % subject.spec.vocab_size])
-    return {"tpot_ms": (time.perf_counter() - start) / new_tokens * 1e3}
+    taken = {"tpot_ms": (time.perf_counter() - start) / request.settings.new_tokens * 1e3}
+    return {**taken, **request.engines.reading(step_bytes)}

@@ -14,13 +14,17 @@ from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import CpuEngine, pack
 from sentinel.infer.engines import Engine, check_precision, make_engine, warm_up
 from sentinel.infer.native import Level, NativeWeights, Precision
+from sentinel.infer.native.reading import MemoryReader
 from sentinel.infer.torch_engine import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
-from sentinel.measure.method import Generator
+from sentinel.measure.method import READ, Generator
+from sentinel.measure.results import Sample
 from sentinel.models.decoder import Decoder
 from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import working
+
+READ_BYTES = 1e9  # of one reading, all repeats together: some 50 ms
 
 
 def _nothing() -> None:
@@ -73,6 +77,19 @@ class Engines:
         self._made: dict[tuple[object, ...], Subject] = {}
         self._nested: dict[bool, tuple[Decoder, RemovalOrder]] = {}
         self._packed: dict[tuple[bool, str], NativeWeights] = {}
+        self._reader: MemoryReader | None = None
+
+    def reading(self, n_byte: int) -> Sample:
+        """GB/s at which this machine's memory is read now, by as many threads as the engines have and as a step reads its
+        weights (`MemoryReader`), over ``n_byte`` bytes; empty for a model that is elsewhere.
+        """
+        if self._loaded.decoder.device.type != "cpu":
+            return {}
+        if self._reader is None:
+            self._reader = MemoryReader(self.threads)
+        self._reader.seconds(n_byte)  # wakes the threads, and leaves in the caches what a step before would
+        repeats = min(max(2, round(READ_BYTES / n_byte)), 1000)
+        return {READ: n_byte / self._reader.seconds(n_byte, repeats) / 1e9}
 
     def hugging_face(self) -> Subject:
         """Hugging Face's own model with the same weights, not pruned: the reference."""

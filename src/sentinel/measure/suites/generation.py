@@ -34,12 +34,13 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
     settings = request.settings
     check_fits(request)
     prompts = random_prompts(request.loaded.spec.vocab_size, batch, settings.prompt_tokens)
+    context = settings.prompt_tokens + settings.new_tokens // 2
     tokens: dict[str, list[list[int]]] = {}
 
     def once(subject: Subject) -> Sample:
         subject.select()
         tokens[subject.name], sample = generate_timed(subject.engine, prompts, settings.new_tokens)
-        return sample
+        return {**sample, **request.engines.reading(subject.step_bytes(batch, context))}
 
     runs: dict[str, Run] = {subject.name: functools.partial(once, subject) for subject in subjects}
     reference = subjects[0].name
@@ -47,7 +48,6 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
     sizes = {"prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens}
     rows = {subject.name: described(subject, **sizes) for subject in subjects}
     samples = request.in_turn(runs, rows, f"Suite {suite}")
-    context = settings.prompt_tokens + settings.new_tokens // 2
     found = []
     for subject in subjects:
         timed = timed_result(
@@ -55,8 +55,8 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
             samples[reference],
             samples[subject.name],
             passes=request.number,
-            bandwidth_gb_s=request.bandwidth_gb_s,
             step_bytes=subject.step_bytes(batch, context),
+            cache_mb=request.cache_mb,
         )
         found.append(Generated(subject, timed, tokens[subject.name]))
     return found

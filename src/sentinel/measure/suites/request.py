@@ -1,4 +1,4 @@
-"""What every suite is given: the model, how to load it again, how fast memory is, and what to measure."""
+"""What every suite is given: the model, how to load it again, the machine's cache, and what to measure."""
 
 from __future__ import annotations
 
@@ -57,19 +57,20 @@ class Request:
 
     ``source`` and ``random_weights`` say how a process of its own loads the model again; ``engines`` are shared by all
     suites of a run; ``given`` names the settings that the caller chose. ``number`` counts passes from 1, ``earlier`` holds
-    the rows of the one before, by key; without ``warm_up`` the engines have just run.
+    the rows of the one before, by key; without ``warm_up`` the engines have just run. ``cache_mb`` is the size of the
+    last-level cache, None where it is not known.
     """
 
     loaded: LoadedModel
     source: str
     random_weights: int | None
-    bandwidth_gb_s: float | None
     engines: Engines
     settings: Settings = Settings()
     given: frozenset[str] = frozenset()
     number: int = 1
     earlier: Mapping[tuple[object, ...], Result] = field(default_factory=dict)
     warm_up: bool = True
+    cache_mb: float | None = None
 
     def row(self, suite: str, subject: Subject, **fields: Any) -> Result:
         """A result of ``suite`` for ``subject``, its speed not filled in."""
@@ -96,7 +97,10 @@ class Request:
         found = interleave(runs, self.settings.rounds_of_pass, description, warm_up=self.warm_up)
         if self.number == 1:
             return found
-        return {name: [*self.earlier[rows[name].key].samples, *samples] for name, samples in found.items()}
+        joined = {name: [*self.earlier[rows[name].key].samples, *samples] for name, samples in found.items()}
+        if any(sample.keys() != samples[0].keys() for samples in joined.values() for sample in samples):
+            raise InputError("the earlier passes are of another version, whose samples tell other things; measure anew")
+        return joined
 
     def check_context(self, tokens: int) -> None:
         """Refuse more tokens than the model's context."""
