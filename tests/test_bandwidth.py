@@ -53,7 +53,7 @@ def test_the_limit_is_that_of_the_readings_in_the_same_rounds():
     assert found.roofline_tokens_per_s == pytest.approx(2 * 200.0)
     assert found.mbu == pytest.approx(0.5) and found.mbu_note is None
     # a round in which everything was slow tells the same share
-    assert row((10.0, 20.0), (10.0, 5.0)).mbu_low == pytest.approx(row((10.0, 10.0), (10.0, 10.0)).mbu)
+    assert row((10.0, 20.0, 10.0), (10.0, 5.0, 10.0)).mbu_low == pytest.approx(0.5)
 
 
 def test_what_fits_the_cache_has_no_limit_of_memory():

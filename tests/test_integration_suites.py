@@ -30,7 +30,7 @@ from sentinel.report.verdicts import features_that_pay
 def request_of(decoder: Decoder, **settings) -> Request:
     loaded = LoadedModel("tiny", decoder, None, Record(weights="random"))
     given = Settings(prompt_tokens=6, new_tokens=3, rounds=2, **settings)
-    return Request(loaded, "tiny", 0, None, Engines(loaded), given)
+    return Request(loaded, "tiny", 0, Engines(loaded), given)
 
 
 def test_integration_suite_has_five_configurations_at_every_ratio():
@@ -60,7 +60,7 @@ def worded_request(tmp_path, **settings) -> Request:
     loaded = LoadedModel("tiny", decoder, letter_tokenizer(), Record())
     sizes = {"prompt_tokens": 6, "new_tokens": 3, "rounds": 2, "calibration_tokens": 256, "eval_tokens": 500}
     given = Settings(levels=(1,), heads=(0.0, 0.5), **texts, **sizes, **settings)
-    return Request(loaded, "tiny", None, None, Engines(loaded), given)
+    return Request(loaded, "tiny", None, Engines(loaded), given)
 
 
 def replace_settings(request: Request, **changed) -> Request:

@@ -158,7 +158,7 @@ def test_a_target_takes_the_least_loss_that_fits(model):
 
 def request_for(decoder, weights="real", **settings):
     loaded = LoadedModel("tiny", decoder, character_tokenizer(), Record(weights=weights))
-    return Request(loaded, "tiny", None, 10.0, Engines(loaded), Settings(**settings), frozenset(settings))
+    return Request(loaded, "tiny", None, Engines(loaded), Settings(**settings), frozenset(settings))
 
 
 def test_quality_suite_rows(model):

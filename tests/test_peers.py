@@ -79,7 +79,7 @@ class TinyPeer:
 def request_for(decoder, **settings) -> Request:
     loaded = LoadedModel("model", decoder, None, Record(weights="random"))
     chosen = Settings(**{"prompt_tokens": 5, "new_tokens": 3, "rounds": 2, **settings})
-    return Request(loaded, "model", 0, 10.0, Engines(loaded), chosen, frozenset())
+    return Request(loaded, "model", 0, Engines(loaded), chosen, frozenset())
 
 
 def test_rows_of_all_engines_in_turn():

@@ -45,7 +45,7 @@ def measured(loaded, engines):
 
     def measure(name, **given):
         settings = settings_of(suite_of(name), given, quick=True)
-        rows = suite_of(name).run(Request(loaded, "tiny", None, 10.0, engines, settings, frozenset(given)))
+        rows = suite_of(name).run(Request(loaded, "tiny", None, engines, settings, frozenset(given)))
         assert all(r.suite == name and r.model == "tiny" and len(r.samples) == given["rounds"] for r in rows)
         assert all(r.speedup_low <= r.speedup <= r.speedup_high for r in rows)
         assert len({r.key for r in rows}) == len(rows)

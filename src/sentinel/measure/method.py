@@ -125,7 +125,7 @@ def with_roofline(row: Result, step_bytes: int | None, cache_mb: float | None) -
         return replace(row, roofline="cache")
     limits = [{"tpot_ms": step_bytes / sample[READ] / 1e6} for sample in row.samples]
     share = speedup(limits, row.samples, "tpot_ms", row.passes or 1)
-    beyond = share.low is not None and share.low > 1
+    beyond = share.value > 1 and (share.low is None or share.low > 1)
     return replace(
         row,
         roofline="memory",
