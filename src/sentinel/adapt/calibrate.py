@@ -50,16 +50,16 @@ class Calibration:
     fingerprints: tuple[str, ...]
 
     @classmethod
-    def empty(cls, spec: ModelSpec, fingerprints: tuple[str, ...]) -> Calibration:
+    def empty(cls, spec: ModelSpec, fingerprints: tuple[str, ...], device: torch.device) -> Calibration:
         sums: dict[str, Tensor] = {}
         for i, layer in enumerate(spec.layers):
             inputs, neurons = layer.n_head * layer.head_dim, layer.intermediate_size
-            sums[f"attn_gram.{i}"] = torch.zeros(inputs, inputs)
-            sums[f"mlp_gram.{i}"] = torch.zeros(neurons, neurons)
+            sums[f"attn_gram.{i}"] = torch.zeros(inputs, inputs, device=device)
+            sums[f"mlp_gram.{i}"] = torch.zeros(neurons, neurons, device=device)
             for name in ("group_gradient", "group_fisher", "entropy"):
-                sums[f"{name}.{i}"] = torch.zeros(layer.n_kv_head)
+                sums[f"{name}.{i}"] = torch.zeros(layer.n_kv_head, device=device)
             for name in ("neuron_gradient", "neuron_fisher"):
-                sums[f"{name}.{i}"] = torch.zeros(neurons)
+                sums[f"{name}.{i}"] = torch.zeros(neurons, device=device)
         return cls(spec, 0, sums, fingerprints)
 
     def of_layer(self, name: str, layer: int) -> Tensor:
@@ -75,15 +75,16 @@ def calibrate(decoder: Decoder, windows: Windows, statistics_file: Path | None =
     the layer, and for a statistics file of something else.
     """
     identity = _identity(decoder, windows)
-    found = Calibration.empty(decoder.spec, windows.fingerprints)
+    found = Calibration.empty(decoder.spec, windows.fingerprints, decoder.device)
     if statistics_file is not None and statistics_file.exists():
-        found = _read(statistics_file, decoder.spec, windows, identity)
+        found = _read(statistics_file, decoder, windows, identity)
     length = windows.tokens.shape[1]
     left = windows.tokens[found.tokens // length :]
     entropies = AttentionEntropy(decoder, length)
     saved = time.monotonic()
     batches = -(-len(left) // BATCH)
-    pairs = zip(left.split(BATCH), probe(decoder, left, labels="text", batch=BATCH), strict=True)
+    parts = left.split(BATCH)[:batches]  # of nothing, split gives one part
+    pairs = zip(parts, probe(decoder, left, labels="text", batch=BATCH) if batches else (), strict=True)
     for tokens, layers in track(pairs, "Calibrating", batches):
         for (index, half), layer in layers.items():
             _add(found, index, half, layer, len(tokens))
@@ -115,15 +116,15 @@ class AttentionEntropy:
 
     def __init__(self, decoder: Decoder, length: int) -> None:
         self._decoder = decoder
-        self._positions = torch.arange(length)[None]
+        self._positions = torch.arange(length, device=decoder.device)[None]
         self._rotary = decoder.rotary(self._positions)
-        self._most = torch.arange(1, length + 1).float().log().clamp(min=1e-9)
+        self._most = torch.arange(1, length + 1, device=decoder.device).float().log().clamp(min=1e-9)
 
     @torch.no_grad()
     def of(self, tokens: Tensor) -> dict[int, Tensor]:
         """Means [n_kv_head] over windows ``tokens`` [B, length], by layer, for the layers that have heads."""
         found: dict[int, Tensor] = {}
-        x = self._decoder.embedded(tokens, self._positions)
+        x = self._decoder.embedded(tokens.to(self._decoder.device), self._positions)
         for index, block in enumerate(self._decoder.blocks):
             if block.attn.active_groups:
                 entropy = self._entropy(block.attn, block.attn_norm(x), self._rotary)
@@ -144,7 +145,7 @@ class AttentionEntropy:
 
 def _identity(decoder: Decoder, windows: Windows) -> str:
     digest = hashlib.sha256(spec_digest(decoder.spec).encode())
-    digest.update(windows.tokens.numpy().tobytes())
+    digest.update(windows.tokens.cpu().numpy().tobytes())
     for name, tensor in decoder.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.flatten()[:: max(1, tensor.numel() // 64)].cpu().numpy().tobytes())
@@ -157,13 +158,13 @@ def _write(found: Calibration, path: Path, identity: str) -> None:
         save_file(found.sums, temporary, metadata=metadata)
 
 
-def _read(path: Path, spec: ModelSpec, windows: Windows, identity: str) -> Calibration:
+def _read(path: Path, decoder: Decoder, windows: Windows, identity: str) -> Calibration:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
-            sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            sums = {name: file.get_tensor(name).to(decoder.device) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a statistics file ({error}); remove it or name another one") from error
     if metadata.get("identity") != identity:
         raise InputError(f"{path} holds statistics of another model or text; remove it or name another one")
-    return Calibration(spec, int(metadata["tokens"]), sums, windows.fingerprints)
+    return Calibration(decoder.spec, int(metadata["tokens"]), sums, windows.fingerprints)

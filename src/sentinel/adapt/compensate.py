@@ -23,7 +23,7 @@ from sentinel.adapt.compact import compact
 from sentinel.adapt.grams import gram_of
 from sentinel.adapt.integration import require_plain
 from sentinel.adapt.plan import PruningPlan
-from sentinel.adapt.streams import HALVES, Half, Stream, check_finite, half_of
+from sentinel.adapt.streams import HALVES, Half, Stream, check_finite, device_of_float64, half_of
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.progress import say, track
@@ -48,20 +48,21 @@ class Normal:
     energy: float = 0.0
 
     @classmethod
-    def empty(cls, inputs: int, outputs: int) -> Normal:
-        gram = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
-        return cls(gram, torch.zeros(inputs + 1, outputs, dtype=torch.float64))
+    def empty(cls, inputs: int, outputs: int, device: torch.device | str = "cpu") -> Normal:
+        gram = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64, device=device)
+        return cls(gram, torch.zeros(inputs + 1, outputs, dtype=torch.float64, device=device))
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Add tokens: ``inputs`` [N, K], ``targets`` [N, C]."""
-        sums = inputs.sum(0)
-        self.gram[:-1, :-1] += gram_of(inputs)
+        device = self.gram.device
+        sums = inputs.sum(0).to(device)
+        self.gram[:-1, :-1] += gram_of(inputs).to(device)
         self.gram[-1, :-1] += sums
         self.gram[:-1, -1] += sums
         self.gram[-1, -1] += len(inputs)
-        self.cross[:-1] += inputs.T @ targets
-        self.cross[-1] += targets.sum(0)
-        self.energy += float(targets.double().square().sum())
+        self.cross[:-1] += (inputs.T @ targets).to(device)
+        self.cross[-1] += targets.sum(0).to(device)
+        self.energy += float(targets.to(device).double().square().sum())
 
     def of_outputs(self, step: int) -> Normal:
         """The problem of every ``step``-th output. Its energy stays that of all, a constant in comparisons."""
@@ -84,7 +85,7 @@ def solve(normal: Normal, prior: Tensor, damping: float) -> Tensor:
     size = len(normal.gram)
     scale = float(normal.gram.diagonal()[:-1].mean()) if size > 1 else 0.0
     while True:
-        ridge = torch.full((size,), damping * scale, dtype=torch.float64)
+        ridge = torch.full((size,), damping * scale, dtype=torch.float64, device=normal.gram.device)
         ridge[-1] = BIAS_DAMPING * normal.gram[-1, -1]
         factor, failed = torch.linalg.cholesky_ex(normal.gram + torch.diag(ridge))
         if not failed:
@@ -145,22 +146,24 @@ def resolve(student: Stream, teacher: Stream, index: int, half: Half) -> None:
     """Replace one projection of the student, and advance its stream."""
     projection = half_of(student.decoder.blocks[index], half).projection
     width, columns = projection.weight.shape
-    parts = [Normal.empty(columns, width), Normal.empty(columns, width)]
+    device = device_of_float64(projection.weight.device)
+    parts = [Normal.empty(columns, width, device), Normal.empty(columns, width, device)]
     kept: list[Tensor] = []
     for batch in student.batches():
         inputs = student.inputs(index, half, batch)
         kept.append(inputs)
         target = teacher.states[batch] - student.states[batch]
-        numbers = torch.arange(batch.start, batch.start + len(inputs))
+        numbers = torch.arange(batch.start, batch.start + len(inputs), device=inputs.device)
         held = numbers % HELD_OUT == min(HELD_OUT, len(student.states)) - 1
         for normal, rows in zip(parts, (~held, held), strict=True):
             if rows.any():
                 normal.add(inputs[rows].flatten(0, 1), target[rows].flatten(0, 1))
     bias = projection.bias
-    prior = torch.cat((projection.weight.T, bias[None])).double()
+    prior = torch.cat((projection.weight.T, bias[None])).to(device).double()
     solution, _ = best_solution(parts[0], parts[1], prior)
-    projection.weight = nn.Parameter(solution[:-1].T.float().contiguous())
-    projection.bias = nn.Parameter(solution[-1].float())
+    solution = solution.float().to(projection.weight.device)
+    projection.weight = nn.Parameter(solution[:-1].T.contiguous())
+    projection.bias = nn.Parameter(solution[-1])
     for batch, inputs in zip(student.batches(), kept, strict=True):
         student.states[batch] += student.project(index, half, inputs)
     check_finite(student.states, index, half)

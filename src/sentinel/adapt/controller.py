@@ -25,6 +25,7 @@ from sentinel.adapt.masked import Head, MaskedModel
 from sentinel.adapt.overshoot import least_important, overshooting_plan, removed_uniformly
 from sentinel.adapt.plan import PruningPlan, spec_digest
 from sentinel.adapt.recover import Recovery, recover
+from sentinel.adapt.recovery_run import make_accelerator
 from sentinel.adapt.recovery_settings import RecoverySettings
 from sentinel.adapt.recovery_state import HeldOut
 from sentinel.adapt.regrow import WarmUp, choose_regrowth, gate_gradients
@@ -75,7 +76,7 @@ class ControllerSettings:
 
 
 class Controller:
-    """Adapts ``dense`` to a budget.
+    """Adapts ``dense`` to a budget, on the device that Accelerate chose, where ``dense`` is then.
 
     ``calibration`` windows [W, T] are for pruning and signals, ``train`` and ``held_out`` ones for learning.
     ``latencies`` are the predicted milliseconds of a decoded token, for the record.
@@ -94,6 +95,9 @@ class Controller:
         name: str = "",
         identity: str = "",
     ) -> None:
+        dense.to(
+            make_accelerator().device
+        )  # regrown heads are followed while they learn, so that nothing may move then
         self.dense, self.budget, self.settings = dense, budget, settings
         self.calibration, self.train, self.held_out = calibration, train, held_out
         self.model = MaskedModel(dense)

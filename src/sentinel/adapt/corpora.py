@@ -238,7 +238,7 @@ def sample_windows(
     chosen = [_sample(text, tokenizer, each, length, seed) for text in texts]
     turns = [window for turn in zip(*chosen, strict=True) for window in turn]
     fingerprints = sorted(frozenset().union(*(window.fingerprints for window in turns)))
-    return Windows(torch.tensor([window.ids for window in turns]), tuple(fingerprints))
+    return Windows(torch.tensor([window.ids for window in turns], device="cpu"), tuple(fingerprints))
 
 
 def _sample(text: Text, tokenizer: TextTokenizer, needed: int, length: int, seed: int) -> list[Window]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sentinel.adapt.calibrate import Calibration
 from sentinel.adapt.plan import Scores
+from sentinel.adapt.streams import device_of_float64
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.tensors import Unit, by_unit, pruned_tensors
@@ -97,11 +98,13 @@ def _greedy(gram: Tensor, weight: Tensor, unit: int, count: int) -> NDArray[np.f
     if count == 0:
         return scores
     size = len(gram)
-    matrix = gram.double() + torch.eye(size, dtype=torch.float64) * gram.diagonal().double().mean() * GRAM_RIDGE
-    w = weight.double().clone()
+    device = device_of_float64(gram.device)
+    matrix = gram.to(device).double()
+    matrix += torch.eye(size, dtype=torch.float64, device=device) * matrix.diagonal().mean() * GRAM_RIDGE
+    w = weight.to(device).double().clone()
     output = float((w @ matrix * w).sum())
     inverse = torch.linalg.inv(matrix)
-    alive = torch.ones(count, dtype=torch.bool)
+    alive = torch.ones(count, dtype=torch.bool, device=device)
     error = 0.0
     for _ in range(count):
         costs = _removal_costs(w, inverse, unit, count)
@@ -114,7 +117,7 @@ def _greedy(gram: Tensor, weight: Tensor, unit: int, count: int) -> NDArray[np.f
         w.addmm_(w[:, columns].clone(), step, alpha=-1)
         inverse.addmm_(inverse[:, columns].clone(), step, alpha=-1)
         inverse[columns, :], inverse[:, columns], w[:, columns] = 0.0, 0.0, 0.0
-        inverse[columns, columns] = torch.eye(unit, dtype=torch.float64)
+        inverse[columns, columns] = torch.eye(unit, dtype=torch.float64, device=device)
         alive[gone] = False
     return scores
 
@@ -166,4 +169,4 @@ def _from_sums(kind: str, calibration: Calibration) -> Scores:
 
 
 def _numpy(values: Tensor) -> NDArray[np.float64]:
-    return values.double().numpy()
+    return values.cpu().double().numpy()

@@ -57,4 +57,4 @@ def short_windows(windows: Tensor, length: int) -> Tensor:
 
 def open_gates(decoder: Decoder) -> list[Tensor]:
     """Gates of 1 [n_kv_head] for every layer."""
-    return [torch.ones(layer.n_kv_head) for layer in decoder.spec.layers]
+    return [torch.ones(layer.n_kv_head, device=decoder.device) for layer in decoder.spec.layers]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sentinel.adapt.streams import HALVES, Half, Stream
+from sentinel.adapt.streams import HALVES, Half, Stream, positions_of
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.integration import Borrowing
@@ -61,7 +61,7 @@ class InputGrams:
         while self._index < index:
             self._index += 1
             self._found = self._layer(self._index)
-        return self._found[name.split(".", 2)[2]].numpy()
+        return self._found[name.split(".", 2)[2]].cpu().numpy()
 
     @torch.no_grad()
     def _layer(self, index: int) -> dict[str, Tensor]:
@@ -95,11 +95,11 @@ def _borrowings(decoder: Decoder, windows: Tensor, stream: Stream) -> list[Borro
     """What each batch of windows borrows; nothing for a plain model."""
     if decoder.integration is None:
         return []
-    positions = torch.arange(windows.shape[1])[None]
+    positions = positions_of(windows, decoder)
     made = []
     for batch in stream.batches():
         borrowing = Borrowing(decoder.integration, decoder.baseline, decoder.spec.n_layer, None, None)
-        borrowing.start(windows[batch], positions)
+        borrowing.start(windows[batch].to(decoder.device), positions)
         made.append(borrowing)
     return made
 

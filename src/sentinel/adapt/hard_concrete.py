@@ -38,7 +38,8 @@ STIFFNESS = 10.0  # penalty for the gap itself
 
 def sample_gates(log_alpha: Tensor, generator: torch.Generator) -> Tensor:
     """Gates in 0..1, drawn for each ``log_alpha``; differentiable in it."""
-    u = torch.rand(log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
+    u = torch.rand(log_alpha.shape, generator=generator, device=generator.device).clamp(1e-6, 1 - 1e-6)
+    u = u.to(log_alpha.device)
     s = torch.sigmoid((u.log() - (-u).log1p() + log_alpha) / BETA)
     return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
@@ -55,16 +56,16 @@ def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0
     same). Raises `InputError` for NaN.
     """
     counts = [layer.n_kv_head for layer in dense.spec.layers]
-    log_alpha = torch.full((sum(counts),), START, requires_grad=True)
+    log_alpha = torch.full((sum(counts),), START, device=dense.device, requires_grad=True)
     optimiser = torch.optim.Adam([log_alpha], lr=LEARNING_RATE)
     pieces = short_windows(windows, LENGTH)
     model = GatedModel(dense, Teacher(dense, pieces))
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long, device="cpu")
     multiplier = 0.0
     for step in track(range(steps), "Learning gates", steps):
         if len(order) < BATCH:
-            order = torch.cat((order, torch.randperm(len(pieces), generator=generator)))
+            order = torch.cat((order, torch.randperm(len(pieces), generator=generator, device="cpu")))
         chosen, order = order[:BATCH], order[BATCH:]
         share = open_probability(log_alpha).mean()
         gap = float(share.detach()) - (1 - closed * min(1.0, (step + 1) / (RAMP * steps)))
@@ -77,6 +78,6 @@ def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0
         (log_alpha.grad,) = torch.autograd.grad(loss, [log_alpha])
         optimiser.step()
         multiplier = max(0.0, multiplier + MULTIPLIER_RATE * gap)
-    scores = log_alpha.detach().double().split(counts)
+    scores = log_alpha.detach().cpu().double().split(counts)
     neurons = tuple(np.zeros(layer.intermediate_size) for layer in dense.spec.layers)
     return Scores(CRITERION, tuple(layer.numpy() for layer in scores), neurons)

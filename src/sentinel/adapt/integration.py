@@ -114,17 +114,17 @@ def fresh_fusions(spec: ModelSpec, seed: int, like: Decoder) -> State:
 
     The random ones have a variance of 1 / (2C), so that the low-rank states start with a variance of 1.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     state: State = {}
     for name, tensor in Decoder.empty(spec).state_dict().items():
         if not name.startswith("integration."):
             continue
         if ".down." in name:
-            value = torch.randn(tensor.shape, generator=generator) / tensor.shape[1] ** 0.5
+            value = torch.randn(tensor.shape, generator=generator, device="cpu") / tensor.shape[1] ** 0.5
         elif ".up." in name or name.endswith("bias"):
-            value = torch.zeros(tensor.shape)
+            value = torch.zeros(tensor.shape, device="cpu")
         else:  # norms and gates
-            value = torch.ones(tensor.shape)
+            value = torch.ones(tensor.shape, device="cpu")
         state[name] = value.to(like.device, like.embed.weight.dtype)
     return state
 

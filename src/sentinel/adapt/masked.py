@@ -52,7 +52,7 @@ class MaskedModel:
 
     def gates(self) -> list[Tensor]:
         """The mask [n_kv_head] of each layer: 1 for what takes part."""
-        masks = [torch.zeros(layer.n_kv_head) for layer in self.decoder.spec.layers]
+        masks = [torch.zeros(layer.n_kv_head, device=self.decoder.device) for layer in self.decoder.spec.layers]
         for mask, groups in zip(masks, self.kept, strict=True):
             mask[groups] = 1.0
         return masks

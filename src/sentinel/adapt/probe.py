@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from sentinel.adapt.integration import require_plain
-from sentinel.adapt.streams import HALVES, Half, check_finite, half_of, projection_inputs
+from sentinel.adapt.streams import (
+    HALVES,
+    Half,
+    check_finite,
+    device_of_float64,
+    half_of,
+    positions_of,
+    projection_inputs,
+)
 from sentinel.models.decoder import Decoder
 
 
@@ -35,11 +43,13 @@ def probe(
     model with ``seed``, whose squared gradients are those of the true Fisher information (Kunstner et al. 2019).
     """
     require_plain(decoder, "calibration")
-    generator = torch.Generator().manual_seed(seed)
-    rotary = decoder.rotary(torch.arange(windows.shape[1])[None])
-    for tokens in windows.split(batch):
+    generator = torch.Generator(decoder.device).manual_seed(seed)
+    positions = positions_of(windows, decoder)
+    rotary = decoder.rotary(positions)
+    for part in windows.split(batch):
+        tokens = part.to(decoder.device)
         with torch.enable_grad():
-            x = decoder.embedded(tokens, torch.arange(windows.shape[1])[None]).detach().requires_grad_()
+            x = decoder.embedded(tokens, positions).detach().requires_grad_()
             read: dict[Place, Tensor] = {}
             for index, block in enumerate(decoder.blocks):
                 for half in HALVES:
@@ -74,16 +84,17 @@ def compensated_fisher(inputs: Tensor, gradients: Tensor, unit: int, *, ridge: f
     The residuals of all units come from one inverse P of the Gram matrix: r = Z P[:, u] P[u, u]^-1.
     """
     z = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), dim=1)
-    gram = (z.T @ z).double()
+    gram = (z.T @ z).to(device_of_float64(z.device)).double()
     scale = gram.diagonal()[:-1].mean().clamp(min=torch.finfo(torch.float32).tiny)  # inputs of a closed gate are all 0
-    gram += torch.eye(len(gram), dtype=torch.float64) * scale * ridge
+    gram += torch.eye(len(gram), dtype=torch.float64, device=gram.device) * scale * ridge
     inverse = torch.linalg.inv(gram)
     if unit == 1:
-        residuals = z @ (inverse[:, :-1] / inverse.diagonal()[:-1]).float()
-        return (residuals * gradients).square().sum(0).double()
+        residuals = z @ (inverse[:, :-1] / inverse.diagonal()[:-1]).float().to(z.device)
+        return (residuals * gradients).square().sum(0).to(gram.device).double()
     scores = []
     for start in range(0, inputs.shape[1], unit):
         columns = slice(start, start + unit)
-        residual = z @ (inverse[:, columns] @ torch.linalg.inv(inverse[columns, columns])).float()
-        scores.append((residual * gradients[:, columns]).sum(1).square().sum().double())
+        prediction = (inverse[:, columns] @ torch.linalg.inv(inverse[columns, columns])).float()
+        residual = z @ prediction.to(z.device)
+        scores.append((residual * gradients[:, columns]).sum(1).square().sum().to(gram.device).double())
     return torch.stack(scores)

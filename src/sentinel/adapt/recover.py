@@ -60,10 +60,13 @@ def recover(
     what learns, in place of ``settings.train``; ``rate_multiplier`` scales the learning rate of a parameter by name
     (of an elastic model, by its name in `Student.learned`). ``after_step`` is called after every update.
 
+    Both models go to the device that Accelerate chose while it lasts, and back to their own at the end.
+
     Raises `InputError` for a teacher of another vocabulary, too few windows, files of another run in ``folder``, a disk
     that is full, and a loss that is no number; what was saved last stays.
     """
     _check(student, teacher, train, held_out, settings)
+    places = [(decoder, decoder.device) for decoder in (student, teacher)]
     accelerator = make_accelerator(unused_parameters=isinstance(student, ElasticDecoder))
     bf16 = bf16_pays(accelerator.device) if settings.bf16 is None else settings.bf16
     model = Student(
@@ -87,6 +90,8 @@ def recover(
         raise InputError(f"{folder or 'a temporary file'} can't be written ({error.strerror or error})") from error
     finally:
         model.release()
+        for decoder, device in places:
+            decoder.to(device)
 
 
 def _check(student: Decoder, teacher: Decoder, train: Tensor, held_out: Tensor, settings: RecoverySettings) -> None:

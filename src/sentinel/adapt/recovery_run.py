@@ -168,8 +168,8 @@ class RecoveryRun:
         chosen = []
         for place in range(first, first + size):
             turn, position = divmod(place, len(self.train))
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + turn)
-            chosen.append(int(torch.randperm(len(self.train), generator=generator)[position]))
+            generator = torch.Generator("cpu").manual_seed(self.settings.seed * 1_000_003 + turn)
+            chosen.append(int(torch.randperm(len(self.train), generator=generator, device="cpu")[position]))
         return chosen
 
     @torch.no_grad()
@@ -179,7 +179,7 @@ class RecoveryRun:
         kl: dict[str, float] = {}
         nlls: dict[str, float] = {}
         count = self.held_out.numel() - len(self.held_out)
-        batches = torch.arange(len(self.held_out)).split(self.settings.batch)
+        batches = torch.arange(len(self.held_out), device="cpu").split(self.settings.batch)
         for level in range(max(1, len(self.student.levels))):
             sums = torch.zeros(2, device=accelerator.device)
             for turn in range(0, len(batches), accelerator.num_processes):
@@ -210,7 +210,7 @@ class RecoveryRun:
 
     def _seconds(self) -> float:
         """Seconds of this run, all its parts together; the same in every process."""
-        seconds = torch.tensor(time.monotonic() - self.started, dtype=torch.float64)
+        seconds = torch.tensor(time.monotonic() - self.started, dtype=torch.float64, device="cpu")
         if self.accelerator.num_processes > 1:
             seconds = seconds.to(self.accelerator.device)
             torch.distributed.broadcast(seconds, src=0)

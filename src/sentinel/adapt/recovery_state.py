@@ -225,7 +225,9 @@ def identity_of(modules: Iterable[nn.Module], tensors: Iterable[Tensor], text: s
 def flat_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     """Optimizer state by parameter and quantity as one flat dictionary of tensors."""
     return {
-        f"optimizer.{quantity}.{name}": torch.as_tensor(value).contiguous()
+        f"optimizer.{quantity}.{name}": (
+            value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+        ).contiguous()
         for name, quantities in state.items()
         for quantity, value in quantities.items()
     }

@@ -27,10 +27,10 @@ class Stream:
 
     def __init__(self, decoder: Decoder, windows: Tensor) -> None:
         self.decoder = decoder
-        positions = torch.arange(windows.shape[1])[None]
+        positions = positions_of(windows, decoder)
         self.rotary: Rotary = decoder.rotary(positions)
         with torch.no_grad():
-            self.states = decoder.embedded(windows, positions)
+            self.states = decoder.embedded(windows.to(decoder.device), positions)
 
     def batches(self) -> Iterator[slice]:
         """Slices over the windows."""
@@ -51,6 +51,16 @@ class Stream:
             for batch in self.batches():
                 self.states[batch] += self.project(index, half, self.inputs(index, half, batch))
         check_finite(self.states, index, half)
+
+
+def positions_of(windows: Tensor, decoder: Decoder) -> Tensor:
+    """Positions [1, T] of ``windows`` [windows, T], where ``decoder`` computes."""
+    return torch.arange(windows.shape[1], device=decoder.device)[None]
+
+
+def device_of_float64(device: torch.device) -> torch.device:
+    """Where to compute in float64 for tensors of ``device``: there, but for Apple's GPUs, which have none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def half_of(block: Block, half: Half) -> Attention | MLP:

@@ -183,7 +183,7 @@ def _projections(decoder: ElasticDecoder) -> dict[str, NDArray[np.float32]]:
             attention = decoder.blocks[int(name.split(".")[1])].attn
             dim = attention.layer.head_dim
             value = value * attention.gate.detach()[: value.shape[1] // dim].repeat_interleave(dim)
-        found[name] = value.numpy()
+        found[name] = value.cpu().numpy()
     return found
 
 

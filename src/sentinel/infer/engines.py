@@ -35,6 +35,9 @@ LEVELS = (
 )
 
 
+MOST_ON_ACCELERATORS = 2  # the highest level that runs anywhere but on the CPU
+
+
 class Engine(Protocol):
     """Runs one model, one batch at a time.
 
@@ -81,7 +84,7 @@ def make_engine(decoder: Decoder, level: int, *, precision: str | None = None, t
 
         return TorchEngine(decoder, level)
     if decoder.device.type != "cpu":
-        if level > 2:
+        if level > MOST_ON_ACCELERATORS:
             raise InputError(f"level {level} runs on the CPU; on {decoder.device} there are levels 0 to 2")
         from sentinel.infer.static_torch_engine import StaticTorchEngine
 

@@ -52,10 +52,10 @@ class TorchEngine:
         check_prompts(self.spec, prompts, max_new_tokens)
         longest = max(len(prompt) for prompt in prompts)
         device = self.decoder.device
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device="cpu")
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device="cpu")
         for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt, device="cpu")
             mask[row, longest - len(prompt) :] = True
         self._cache = self._room(len(prompts), longest + max_new_tokens)
         self._mask = None if bool(mask.all()) else mask.to(device)

@@ -11,6 +11,7 @@ import torch
 
 from sentinel.adapt.integration import require_plain
 from sentinel.adapt.plan import PruningPlan
+from sentinel.measure.accelerator import synchronise
 from sentinel.measure.method import interleave
 from sentinel.measure.results import Sample, median
 from sentinel.models.decoder import Block, Decoder
@@ -56,17 +57,18 @@ def measure_latencies(decoder: Decoder, *, context: int = 64, rounds: int = 7) -
     require_plain(decoder, "pruning to a speed")
     spec = decoder.spec
     context = min(context, spec.max_seq_len - 1)
-    x = torch.randn(1, 1, spec.n_embd, generator=torch.Generator().manual_seed(0))
-    rotary = decoder.rotary(torch.tensor([[context]]))
+    device = decoder.device
+    x = torch.randn(1, 1, spec.n_embd, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
+    rotary = decoder.rotary(torch.tensor([[context]], device=device))
     # Weights must come from memory as they do in decoding, so that the blocks of one kind take turns within a sample.
-    runs: dict[str, Callable[[], Sample]] = {"fixed": lambda: _timed(lambda _: decoder.logits(x))}
+    runs: dict[str, Callable[[], Sample]] = {"fixed": lambda: _timed(lambda _: decoder.logits(x), device)}
     kinds = {
         layer: [b for b, la in zip(decoder.blocks, spec.layers, strict=True) if la == layer] for layer in spec.layers
     }
     places: dict[str, tuple[LayerSpec, str, int]] = {}
     for number, (layer, blocks) in enumerate(kinds.items()):
         for count in range(layer.n_kv_head + 1):
-            cache = KVCache(spec, 1, context + 1)
+            cache = KVCache(spec, 1, context + 1, device=device)
 
             def attention(call: int, count=count, blocks=blocks, cache=cache) -> None:
                 block = blocks[call % len(blocks)]
@@ -75,7 +77,7 @@ def measure_latencies(decoder: Decoder, *, context: int = 64, rounds: int = 7) -
                 _with_counts(block, count, None, lambda: block.attn(block.attn_norm(x), rotary, cache, index, None))
 
             places[f"a{number}.{count}"] = (layer, "attn", count)
-            runs[f"a{number}.{count}"] = lambda call=attention: _timed(call)
+            runs[f"a{number}.{count}"] = lambda call=attention: _timed(call, device)
         for count in sorted({round(p) for p in np.linspace(0, layer.intermediate_size, NEURON_POINTS)}):
 
             def mlp(call: int, count=count, blocks=blocks) -> None:
@@ -83,7 +85,7 @@ def measure_latencies(decoder: Decoder, *, context: int = 64, rounds: int = 7) -
                 _with_counts(block, None, count, lambda: block.mlp(block.mlp_norm(x)))
 
             places[f"m{number}.{count}"] = (layer, "mlp", count)
-            runs[f"m{number}.{count}"] = lambda call=mlp: _timed(call)
+            runs[f"m{number}.{count}"] = lambda call=mlp: _timed(call, device)
     samples = interleave(runs, rounds, "Measuring latencies")
     tables: dict[str, dict[LayerSpec, dict[int, float]]] = {"attn": {}, "mlp": {}}
     for name, (layer, half, count) in places.items():
@@ -91,10 +93,12 @@ def measure_latencies(decoder: Decoder, *, context: int = 64, rounds: int = 7) -
     return LatencyTable(spec.layers, median(samples["fixed"], "total_ms"), tables["attn"], tables["mlp"])
 
 
-def _timed(call: Callable[[int], object]) -> Sample:
+def _timed(call: Callable[[int], object], device: torch.device) -> Sample:
+    synchronise(device)
     start = time.perf_counter()
     for number in range(CALLS):
         call(number)
+    synchronise(device)
     return {"total_ms": (time.perf_counter() - start) / CALLS * 1e3}
 
 

@@ -68,7 +68,9 @@ def _hugging_face(request: LoadRequest) -> FirstToken:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     model: Any = AutoModelForCausalLM.from_pretrained(request.folder)
-    return lambda prompt: model.generate(torch.tensor(prompt), max_new_tokens=1, do_sample=False, pad_token_id=0)
+    return lambda prompt: model.generate(
+        torch.tensor(prompt, device="cpu"), max_new_tokens=1, do_sample=False, pad_token_id=0
+    )
 
 
 def _sentinel(request: LoadRequest) -> FirstToken:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -32,6 +31,12 @@ def peak_rss_mb() -> float:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
@@ -51,13 +56,15 @@ class MemoryRequest:
     batch: int = 1
     configuration: str | None = None
     rank: int | None = None
+    device: str = "cpu"
 
 
-def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) -> float:
-    """Peak resident memory in MB of a process that generates as ``request`` says, interpreter included.
+def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) -> float | None:
+    """Peak memory in MB of a process that generates as ``request`` says: resident, interpreter included, and on an
+    accelerator what its tensors take there (None where PyTorch does not count it).
 
-    Level 2 starts from the model, level 3 from what is kept of it, as a user would run them, and the loading counts; for
-    the others the counter starts after loading.
+    On the CPU level 2 starts from the model, level 3 from what is kept of it, as a user would run them, and the loading
+    counts; for the others the counter starts after loading.
     """
     with tempfile.TemporaryDirectory() as scratch:
         level, precision = _level_of(request)
@@ -66,7 +73,8 @@ def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) ->
             if source == request.model and not is_kept(source, precision):
                 ask("sentinel.measure.memory", request, f"memory of {request.engine}")  # the start that quantises
             request = replace(request, model=source, random_weights=None)
-        return float(ask("sentinel.measure.memory", request, f"memory of {request.engine}"))
+        found = ask("sentinel.measure.memory", request, f"memory of {request.engine}")
+        return None if found is None else float(found)
 
 
 def level_3_source(source: str, random_weights: int | None, engine: Engine | Generator, scratch: Path) -> str:
@@ -96,24 +104,28 @@ def _serve(request: MemoryRequest) -> None:
 
     console.quiet = True
     level, precision = _level_of(request)
-    if level is not None and level >= 2:
+    if request.device == "cpu" and level is not None and level >= 2:
         reset_peak()
         opened = open_engine(request.model, level=level, precision=precision, random_weights=request.random_weights)
         prompts = _prompts(request, opened.engine.spec.vocab_size)
         list(generate_tokens(opened.engine, prompts, request.new_tokens))
+        print(peak_rss_mb())
     else:
-        _serve_torch(request)
-    print(peak_rss_mb())
+        print(json.dumps(_serve_torch(request)))
 
 
-def _serve_torch(request: MemoryRequest) -> None:
+def _serve_torch(request: MemoryRequest) -> float | None:
     from sentinel.adapt.integration import integrate
     from sentinel.infer.engines import make_engine
     from sentinel.infer.generate import Timings, generate_tokens
+    from sentinel.measure.accelerator import device_peak_mb, reset_device_peak
     from sentinel.measure.hugging_face import ENGINE_NAME, HuggingFaceReference
     from sentinel.models.sources import load
 
-    decoder = load(request.model, random_weights=request.random_weights).decoder
+    decoder = load(request.model, random_weights=request.random_weights, device=request.device).decoder
+    device = decoder.device
+    on_host = device.type == "cpu"
+    reset = reset_peak if on_host else lambda: reset_device_peak(device)
     if request.configuration is not None:
         decoder = integrate(decoder, request.configuration, rank=request.rank)
     prompts = _prompts(request, decoder.spec.vocab_size)
@@ -121,14 +133,15 @@ def _serve_torch(request: MemoryRequest) -> None:
         reference = HuggingFaceReference(decoder)
         del decoder
         gc.collect()
-        reset_peak()
+        reset()
         reference.generate(prompts, request.new_tokens, Timings())
-        return
-    runner = make_engine(decoder, int(request.engine.removeprefix("level ")))
-    del decoder
-    gc.collect()
-    reset_peak()
-    list(generate_tokens(runner, prompts, request.new_tokens))
+    else:
+        runner = make_engine(decoder, int(request.engine.removeprefix("level ")))
+        del decoder
+        gc.collect()
+        reset()
+        list(generate_tokens(runner, prompts, request.new_tokens))
+    return peak_rss_mb() if on_host else device_peak_mb(device)
 
 
 def _prompts(request: MemoryRequest, vocab_size: int) -> list[list[int]]:

@@ -118,7 +118,7 @@ def passages(
             end = min(window_end, len(ids))
             if end <= done:
                 break
-            found.append(Passage(torch.tensor(ids[max(0, end - context) : end]), sizes[done:end], number))
+            found.append(Passage(torch.tensor(ids[max(0, end - context) : end], device="cpu"), sizes[done:end], number))
             done = end
     if not found:
         raise InputError("the evaluation text is too short; give at least two tokens")

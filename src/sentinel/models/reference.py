@@ -33,6 +33,11 @@ def _plain(projection: nn.Linear, x: Tensor) -> Tensor:
     return functional.linear(x, projection.weight, projection.bias)
 
 
+def _first(kept: int, total: int, device: torch.device) -> Tensor:
+    """A mask [total]: 1 for the first ``kept``."""
+    return (torch.arange(total, device=device) < kept).float()
+
+
 class ReferenceHead(nn.Module):
     """Projections of a single query head, copied out of the fused ones."""
 
@@ -66,7 +71,7 @@ class ReferenceAttention(nn.Module):
         self.gate = fused.gate
         self.out_bias = fused.out_proj.bias
         active = fused.active_groups * fused.layer.group_size
-        self.register_buffer("mask", (torch.arange(fused.layer.n_head) < active).float())
+        self.register_buffer("mask", _first(active, fused.layer.n_head, self.gate.device))
 
     def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
         """Attention output [B, T, C] for normalised input ``x`` [B, T, C]; ``mask`` as in `Attention.forward`."""
@@ -103,7 +108,8 @@ class ReferenceMLP(nn.Module):
         super().__init__()
         self.activation = mlp.activation
         self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        self.register_buffer("mask", (torch.arange(mlp.up_proj.out_features) < mlp.active_neurons).float())
+        device = mlp.up_proj.weight.device
+        self.register_buffer("mask", _first(mlp.active_neurons, mlp.up_proj.out_features, device))
 
     def forward(self, x: Tensor) -> Tensor:
         up = _plain(self.up_proj, x)
@@ -126,8 +132,8 @@ class ReferenceBlock(Block):
     def set_active(self, groups: int, neurons: int) -> None:
         """Mask the heads of all but the first ``groups`` key/value groups, and all but the first ``neurons``."""
         heads = groups * self.attn.layer.group_size
-        self.attn.mask.copy_(torch.arange(len(self.attn.mask), device=self.attn.mask.device) < heads)
-        self.mlp.mask.copy_(torch.arange(len(self.mlp.mask), device=self.mlp.mask.device) < neurons)
+        self.attn.mask.copy_(_first(heads, len(self.attn.mask), self.attn.mask.device))
+        self.mlp.mask.copy_(_first(neurons, len(self.mlp.mask), self.mlp.mask.device))
 
 
 class ReferenceDecoder(Decoder):

@@ -91,7 +91,7 @@ def _load_random(model: str, seed: int) -> LoadedModel:
 
 def random_decoder(spec: ModelSpec, seed: int) -> Decoder:
     """A decoder of that shape with matrices drawn from N(0, 0.02), norms of 1 and biases of 0, as GPT-2 starts."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     decoder = Decoder.empty(spec).to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():

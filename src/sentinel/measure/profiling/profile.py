@@ -76,6 +76,8 @@ class Profile:
 def make_meter(engine: Engine) -> Meter:
     """The meter that fits an engine."""
     if isinstance(engine, TorchEngine):
+        if engine.level == 2 and engine.decoder.device.type != "cpu":
+            raise InputError(f"level 2 on {engine.decoder.device} is one compiled graph without parts; profile level 1")
         from sentinel.measure.profiling.torch_scopes import ScopeMeter
 
         return ScopeMeter(engine)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sentinel.adapt.compact import expand_kv
 from sentinel.errors import InputError
+from sentinel.measure.accelerator import synchronise
 from sentinel.measure.method import Run, with_ratio
 from sentinel.measure.results import Result, Sample, median
 from sentinel.measure.suites.request import Request
@@ -95,17 +96,20 @@ def _rows(request: Request, decoder: Decoder, parts: list[_Part], phase: str, le
     batch, device = request.settings.batch, decoder.device
     new = 1 if phase == "decode" else length
     past = length if phase == "decode" else 0
-    x = torch.randn(batch, new, decoder.spec.n_embd, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.randn(batch, new, decoder.spec.n_embd, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    x = x.to(device)
     rotary = decoder.rotary(torch.arange(past, past + new, device=device)[None])
     calls = max(1, 1024 // new if phase == "prefill" else 64)  # so that a sample is long against the clock
     outputs: dict[str, Tensor] = {}
 
     def call(part: _Part, cache: KVCache | None) -> Sample:
+        synchronise(device)
         start = time.perf_counter()
         for _ in range(calls):
             if cache is not None:
                 cache.lengths = [past]
             outputs[part.name] = part.forward(x, rotary, cache, 0, None)
+        synchronise(device)
         return {"total_ms": (time.perf_counter() - start) / calls * 1e3}
 
     runs: dict[str, Run] = {}

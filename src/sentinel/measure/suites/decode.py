@@ -40,5 +40,6 @@ def _peak_memory(request: Request, one: Generated) -> float | None:
         settings.prompt_tokens,
         settings.new_tokens,
         settings.batch,
+        device=str(request.loaded.decoder.device),
     )
     return measure_peak_memory(asked, None if isinstance(subject.engine, Generator) else subject.engine)

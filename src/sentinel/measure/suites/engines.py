@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from sentinel.adapt.compact import expand_kv, in_nested_order
+from sentinel.adapt.compact import expand_kv, in_nested_order, select
 from sentinel.adapt.criteria import random
 from sentinel.adapt.plan import PruningPlan, RemovalOrder, removal_order
 from sentinel.errors import InputError
@@ -136,6 +136,9 @@ class Engines:
         plan = order.plan(heads, neurons)
         smaller = nested.spec.with_counts(plan.group_counts, plan.neuron_counts)
         made = functools.partial(Subject, spec=smaller, level=level, precision=precision, heads=heads, neurons=neurons)
+        if level >= 2 and nested.device.type != "cpu":
+            kept = select(nested, [range(g) for g in plan.group_counts], [range(f) for f in plan.neuron_counts])
+            return made(make_engine(kept, level, precision=precision))
         if level >= 2:
             return made(self._native(nested, precision, expand, plan))
         engine = TorchEngine(nested, level)

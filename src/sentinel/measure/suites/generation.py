@@ -67,6 +67,6 @@ def level_subjects(request: Request, heads: float = 0.0, neurons: float = 0.0) -
     settings = request.settings
     return [
         request.engines.at(level, precision, heads=heads, neurons=neurons, expand_kv=settings.expand_kv)
-        for level in settings.levels
+        for level in request.levels
         for precision in (settings.precision if level == 3 else (None,))
     ]

@@ -60,7 +60,7 @@ def _rows_at(request: Request, heads: float, quality: Recovered | None) -> list[
         configuration, judged[name] = CONFIGURATIONS[name], fields
         if name == ORIGINAL and not heads:
             continue  # it is the reference
-        levels = (0,) if configuration.head_by_head else request.settings.levels
+        levels = (0,) if configuration.head_by_head else request.levels
         subjects += [_subject(request, configuration, model, level, heads) for level in levels]
     found = generate_in_turn(request, "integration", subjects, batch=request.settings.batch)
     rows = []

@@ -28,6 +28,7 @@ from sentinel.progress import working
 def run(request: Request) -> list[Result]:
     """Rows for Hugging Face, level 1 from an fp32 folder, and level 3 in int8 from what was kept of the model."""
     settings = request.settings
+    request.require_cpu("suite load measures")
     request.check_context(settings.prompt_tokens + 1)
     subjects: dict[Kind, Subject] = {
         "hugging-face": request.engines.hugging_face(),

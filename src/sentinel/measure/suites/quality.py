@@ -50,7 +50,7 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
 
     Raises `InputError` for random weights, and when a text shares a document with the calibration windows.
     """
-    settings, loaded = request.settings, request.loaded
+    settings, loaded = replace(request.settings, precision=request.precisions), request.loaded
     loaded.require_real_weights("a perplexity")
     request.check_context(PROMPT_TOKENS + settings.new_tokens)
     refuse_shared_documents(windows.fingerprints, texts)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sentinel.errors import InputError
+from sentinel.infer.engines import MOST_ON_ACCELERATORS
 from sentinel.measure.method import Run, interleave
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites import Suite
 from sentinel.measure.suites.engines import Engines, Subject
 from sentinel.models.sources import LoadedModel
+from sentinel.progress import say
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,34 @@ class Request:
     earlier: Mapping[tuple[object, ...], Result] = field(default_factory=dict)
     warm_up: bool = True
     cache_mb: float | None = None
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels that the settings name; on an accelerator without those that run on the CPU alone, which are named,
+        but for what the caller chose: that is refused when its engine is made."""
+        device, levels = self.loaded.decoder.device, self.settings.levels
+        if device.type == "cpu" or "levels" in self.given:
+            return levels
+        kept = tuple(level for level in levels if level <= MOST_ON_ACCELERATORS)
+        if kept != levels:
+            say(f"level 3 runs on the CPU only, and is left out on {device}")
+        return kept
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions of level 3 that the settings name; none on an accelerator, where those that the caller chose are
+        refused."""
+        if self.loaded.decoder.device.type == "cpu":
+            return self.settings.precision
+        if "precision" in self.given:
+            self.require_cpu("level 3 runs")
+        return ()
+
+    def require_cpu(self, what: str) -> None:
+        """Refuse what would run on the CPU whatever device was asked for."""
+        device = self.loaded.decoder.device
+        if device.type != "cpu":
+            raise InputError(f"{what} on the CPU only, not on {device}; leave out --device")
 
     def row(self, suite: str, subject: Subject, **fields: Any) -> Result:
         """A result of ``suite`` for ``subject``, its speed not filled in."""

@@ -53,7 +53,12 @@ def run(request: Request) -> list[Result]:
 
 def _request_of(request: Request, shape: str) -> Request:
     with working(f"Making {shape}"):
-        return replace(request, loaded=load(shape, random_weights=SEED), source=shape, random_weights=SEED)
+        return replace(
+            request,
+            loaded=load(shape, random_weights=SEED, device=str(request.loaded.decoder.device)),
+            source=shape,
+            random_weights=SEED,
+        )
 
 
 def _rows_of(request: Request) -> list[Result]:
@@ -74,6 +79,7 @@ def _rows_of(request: Request) -> list[Result]:
             settings.batch,
             configuration=one.subject.configuration,
             rank=one.subject.rank,
+            device=str(loaded.decoder.device),
         )
         after = one.subject.spec.parameter_count(gates=True, baseline=False)
         rows.append(

@@ -124,7 +124,7 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
             )
         ours[name] = tensor
     for i, layer in enumerate(spec.layers):
-        ours[f"layers.{i}.attn.gate"] = torch.ones(layer.n_head)
+        ours[f"layers.{i}.attn.gate"] = torch.ones(layer.n_head, device=ours["embed.weight"].device)
     return ours
 
 
