@@ -7,6 +7,7 @@ on an accelerator, without needing one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -169,14 +170,17 @@ def test_latencies_are_measured(model):
 
 
 SMALL = {
-    "prompt_tokens": 6, "new_tokens": 2, "rounds": 1, "heads": (0.0, 0.5), "lengths": (8,), "batches": (2,),
-    "calibration_tokens": 128, "eval_tokens": 32, "criteria": ("fisher",), "recovery_steps": 1, "shapes": (),
+    "prompt_tokens": 6, "new_tokens": 2, "rounds": 1, "heads": (0.0, 0.5), "lengths": (48,), "batches": (2,),
+    "calibration_tokens": 256, "eval_tokens": 32, "criteria": ("fisher",), "recovery_steps": 1, "shapes": (),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in SUITES if name not in ("peers", "load", "decode", "scaling")])
-def test_suites_measure(name, worded, letters, monkeypatch):
+def test_suites_measure(name, letters, monkeypatch):
     """Without those that ask processes of their own, which have their own default device."""
+    monkeypatch.setattr("sentinel.measure.environment.memory_bandwidth_gb_s", lambda: 10.0)
+    spec = dataclasses.replace(spec_of("llama-grouped"), vocab_size=17, max_seq_len=96)
+    loaded = LoadedModel("m", filled_decoder(spec), letter_tokenizer(), "real")
     from sentinel.measure.hugging_face import HuggingFaceReference
 
     theirs = HuggingFaceReference.generate
@@ -188,7 +192,7 @@ def test_suites_measure(name, worded, letters, monkeypatch):
     monkeypatch.setattr(HuggingFaceReference, "generate", generate)
     texts = {"text": letters["test"], "calibration": letters["calibration"]}
     given = {key: value for key, value in {**SMALL, **texts}.items() if key in SUITES[name].options}
-    found = run_suites(load(worded), {name: given}, source=worded, quick=True)
+    found = run_suites(loaded, {name: given}, source="m", quick=True)
     assert found.results and found.environment.device == "cpu"
 
 

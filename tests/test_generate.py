@@ -1,19 +1,25 @@
-"""Sampling, engines and streaming."""
+"""Sampling, engines and streaming, and where the command's prompt comes from."""
 
 from __future__ import annotations
+
+import dataclasses
+import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder
+from helpers import filled_decoder, letter_tokenizer, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.infer.engines import make_engine
 from sentinel.infer.generate import Timings, generate_text, generate_tokens, stream_text
 from sentinel.infer.sampling import Sampler, SamplingSettings, penalise_repetition, token_probabilities
+from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.hf import to_hugging_face
 
 PROMPTS = [[5, 9, 2, 33], [7], [1, 2, 3, 4, 5, 6, 7]]
@@ -186,3 +192,123 @@ def test_stream_never_shows_half_a_character_or_a_stop_string():
         generate_text(Script(text), Letters(), "ab", 3, stop=[""])
     with pytest.raises(InputError, match="prompt is empty"):
         generate_text(Script(text), Letters(), "", 3)
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+TEMPLATE = "{% for m in messages %}{{ 'a ' if m.role == 'system' else 'b ' }}{{ m.content }} {% endfor %}p"
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory):
+    """A tiny model with a chat template: "b QUESTION p", with "a SYSTEM" before."""
+    folder = tmp_path_factory.mktemp("models") / "chatting"
+    spec = dataclasses.replace(spec_of("llama-grouped"), vocab_size=17)
+    save_checkpoint(filled_decoder(spec), folder, letter_tokenizer())
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
+    return str(folder)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The token ids that the engine of the command is given."""
+    seen = []
+    monkeypatch.setattr(
+        "sentinel.infer.generate.generate_tokens", lambda engine, prompts, *_: seen.extend(prompts) or []
+    )
+    return seen
+
+
+def stdin(monkeypatch, data: bytes, terminal: bool = False) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("sys.stdin", stream)
+
+
+def ids(text: str) -> list[int]:
+    return letter_tokenizer().encode(text)
+
+
+class Told:
+    """Timings of nothing: the fake engine says no token."""
+
+    stamps = (1.0,)
+    ended = ended_at_once = False
+    ttft_ms = tokens_per_s = 1.0
+    tpot_ms = None
+
+
+@pytest.fixture
+def run_generate(asked, monkeypatch):
+    monkeypatch.setattr("sentinel.infer.generate.Timings", Told)
+
+    def run(*arguments) -> list[int]:
+        assert main(["generate", *map(str, arguments)]) == 0
+        (found,) = asked
+        asked.clear()
+        return found
+
+    return run
+
+
+def test_a_chat_model_is_asked_through_its_template_unless_raw(chatting, worded, run_generate, capsys):
+    assert run_generate(chatting, "c d") == ids("b c d p")
+    assert "chat template" in capsys.readouterr().err
+    assert run_generate(chatting, "c d", "--system", "e") == ids("a e b c d p")
+    assert run_generate(chatting, "c d", "--raw") == ids("c d")
+    assert run_generate(worded, "c d") == ids("c d")
+
+
+def test_the_prompt_comes_from_the_argument_a_file_or_standard_input(worded, run_generate, monkeypatch, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("\N{BYTE ORDER MARK}c d e\r\n".encode())
+    assert run_generate(worded, "--file", file) == ids("c d e")
+    for arguments in ([], ["-"]):
+        stdin(monkeypatch, b"f g\n")
+        assert run_generate(worded, *arguments) == ids("f g")
+
+
+def test_an_end_at_once_is_said(chatting, worded, capsys, monkeypatch):
+    def ends(engine, prompts, count, settings, eos_ids, timings, lookup):
+        timings.stamps.append(0.1)
+        yield [eos_ids[0]]
+
+    monkeypatch.setattr("sentinel.infer.generate.generate_tokens", ends)
+    for model, more, said in (
+        (chatting, [], "try --raw"),
+        (chatting, ["--raw"], "leave out --raw"),
+        (worded, [], "ask in another way"),
+    ):
+        assert main(["generate", model, "c", *more]) == 0
+        told = capsys.readouterr().err
+        assert told.count("the model ended at once") == 1 and said in told
+
+
+def test_prompts_that_are_none_are_one_sentence(worded, capsys, monkeypatch, tmp_path):
+    bad = tmp_path / "latin.txt"
+    bad.write_bytes(b"caf\xe9")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    long = tmp_path / "long.txt"
+    long.write_text("a " * 70)
+    for arguments, said in (
+        (["c", "--file", empty], "given twice"),
+        (["--file", bad], "is not UTF-8 (byte 3)"),
+        (["--file", empty], "the prompt is empty"),
+        (["--file", tmp_path / "none"], "can't be read (No such file or directory)"),
+        (["--file", tmp_path], "can't be read (Is a directory)"),
+        (["--file", long], "more than the model's context of 64"),
+        ([""], "the prompt is empty"),
+        (["caf\udce9"], "the prompt is not UTF-8 (character 3)"),
+        (["c", "--system", "d"], "has no chat template"),
+        (["c", "--system", "d", "--raw"], "give one of the two"),
+    ):
+        assert said in refused(capsys, "generate", worded, *arguments)
+    stdin(monkeypatch, b"\xff\xfe")
+    assert "standard input is not UTF-8" in refused(capsys, "generate", worded, "-")
+    stdin(monkeypatch, b"", terminal=True)
+    assert "there is no prompt" in refused(capsys, "generate", worded)
+    stdin(monkeypatch, b"")
+    assert "the prompt is empty" in refused(capsys, "generate", worded)

@@ -1,18 +1,33 @@
-"""``sentinel generate``: stream the continuation of a prompt; the last line on stderr tells speed and memory."""
+"""``sentinel generate``: stream an answer or a continuation; the last line on stderr tells speed and memory."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import add_machine, add_model, plain_text, real_number, whole_number
 from sentinel.commands.engine import add_engine, open_engine
 from sentinel.commands.presets import apply_preset
+from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from sentinel.models.tokenizer import TextTokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("prompt", metavar="PROMPT", type=plain_text, help="text to continue")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        type=plain_text,
+        help="question, or text to continue; - or nothing: standard input",
+    )
+    parser.add_argument("--file", metavar="FILE", help="instead: read the prompt from FILE (UTF-8)")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without a chat template")
+    parser.add_argument("--system", metavar="TEXT", type=plain_text, help="system message of the chat template")
     add_engine(parser)
     parser.add_argument("--preset", metavar="NAME", help="level and pruning that 'recommend --save' kept")
     parser.add_argument("--max-new-tokens", metavar="N", type=whole_number(1), default=100, help="default 100")
@@ -44,15 +59,15 @@ def run(options: argparse.Namespace) -> None:
     settings = SamplingSettings(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
+    text = prompt_of(options)
     apply_preset(options)
     opened = open_engine(options)
     engine, tokenizer = opened.engine, opened.require_tokenizer()
+    prompt, chat = token_ids(options, tokenizer, text)
     if opened.weights == "random":
         say("random weights: the text means nothing, the speed does")
     timings, lookup = Timings(), PromptLookup() if options.lookup else None
-    pieces = stream_text(
-        engine, tokenizer, options.prompt, options.max_new_tokens, settings, options.stop, timings, lookup
-    )
+    pieces = stream_text(engine, tokenizer, prompt, options.max_new_tokens, settings, options.stop, timings, lookup)
     try:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -63,8 +78,55 @@ def run(options: argparse.Namespace) -> None:
             sys.stdout.flush()
     if lookup is not None:
         say(f"lookup: {lookup.accepted} of {lookup.proposed} proposed tokens were right, in {lookup.passes} passes")
+    if timings.ended_at_once:
+        way = "ask in another way"
+        if tokenizer.chat_template is not None:
+            way = "try --raw, which continues the text as it is" if chat else "leave out --raw, so that it is asked"
+        say(f"the model ended at once, without a word; {way}")
     tpot = f"TPOT {timings.tpot_ms:.1f} ms, " if timings.tpot_ms is not None else ""
     say(
-        f"{engine.name}: {len(timings.stamps)} tokens, TTFT {timings.ttft_ms:.1f} ms, {tpot}"
-        f"{timings.tokens_per_s:.1f} tokens/s, peak memory {peak_rss_mb():,.0f} MB"
+        f"{engine.name}{', chat template' if chat else ''}: {len(timings.stamps)} tokens, TTFT {timings.ttft_ms:.1f} ms, "
+        f"{tpot}{timings.tokens_per_s:.1f} tokens/s, peak memory {peak_rss_mb():,.0f} MB"
     )
+
+
+def prompt_of(options: argparse.Namespace) -> str:
+    """The prompt: the argument, a file, or standard input, there without the newline that ends it."""
+    if options.prompt is not None and options.file is not None:
+        raise InputError("the prompt is given twice, as an argument and by --file; leave out one of them")
+    if options.raw and options.system is not None:
+        raise InputError("--system is part of the chat template, which --raw leaves out; give one of the two")
+    if options.file is not None:
+        try:
+            text = _decoded(Path(options.file).expanduser().read_bytes(), options.file)
+        except OSError as error:
+            raise InputError(f"--file {options.file} can't be read ({error.strerror or error})") from error
+    elif options.prompt in (None, "-"):
+        if sys.stdin is None or (options.prompt is None and sys.stdin.isatty()):
+            raise InputError("there is no prompt; give it as an argument, by --file, or on standard input")
+        text = _decoded(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = options.prompt
+    if not text.strip():
+        raise InputError("the prompt is empty; give some text")
+    return text
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt in {where} is not UTF-8 (byte {error.start}); convert it first") from error
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def token_ids(options: argparse.Namespace, tokenizer: TextTokenizer, text: str) -> tuple[list[int], bool]:
+    """What the model reads: ``text`` asked through its chat template, where it has one, else the text alone; and which."""
+    if options.raw or tokenizer.chat_template is None:
+        if options.system is not None:
+            raise InputError(f"{options.model} has no chat template, which --system is part of; leave it out")
+        return tokenizer.encode(text), False
+    messages = [{"role": "user", "content": text}]
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
+    return tokenizer.apply_chat(messages), True

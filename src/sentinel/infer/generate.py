@@ -18,9 +18,15 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass
 class Timings:
-    """Seconds from the start of prefill to each token."""
+    """Seconds from the start of prefill to each token; ``ended`` by a token that ends the text."""
 
     stamps: list[float] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def ended_at_once(self) -> bool:
+        """True when the first token was the end."""
+        return self.ended and len(self.stamps) == 1
 
     @property
     def ttft_ms(self) -> float | None:
@@ -96,20 +102,20 @@ def _with_lookup(
 def stream_text(
     engine: Engine,
     tokenizer: TextTokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     max_new_tokens: int,
     settings: SamplingSettings | None = None,
     stop: Sequence[str] = (),
     timings: Timings | None = None,
     lookup: PromptLookup | None = None,
 ) -> Iterator[str]:
-    """Yield pieces of the continuation of ``prompt`` as soon as they are certain.
+    """Yield pieces of the continuation of ``prompt`` (text, or token ids as of a chat) as soon as they are certain.
 
     Generation ends before the first of the ``stop`` strings, at an end-of-sequence token, or after ``max_new_tokens``.
     """
     if any(not text for text in stop):
         raise InputError("a stop string is empty; leave it out")
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise InputError("the prompt is empty; give some text")
     told = ""
@@ -117,6 +123,8 @@ def stream_text(
     for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, lookup):
         assert token is not None
         if token in tokenizer.eos_ids:
+            if timings is not None:
+                timings.ended = True
             break
         new.append(token)
         text = _continuation(tokenizer, ids, new)
@@ -134,7 +142,7 @@ def stream_text(
 def generate_text(
     engine: Engine,
     tokenizer: TextTokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     max_new_tokens: int,
     settings: SamplingSettings | None = None,
     stop: Sequence[str] = (),
