@@ -6,7 +6,6 @@ on an accelerator, without needing one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -51,11 +50,14 @@ def default_device_without_values() -> Iterator[None]:
     torch.set_default_device(None)
 
 
-@contextlib.contextmanager
-def of_a_library() -> Iterator[None]:
+def on_the_cpu(call):
     """For a library that itself makes tensors on the default device."""
-    with torch.device("cpu"):
-        yield
+
+    def called(*arguments):
+        with torch.device("cpu"):
+            return call(*arguments)
+
+    return called
 
 
 @pytest.fixture
@@ -183,13 +185,11 @@ def test_suites_measure(name, letters, monkeypatch):
     loaded = LoadedModel("m", filled_decoder(spec), letter_tokenizer(), "real")
     from sentinel.measure.hugging_face import HuggingFaceReference
 
-    theirs = HuggingFaceReference.generate
-
-    def generate(*arguments):
-        with of_a_library():  # transformers makes masks and positions there
-            return theirs(*arguments)
-
-    monkeypatch.setattr(HuggingFaceReference, "generate", generate)
+    for name_of in (
+        "__init__",
+        "generate",
+    ):  # transformers itself refuses "meta", and makes masks on the default device
+        monkeypatch.setattr(HuggingFaceReference, name_of, on_the_cpu(getattr(HuggingFaceReference, name_of)))
     texts = {"text": letters["test"], "calibration": letters["calibration"]}
     given = {key: value for key, value in {**SMALL, **texts}.items() if key in SUITES[name].options}
     found = run_suites(loaded, {name: given}, source="m", quick=True)

@@ -30,8 +30,8 @@ def run(request: Request) -> list[Result]:
 
 def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
     """The suite with these ``peers``. Raises `InputError` when none of them is installed or can run the model."""
-    check_fits(request)
     request.require_cpu("other engines are run")
+    check_fits(request)
     settings, loaded = request.settings, request.loaded
     if not loaded.spec.is_uniform:
         raise InputError(f"the layers of {loaded.name} differ in size, which no other engine runs")
