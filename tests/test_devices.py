@@ -40,6 +40,7 @@ from sentinel.measure.suites.request import Request
 from sentinel.measure.suites.request import Settings as SuiteSettings
 from sentinel.measure.text_metrics import sample_variety
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.models.record import Record
 from sentinel.models.sources import LoadedModel, load
 
 
@@ -75,7 +76,7 @@ def windows(model):
 def test_models_are_loaded_and_saved(worded, tmp_path):
     loaded = load(worded)
     assert loaded.decoder.device.type == "cpu"
-    save_checkpoint(loaded.decoder, tmp_path / "again", loaded.tokenizer)
+    save_checkpoint(loaded.decoder, tmp_path / "again", loaded.tokenizer, loaded.record)
     again = load_checkpoint(tmp_path / "again").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in loaded.decoder.state_dict().items())
     assert load("gpt2", random_weights=0).decoder.device.type == "cpu"
@@ -153,7 +154,7 @@ def test_models_are_judged(worded, letters):
     tokenizer = loaded.require_tokenizer()
     found = evaluate(loaded.decoder, tokenizer, texts, context=32, max_tokens=64, teacher=loaded.decoder)
     assert found.kl == 0
-    judge = Judge(loaded.decoder, tokenizer, texts, tokens_per_text=64, context=32)
+    judge = Judge(loaded.decoder, tokenizer, texts, loaded.record, tokens_per_text=64, context=32)
     assert judge(loaded.decoder)["perplexity_ratio"] == 1
     engine = make_engine(loaded.decoder, 3)
     assert evaluate(engine, tokenizer, texts, context=32, max_tokens=64).perplexity > 1
@@ -182,7 +183,7 @@ def test_suites_measure(name, letters, monkeypatch):
     """Without those that ask processes of their own, which have their own default device."""
     monkeypatch.setattr("sentinel.measure.environment.memory_bandwidth_gb_s", lambda: 10.0)
     spec = dataclasses.replace(spec_of("llama-grouped"), vocab_size=17, max_seq_len=96)
-    loaded = LoadedModel("m", filled_decoder(spec), letter_tokenizer(), "real")
+    loaded = LoadedModel("m", filled_decoder(spec), letter_tokenizer(), Record())
     from sentinel.measure.hugging_face import HuggingFaceReference
 
     for name_of in (
@@ -201,7 +202,7 @@ def test_suites_measure(name, letters, monkeypatch):
 
 @pytest.fixture
 def elsewhere(model):
-    loaded = LoadedModel("m", model.to("meta"), letter_tokenizer(), "random")
+    loaded = LoadedModel("m", model.to("meta"), letter_tokenizer(), Record(weights="random"))
     return Request(loaded, "m", 0, None, Engines(loaded), SuiteSettings())
 
 

@@ -21,6 +21,7 @@ from sentinel.infer.generate import Timings, generate_text, generate_tokens, str
 from sentinel.infer.sampling import Sampler, SamplingSettings, penalise_repetition, token_probabilities
 from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.hf import to_hugging_face
+from sentinel.models.record import Record
 
 PROMPTS = [[5, 9, 2, 33], [7], [1, 2, 3, 4, 5, 6, 7]]
 
@@ -204,7 +205,7 @@ def chatting(tmp_path_factory):
     """A tiny model with a chat template: "b QUESTION p", with "a SYSTEM" before."""
     folder = tmp_path_factory.mktemp("models") / "chatting"
     spec = dataclasses.replace(spec_of("llama-grouped"), vocab_size=17)
-    save_checkpoint(filled_decoder(spec), folder, letter_tokenizer())
+    save_checkpoint(filled_decoder(spec), folder, letter_tokenizer(), Record())
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
