@@ -36,7 +36,7 @@ class EngineModel:
 
     def __call__(self, tokens: Tensor) -> CausalLMOutput:
         """Logits [B, T, V] for ``tokens`` [B, T], each row a text from its beginning."""
-        rows = [torch.tensor(self._engine.score(row.tolist())) for row in tokens]
+        rows = [torch.tensor(self._engine.score(row.tolist()), device="cpu") for row in tokens]
         return CausalLMOutput(logits=cast(torch.FloatTensor, torch.stack(rows)))
 
     def generate(
@@ -67,7 +67,7 @@ class EngineModel:
         prompts = [row[keep.bool()].tolist() for row, keep in zip(input_ids, attention_mask, strict=True)]
         room, no_scores = max_length - input_ids.shape[1], torch.empty(0)
         for step in generate_tokens(self._engine, prompts, room, settings, self._eos_ids):
-            new = torch.tensor([[pad_token_id if token is None else token] for token in step])
+            new = torch.tensor([[pad_token_id if token is None else token] for token in step], device="cpu")
             input_ids = torch.cat((input_ids, new), 1)
             if cast(Any, stopping_criteria)(input_ids, no_scores).all():
                 break

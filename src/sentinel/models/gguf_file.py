@@ -229,7 +229,7 @@ class GGUFFile:
     @staticmethod
     def _fill_biases(state: State, kinds: tuple[str, ...]) -> None:
         for name in [n for n in state if any(n.endswith(f"{WEIGHT_NAMES[kind]}.weight") for kind in kinds)]:
-            state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(len(state[name])))
+            state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(len(state[name]), device="cpu"))
 
     def _name(self, name: str) -> str:
         parts = name.split(".")

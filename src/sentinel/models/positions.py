@@ -16,13 +16,13 @@ from sentinel.models.spec import RopeSpec
 
 
 def rotary_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
-    """Inverse frequencies [head_dim / 2] in fp32: theta^(-2i / head_dim), scaled as the checkpoint asks.
+    """Inverse frequencies [head_dim / 2] in fp32, on the CPU: theta^(-2i / head_dim), scaled as the checkpoint asks.
 
     Source: Su et al. 2021, "RoFormer"; the ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the
     original context over ``low_freq_factor`` are divided by ``factor``, those shorter than it over
     ``high_freq_factor`` are kept, and those between are blended.
     """
-    inverse = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    inverse = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim)
     if rope.type == "linear":
         return inverse / rope.factor
     if rope.type == "llama3":
