@@ -99,16 +99,6 @@ class ElasticDecoder(Decoder):
                 tensor = nn.Parameter(tensor, requires_grad=False)
             setattr(module, part, tensor)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Take what is kept for other levels along to another device or precision."""
-        super()._apply(fn, recurse)
-        kept = [t for level in self._levels.values() for t in level.projections.values()]
-        for tensor in (*kept, *(t for t in self._dense.values() if t is not None)):
-            tensor.data = fn(tensor.data)
-        if self.current is not None:
-            self.set_level(self.current.heads, self.current.neurons)
-        return self
-
     def own_projections(self, level: PruningLevel) -> dict[str, nn.Parameter]:
         """Weights and biases that belong to ``level`` alone, as parameters that it uses when it is set.
 
