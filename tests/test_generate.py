@@ -302,7 +302,7 @@ def test_prompts_that_are_none_are_one_sentence(worded, capsys, monkeypatch, tmp
         (["--file", tmp_path], "can't be read (Is a directory)"),
         (["--file", long], "more than the model's context of 64"),
         ([""], "the prompt is empty"),
-        (["caf\udce9"], "the prompt is not UTF-8 (character 3)"),
+        (["caf\udce9"], "not valid UTF-8 text"),
         (["c", "--system", "d"], "has no chat template"),
         (["c", "--system", "d", "--raw"], "give one of the two"),
     ):
