@@ -1,0 +1,196 @@
+"""Verbs that make another model at once: `prune`, `quantize`, `integrate`; and `importance`, which only tells."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from sentinel.adapt.compact import expand_kv as with_expanded_kv
+from sentinel.adapt.corpora import BUILT_IN_TEXTS, load_texts, refuse_seen_text, refuse_shared_documents
+from sentinel.adapt.integration import DEFAULT_RANK, configuration_of
+from sentinel.adapt.integration import integrate as integrate_decoder
+from sentinel.adapt.plan import PruningPlan, RemovalOrder, fit_target
+from sentinel.adapt.prune import Pruner, Settings, make_elastic, scores_neurons
+from sentinel.api.model import Model, as_model
+from sentinel.errors import InputError
+from sentinel.infer.native import Precision
+from sentinel.infer.quantise import DEFAULT_TOKENS, calibration_windows, quantise
+from sentinel.infer.quantised import QuantisedModel
+from sentinel.measure.latency import measure_latencies
+from sentinel.models.decoder import Decoder
+from sentinel.models.record import Integrated, Quantised
+from sentinel.models.sources import LoadedModel
+
+MOST_HEADS, MOST_NEURONS = 0.7, 0.5  # how far a target may go: beyond, little is left of a model without training
+
+
+def prune(
+    model: Model | str | Path,
+    *,
+    heads: float = 0.0,
+    neurons: float = 0.0,
+    elastic: Sequence[float] | None = None,
+    speedup: float | None = None,
+    max_memory: float | None = None,
+    expand_kv: bool = False,
+    calibration: str = BUILT_IN_TEXTS,
+    judged_by: str | None = None,
+    settings: Settings | None = None,
+) -> Model:
+    """A model from which heads and neurons are really removed, the rest re-solved to make up for them.
+
+    Say what to remove by one of: the ratios ``heads`` and ``neurons``; ``elastic``, ratios of heads that one model stores
+    and switches at run time; ``speedup``, times as fast at level 1 as measured here; ``max_memory``, MB of fp32 weights.
+    ``expand_kv`` repeats grouped keys and values first, so that every head stands alone, which makes the model larger
+    before it gets smaller. ``calibration`` names texts; none of those of ``judged_by`` may be among them. Criterion,
+    amounts and seed are in ``settings``.
+
+    Raises `InputError` for ratios outside of 0..1, a target that can't be met, and text that the model has seen.
+    """
+    source, settings = as_model(model), settings or Settings()
+    loaded = source.loaded
+    targets = [speedup, max_memory, elastic]
+    if sum(target is not None for target in targets) + bool(heads or neurons) != 1:
+        raise InputError("say what to remove by one of: heads and neurons, speedup, max memory, elastic")
+    dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
+    pruner = make_pruner(loaded, dense, settings, calibration, judged_by)
+    if elastic is not None:
+        order = pruner.order(max(elastic), 0.0)
+        plans = [order.plan(ratio) for ratio in sorted(set(elastic)) if ratio > 0]
+    elif heads or neurons:
+        order = pruner.order(heads, neurons)
+        plans = [order.plan(heads, neurons)]
+    else:
+        order, plan = _fitted(pruner, loaded, dense, speedup, max_memory)
+        plans = [plan]
+    models = pruner.apply(plans)
+    made = make_elastic(dense, order, plans, models) if elastic is not None else models[0]
+    expanded = dense is not loaded.decoder
+    step = pruner.step(
+        loaded.name, order, plans, texts=calibration, elastic=elastic is not None, expanded_kv=expanded
+    )
+    return Model(dataclasses.replace(loaded, decoder=made, record=loaded.record.then(step)))
+
+
+def make_pruner(
+    loaded: LoadedModel, dense: Decoder, settings: Settings, calibration: str, judged_by: str | None = None
+) -> Pruner:
+    """A pruner of ``dense`` with calibration windows, if the settings need any; none of ``judged_by`` is among them."""
+    judges = [] if judged_by is None or loaded.weights == "random" else load_texts(judged_by, "test")
+    refuse_seen_text(loaded.record, judges)
+    if not settings.needs_text:
+        return Pruner(dense, settings, None)
+    texts = load_texts(calibration, "train")
+    refuse_shared_documents((d.fingerprint for text in texts for d in text.documents), judges)
+    return Pruner.from_texts(dense, loaded.require_tokenizer(), lambda: texts, settings)
+
+
+def _fitted(
+    pruner: Pruner, loaded: LoadedModel, dense: Decoder, speedup: float | None, max_memory: float | None
+) -> tuple[RemovalOrder, PruningPlan]:
+    """The removal order of ``dense`` and the plan that meets a target, which is told against the model as loaded."""
+    most_neurons = MOST_NEURONS if scores_neurons(pruner.settings.criterion) else 0.0
+    if speedup is not None:
+        if speedup <= 1:
+            raise InputError(f"the speed-up must be above 1, not {speedup:g}")
+        table = measure_latencies(dense)
+        whole = table if dense is loaded.decoder else measure_latencies(loaded.decoder)
+        order = pruner.order(MOST_HEADS, most_neurons)
+        return order, fit_target(order, table.predict, whole.dense_ms / speedup, MOST_HEADS, most_neurons)
+    assert max_memory is not None
+    size = loaded.spec.parameter_count() * 4 / 1e6
+    if max_memory >= size:
+        raise InputError(f"{max_memory:g} MB are not below the {size:,.1f} MB of {loaded.name}; ask for less memory")
+    # Compensation adds the biases.
+    spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True) if pruner.settings.compensate else dense.spec
+    order = pruner.order(MOST_HEADS, most_neurons)
+
+    def megabytes(plan: PruningPlan) -> float:
+        return spec.with_counts(plan.group_counts, plan.neuron_counts).parameter_count() * 4 / 1e6
+
+    return order, fit_target(order, megabytes, max_memory, MOST_HEADS, most_neurons)
+
+
+def importance(
+    model: Model | str | Path,
+    *,
+    expand_kv: bool = False,
+    calibration: str = BUILT_IN_TEXTS,
+    settings: Settings | None = None,
+) -> RemovalOrder:
+    """The order in which heads would be removed, as ranks [groups] per layer: the higher, the later.
+
+    Raises `InputError` for random weights, whose heads are worth nothing.
+    """
+    loaded = as_model(model).loaded
+    loaded.require_real_weights("the importance of its heads")
+    dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
+    chosen = dataclasses.replace(settings or Settings(), compensate=False)
+    return make_pruner(loaded, dense, chosen, calibration).order(0.9, 0.0)
+
+
+def quantize(
+    model: Model | str | Path,
+    precision: str = "int8",
+    *,
+    heads: float = 0.0,
+    neurons: float = 0.0,
+    calibration: str | None = BUILT_IN_TEXTS,
+    calibration_tokens: int = DEFAULT_TOKENS,
+) -> Model:
+    """A model of packed int8 or int4 weights, which level 3 runs without torch.
+
+    int4 rounds on ``calibration`` text (GPTQ), None rounds each weight for itself; int8 needs none. ``heads`` and
+    ``neurons`` keep that stored width of an elastic model alone; without them all stored widths stay.
+    """
+    from sentinel.models.elastic import at_width
+
+    if precision not in ("int8", "int4"):
+        raise InputError(f"precision {precision!r} is not known; it is int8 or int4")
+    loaded = as_model(model).loaded
+    windows = None
+    if precision == "int4" and calibration is not None:
+        windows = calibration_windows(loaded, calibration, calibration_tokens)
+    decoder = at_width(loaded.decoder, heads, neurons) if heads or neurons else loaded.decoder
+    native, levels = quantise(decoder, cast(Precision, precision), windows)
+    step = Quantised(
+        source=loaded.name,
+        precision=precision,
+        heads=heads,
+        neurons=neurons,
+        texts="" if windows is None else calibration or "",
+        tokens=0 if windows is None else windows.tokens.numel(),
+        documents=() if windows is None else windows.fingerprints,
+    )
+    record = loaded.record.then(step)
+    return Model(QuantisedModel(loaded.name, native, loaded.tokenizer, record, levels, description=loaded.description))
+
+
+def integrate(
+    model: Model | str | Path,
+    configuration: str = "all",
+    *,
+    rank: int | None = DEFAULT_RANK,
+    baseline: Model | str | Path | None = None,
+) -> Model:
+    """A model with U-Net skips and baseline integration as an exact identity, to be trained; or without them.
+
+    ``configuration`` is all, no-baseline (skips), no-unet (baseline), minimal or original (neither). ``rank`` is that of
+    the fusions, None for full. ``baseline`` is the unpruned model, by default ``model`` as it is.
+    """
+    wanted = configuration_of(configuration)
+    if baseline is not None and not wanted.baseline:
+        raise InputError(f"configuration {wanted.name} has no baseline; leave out the baseline")
+    loaded = as_model(model).loaded
+    other = loaded if baseline is None else as_model(baseline).loaded
+    made = integrate_decoder(loaded.decoder, wanted.name, rank=rank, baseline=None if baseline is None else other.decoder)
+    step = Integrated(
+        source=loaded.name,
+        configuration=wanted.name,
+        rank=rank,
+        baseline=other.name if wanted.baseline else None,
+        others_seen=tuple(sorted(other.record.seen_documents())) if wanted.baseline and baseline is not None else (),
+    )
+    return Model(dataclasses.replace(loaded, decoder=made, record=loaded.record.then(step)))

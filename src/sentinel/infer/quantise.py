@@ -1,0 +1,52 @@
+"""From a decoder to packed weights at every stored width, int4 on calibration text."""
+
+from __future__ import annotations
+
+from sentinel.adapt.corpora import Windows, load_texts, sample_windows
+from sentinel.adapt.grams import InputGrams
+from sentinel.errors import InputError
+from sentinel.infer.cpu_engine import pack, pack_level
+from sentinel.infer.native import NativeWeights, Precision
+from sentinel.infer.quantised import StoredLevel
+from sentinel.models.decoder import Decoder
+from sentinel.models.elastic import ElasticDecoder
+from sentinel.models.sources import LoadedModel
+from sentinel.progress import say, track
+
+DEFAULT_TOKENS = 16_384
+WINDOW = 512
+
+
+def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows | None:
+    """Windows of ``texts`` that int4 is calibrated on; None for random weights, to which no text means anything.
+
+    Raises `InputError` for a model without a tokenizer and for too little text.
+    """
+    if loaded.weights == "random":
+        say("random weights: int4 without calibration, since no text means anything to them")
+        return None
+    if loaded.tokenizer is None:
+        raise InputError(f"{loaded.name} has no tokenizer to calibrate with; quantise without calibration")
+    length = min(WINDOW, loaded.spec.max_seq_len)
+    return sample_windows(load_texts(texts, "train"), loaded.tokenizer, tokens, length)
+
+
+def quantise(
+    decoder: Decoder, precision: Precision, windows: Windows | None
+) -> tuple[NativeWeights, list[StoredLevel]]:
+    """Packed weights of ``decoder`` and, if it is elastic, its stored widths but the dense one."""
+    elastic = decoder if isinstance(decoder, ElasticDecoder) else None
+    pruned = [level for level in elastic.levels if level.heads or level.neurons] if elastic is not None else []
+
+    def grams() -> InputGrams | None:
+        return None if windows is None else InputGrams(decoder, windows.tokens)
+
+    weights = pack(decoder, precision, grams())
+    stored = []
+    for level in track(pruned, "Quantising stored widths", len(pruned)):
+        assert elastic is not None
+        elastic.set_level(level.heads, level.neurons)
+        stored.append(StoredLevel(level.heads, level.neurons, pack_level(elastic, precision, grams())))
+    if elastic is not None:
+        elastic.set_level(0.0, 0.0)
+    return weights, stored
