@@ -1,0 +1,74 @@
+"""The quality of an opened engine as one result: perplexity, agreement with a teacher, variety of what it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sentinel.adapt.corpora import load_texts, refuse_seen_text
+from sentinel.adapt.likelihood import finite
+from sentinel.errors import InputError
+from sentinel.infer.opening import OpenedEngine
+from sentinel.measure.perplexity import evaluate
+from sentinel.measure.results import Result
+from sentinel.measure.text_metrics import sample_variety
+from sentinel.models.sources import LoadedModel
+
+
+def evaluate_engine(
+    opened: OpenedEngine,
+    text: str,
+    *,
+    context: int = 512,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    teacher: LoadedModel | None = None,
+    width: tuple[float, float] = (0.0, 0.0),
+) -> Result:
+    """Judge ``opened`` on ``text`` (names of texts; of built-in ones the test splits), and by what a ``teacher`` predicts.
+
+    ``width`` are the ratios of heads and neurons that the engine leaves out, for the result. Raises `InputError` for random
+    weights, a teacher of another vocabulary, and text that one of them was calibrated or trained on.
+    """
+    texts = load_texts(text, "test")
+    opened.require_real_weights("its quality")
+    refuse_seen_text(opened.record, texts)
+    engine, tokenizer = opened.engine, opened.require_tokenizer()
+    if teacher is not None:
+        if teacher.spec.vocab_size != engine.spec.vocab_size:
+            raise InputError(
+                f"the teacher {teacher.name} has {teacher.spec.vocab_size} tokens, {opened.name} has "
+                f"{engine.spec.vocab_size}; a teacher needs the same vocabulary"
+            )
+        refuse_seen_text(teacher.record, texts)
+    judged: Any = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
+    found = evaluate(
+        judged,
+        tokenizer,
+        texts,
+        context=context,
+        stride=stride,
+        max_tokens=max_tokens,
+        teacher=None if teacher is None else teacher.decoder,
+    )
+    return Result(
+        suite="evaluate",
+        model=opened.name,
+        weights=opened.weights,
+        engine=engine.name,
+        level=engine.level,
+        precision=engine.precision,
+        heads_pruned=width[0],
+        neurons_pruned=width[1],
+        parameters=engine.spec.parameter_count(),
+        text=found.text,
+        context=found.context,
+        stride=found.stride,
+        tokens=found.tokens,
+        nll=found.nll,
+        perplexity=finite(found.perplexity),
+        perplexity_stderr=found.perplexity_stderr,
+        bits_per_byte=found.bits_per_byte,
+        kl=found.kl,
+        top1_agreement=found.top1_agreement,
+        **vars(sample_variety(engine, tokenizer, texts)),
+    )
