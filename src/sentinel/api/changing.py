@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from sentinel.adapt.compact import expand_kv as with_expanded_kv
-from sentinel.adapt.corpora import BUILT_IN_TEXTS, load_texts, refuse_seen_text, refuse_shared_documents
+from sentinel.adapt.corpora import EVERY_BUILT_IN, load_texts, refuse_seen_text, refuse_shared_documents
 from sentinel.adapt.integration import DEFAULT_RANK, configuration_of
 from sentinel.adapt.integration import integrate as integrate_decoder
 from sentinel.adapt.plan import PruningPlan, RemovalOrder, fit_target
@@ -35,7 +35,7 @@ def prune(
     speedup: float | None = None,
     max_memory: float | None = None,
     expand_kv: bool = False,
-    calibration: str = BUILT_IN_TEXTS,
+    calibration: str = EVERY_BUILT_IN,
     judged_by: str | None = None,
     settings: Settings | None = None,
 ) -> Model:
@@ -49,11 +49,8 @@ def prune(
 
     Raises `InputError` for ratios outside of 0..1, a target that can't be met, and text that the model has seen.
     """
-    source, settings = as_model(model), settings or Settings()
-    loaded = source.loaded
-    targets = [speedup, max_memory, elastic]
-    if sum(target is not None for target in targets) + bool(heads or neurons) != 1:
-        raise InputError("say what to remove by one of: heads and neurons, speedup, max memory, elastic")
+    loaded, settings = as_model(model).loaded, settings or Settings()
+    check_targets(heads, neurons, elastic, speedup, max_memory)
     dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
     pruner = make_pruner(loaded, dense, settings, calibration, judged_by)
     if elastic is not None:
@@ -74,12 +71,29 @@ def prune(
     return Model(dataclasses.replace(loaded, decoder=made, record=loaded.record.then(step)))
 
 
+def check_targets(
+    heads: float,
+    neurons: float,
+    elastic: Sequence[float] | None,
+    speedup: float | None,
+    max_memory: float | None,
+) -> None:
+    """Raise `InputError` unless one way of saying what to remove is taken."""
+    targets = [speedup, max_memory, elastic]
+    if sum(target is not None for target in targets) + bool(heads or neurons) != 1:
+        raise InputError("say what to remove by one of: heads and neurons, speedup, max_memory, elastic")
+    if speedup is not None and speedup <= 1:
+        raise InputError(f"the speed-up must be above 1, not {speedup:g}")
+
+
 def make_pruner(
     loaded: LoadedModel, dense: Decoder, settings: Settings, calibration: str, judged_by: str | None = None
 ) -> Pruner:
     """A pruner of ``dense`` with calibration windows, if the settings need any; none of ``judged_by`` is among them."""
     judges = [] if judged_by is None or loaded.weights == "random" else load_texts(judged_by, "test")
     refuse_seen_text(loaded.record, judges)
+    if judges:
+        loaded.require_tokenizer()  # refused now, not when the result is to be judged
     if not settings.needs_text:
         return Pruner(dense, settings, None)
     texts = load_texts(calibration, "train")
@@ -93,8 +107,6 @@ def _fitted(
     """The removal order of ``dense`` and the plan that meets a target, which is told against the model as loaded."""
     most_neurons = MOST_NEURONS if scores_neurons(pruner.settings.criterion) else 0.0
     if speedup is not None:
-        if speedup <= 1:
-            raise InputError(f"the speed-up must be above 1, not {speedup:g}")
         table = measure_latencies(dense)
         whole = table if dense is loaded.decoder else measure_latencies(loaded.decoder)
         order = pruner.order(MOST_HEADS, most_neurons)
@@ -117,7 +129,7 @@ def importance(
     model: Model | str | Path,
     *,
     expand_kv: bool = False,
-    calibration: str = BUILT_IN_TEXTS,
+    calibration: str = EVERY_BUILT_IN,
     settings: Settings | None = None,
 ) -> RemovalOrder:
     """The order in which heads would be removed, as ranks [groups] per layer: the higher, the later.
@@ -137,7 +149,7 @@ def quantize(
     *,
     heads: float = 0.0,
     neurons: float = 0.0,
-    calibration: str | None = BUILT_IN_TEXTS,
+    calibration: str | None = EVERY_BUILT_IN,
     calibration_tokens: int = DEFAULT_TOKENS,
 ) -> Model:
     """A model of packed int8 or int4 weights, which level 3 runs without torch.
@@ -191,6 +203,6 @@ def integrate(
         configuration=wanted.name,
         rank=rank,
         baseline=other.name if wanted.baseline else None,
-        others_seen=tuple(sorted(other.record.seen_documents())) if wanted.baseline and baseline is not None else (),
+        others_seen=tuple(sorted(other.record.seen_documents())) if wanted.baseline else (),
     )
     return Model(dataclasses.replace(loaded, decoder=made, record=loaded.record.then(step)))

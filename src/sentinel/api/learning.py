@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from pathlib import Path
 
-from sentinel.adapt.corpora import BUILT_IN_TEXTS
+from sentinel.adapt.corpora import EVERY_BUILT_IN
 from sentinel.adapt.recover import recover as recover_decoder
 from sentinel.adapt.recovery_settings import RecoverySettings
 from sentinel.adapt.training_windows import training_windows
@@ -20,7 +20,7 @@ def recover(
     model: Model | str | Path,
     teacher: Model | str | Path,
     *,
-    text: str = BUILT_IN_TEXTS,
+    text: str = EVERY_BUILT_IN,
     held_out: str | None = None,
     tokens: int = 262_144,
     held_out_tokens: int = 8192,
@@ -42,7 +42,9 @@ def recover(
     settings = settings or RecoverySettings(minutes=MINUTES)
     # A model that the caller holds stays as it is.
     student = copy.deepcopy(loaded.decoder) if source is model else loaded.decoder
-    train, judges = training_windows(loaded, text, held_out, tokens, held_out_tokens, length, settings.seed)
+    train, judges = training_windows(
+        (loaded, other), text, held_out, tokens, held_out_tokens, length, settings.seed
+    )
     found = recover_decoder(student, other.decoder, train.tokens, judges.tokens, settings, folder=state)
     step = Recovered(
         source=loaded.name,

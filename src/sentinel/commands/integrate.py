@@ -32,34 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.integration import configuration_of, integrate
-    from sentinel.errors import InputError
+    from sentinel.adapt.integration import configuration_of
+    from sentinel.api.changing import integrate
+    from sentinel.api.model import Model, load
     from sentinel.files import written_size
-    from sentinel.models.checkpoint import save_checkpoint
-    from sentinel.models.record import Integrated
-    from sentinel.models.sources import load
 
     wanted = configuration_of(options.configuration)
-    if options.baseline is not None and not wanted.baseline:
-        raise InputError(f"configuration {wanted.name} has no baseline; leave out --baseline")
     check_model_output(options.output, options.force, options.model, options.baseline)
-    loaded = load_model(options)
-    baseline = load(options.baseline, random_weights=options.random_weights) if options.baseline is not None else None
-    made = integrate(
-        loaded.decoder,
-        wanted.name,
-        rank=options.rank,
-        baseline=None if baseline is None else baseline.decoder,
-    )
-    beside = (baseline or loaded) if wanted.baseline else None
-    step = Integrated(
-        source=loaded.name,
-        configuration=wanted.name,
-        rank=options.rank,
-        baseline=None if beside is None else beside.name,
-        others_seen=() if beside is None else tuple(sorted(beside.record.seen_documents())),
-    )
-    save_checkpoint(made, options.output, loaded.tokenizer, loaded.record.then(step), force=options.force)
+    model = Model(load_model(options), options.model)
+    given = options.baseline is not None and wanted.baseline
+    baseline = load(options.baseline, random_weights=options.random_weights) if given else options.baseline
+    made = integrate(model, wanted.name, rank=options.rank, baseline=baseline)
+    made.save(options.output, force=options.force)
     spec = made.spec
     before = spec.parameter_count(baseline=False) - spec.fusion_weights
     frozen = spec.parameter_count() - spec.parameter_count(baseline=False)

@@ -11,10 +11,7 @@ from sentinel.files import check_output_file
 from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sentinel.adapt.corpora import Text
-    from sentinel.adapt.prune import Pruner, Settings
+    from sentinel.adapt.prune import Settings
     from sentinel.models.decoder import Decoder
     from sentinel.models.sources import LoadedModel
 
@@ -104,17 +101,3 @@ def not_smaller(before: ModelSpec, after: ModelSpec, name: str, *, expanded: boo
     if not found:
         return None
     return f"{'--expand-kv repeats grouped K/V first: ' if expanded else ''}{', and '.join(found)}."
-
-
-def make_pruner(
-    loaded: LoadedModel, dense: Decoder, settings: Settings, calibration: str, judged_by: Sequence[Text] = ()
-) -> Pruner:
-    """A pruner of ``dense`` with calibration windows, if the settings need any; none of ``judged_by`` is among them."""
-    from sentinel.adapt.corpora import load_texts, refuse_shared_documents
-    from sentinel.adapt.prune import Pruner
-
-    if not settings.needs_text:
-        return Pruner(dense, settings, None)
-    texts = load_texts(calibration, "train")
-    refuse_shared_documents((d.fingerprint for text in texts for d in text.documents), judged_by)
-    return Pruner.from_texts(dense, loaded.require_tokenizer(), lambda: texts, settings)

@@ -75,11 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.recover import recover
     from sentinel.adapt.recovery_run import make_accelerator
     from sentinel.adapt.recovery_state import STATE, clear_state
-    from sentinel.models.checkpoint import save_checkpoint
-    from sentinel.models.sources import load
+    from sentinel.api.learning import recover
     from sentinel.progress import console
 
     output = check_model_output(options.output, options.force, options.model, options.teacher)
@@ -87,10 +85,6 @@ def run(options: argparse.Namespace) -> None:
     main = make_accelerator().is_main_process
     console.quiet = console.quiet or not main
     _share_cores(options)
-    loaded = load_model(options)
-    loaded.require_real_weights("its recovery")
-    teacher = load(options.teacher)
-    train, held_out = training_windows(options, loaded, teacher)
     state = Path(options.state) if options.state else output.with_name(f"{output.name}.recovery")
 
     def what_is_kept() -> str:
@@ -99,13 +93,23 @@ def run(options: argparse.Namespace) -> None:
         return f"the state is kept in {state}; go on with the same command: {command_again(options)}"
 
     with telling_what_is_kept(what_is_kept):
-        found = recover(loaded.decoder, teacher.decoder, train.tokens, held_out.tokens, settings, folder=state)
+        made = recover(
+            load_model(options),
+            options.teacher,
+            text=options.text,
+            held_out=options.held_out,
+            tokens=options.tokens,
+            held_out_tokens=options.held_out_tokens,
+            length=options.length,
+            settings=settings,
+            state=state,
+        )
     if not main:
         return
-    step = _step(options, loaded, teacher, settings, found, train, held_out)
-    save_checkpoint(loaded.decoder.cpu(), output, loaded.tokenizer, loaded.record.then(step), force=options.force)
+    made.save(output, force=options.force)
     clear_state(state)
-    _print(found, state)
+    assert made.recovery is not None
+    _print(made.recovery, state)
     print(output)
 
 
@@ -128,60 +132,6 @@ def _share_cores(options: argparse.Namespace) -> None:
     if processes > 1 and options.threads is None:
         options.threads = max(1, physical_cores() // processes)
     set_threads(options.threads)
-
-
-def training_windows(options: argparse.Namespace, *models: LoadedModel) -> tuple[Windows, Windows]:
-    """Training and held-out windows for the first of ``models``; a text without splits gives both, of different windows.
-
-    Raises `InputError` for held-out text that one of ``models`` has learned from.
-    """
-    from sentinel.adapt.corpora import Windows, load_texts, refuse_learned_text, refuse_shared_documents, sample_windows
-
-    loaded = models[0]
-    length = min(LENGTH, loaded.spec.max_seq_len) if options.length is None else options.length
-    tokenizer, seed = loaded.require_tokenizer(), options.seed or 0
-    if length > loaded.spec.max_seq_len:
-        raise InputError(f"--length {length} is more than the context of {loaded.name}, {loaded.spec.max_seq_len}")
-    texts = load_texts(options.text, "train")
-    judges = load_texts(options.held_out or options.text, "valid")
-    for model in models:
-        refuse_learned_text(model.record, judges)
-    seen = {document.fingerprint for text in texts for document in text.documents}
-    if options.held_out is None and any(d.fingerprint in seen for text in judges for d in text.documents):
-        both = sample_windows(texts, tokenizer, options.tokens + options.held_out_tokens, length, seed)
-        count = max(1, options.held_out_tokens // length)
-        return Windows(both.tokens[count:], both.fingerprints), Windows(both.tokens[:count], both.fingerprints)
-    refuse_shared_documents(seen, judges)
-    train = sample_windows(texts, tokenizer, options.tokens, length, seed)
-    return train, sample_windows(judges, tokenizer, options.held_out_tokens, length, seed)
-
-
-def _step(
-    options: argparse.Namespace,
-    loaded: LoadedModel,
-    teacher: LoadedModel,
-    settings: RecoverySettings,
-    found: Recovery,
-    train: Windows,
-    held_out: Windows,
-) -> Recovered:
-    """What the record says of the recovery. What the teacher had seen, the student has learned."""
-    from sentinel.models.record import Recovered
-
-    return Recovered(
-        source=loaded.name,
-        teacher=teacher.name,
-        texts=options.text,
-        settings=dataclasses.asdict(settings),
-        steps=len(found.steps),
-        tokens=found.tokens,
-        seconds=round(found.seconds, 1),
-        divergence_before=found.held_out[0].mean_kl,
-        divergence_after=found.best.mean_kl,
-        documents=train.fingerprints,
-        held_out=held_out.fingerprints,
-        others_seen=tuple(sorted(teacher.record.seen_documents())),
-    )
 
 
 def _print(found: Recovery, state: Path) -> None:

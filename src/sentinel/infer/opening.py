@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, cast
 from sentinel.errors import InputError
 from sentinel.infer.engines import check_level, check_precision, make_engine, warm_up
 from sentinel.infer.packed_cache import entry_of, keep, recall
-from sentinel.infer.quantised import (
-    WEIGHTS_FILE,
-    StoredLevel,
-    is_quantised,
-    load_level,
-    load_quantised,
-    save_quantised,
-)
-from sentinel.models.folder import read_record
+from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, StoredLevel, is_quantised
 from sentinel.models.origin import Origin
 from sentinel.models.places import label, locate
 from sentinel.progress import say
 
 if TYPE_CHECKING:
     from sentinel.infer.engines import Engine
-    from sentinel.infer.native import Level, NativeWeights, Precision
+    from sentinel.infer.native import Precision
     from sentinel.models.record import Record
     from sentinel.models.sources import LoadedModel
     from sentinel.models.spec import ModelSpec
@@ -68,16 +60,20 @@ def open_engine(
     if folder.is_dir() and random_weights is None and is_quantised(folder):
         if device != "cpu":
             raise InputError(f"{model} is quantised, which runs on the CPU only; leave out --device")
-        return _open_quantised(folder, level, precision, (heads, neurons), threads)
+        found = QuantisedModel.load(folder)
+        return _warm(found.engine(level, precision, heads, neurons, threads), found)
     level = 1 if level is None else level
     precision = check_precision(level, precision)
     width = (heads, neurons)
     if level == 3 and random_weights is None and device == "cpu":
         return _open_kept(model, precision, width, threads)
     loaded = _load(model, width, threads, random_weights=random_weights, device=device)
-    engine = make_engine(loaded.decoder, level, precision=precision, threads=threads)
+    return _warm(make_engine(loaded.decoder, level, precision=precision, threads=threads), loaded)
+
+
+def _warm(engine: Engine, origin: Origin) -> OpenedEngine:
     warm_up(engine)
-    return OpenedEngine(engine, loaded.tokenizer, loaded.name, loaded.record)
+    return OpenedEngine(engine, origin.tokenizer, origin.name, origin.record)
 
 
 def is_kept(model: str, precision: str) -> bool:
@@ -103,49 +99,23 @@ def _load(
 
 def _open_kept(model: str, precision: str, width: tuple[float, float], threads: int | None) -> OpenedEngine:
     """Level 3 from packed weights that an earlier start has kept; without them, they are made and kept."""
-    from sentinel.infer.cpu_engine import CpuEngine
-
     entry = entry_of(locate(model), precision, width)
-    found = recall(entry)
-    if found is None:
-        weights, level, tokenizer, record = _quantise(model, precision, width, threads, entry)
-    else:
-        weights, tokenizer = found
-        level = load_level(entry, weights, *width) if any(width) else None
-        record = read_record(entry)
-    engine = CpuEngine(weights, threads=threads)
-    if level is not None:
-        engine.set_level(level)
-    warm_up(engine)
-    return OpenedEngine(engine, tokenizer, label(model), record)
+    found = recall(entry) or _quantise(model, precision, width, threads, entry)
+    found.name = label(model)
+    return _warm(found.engine(3, precision, *width, threads=threads), found)
 
 
 def _quantise(
     model: str, precision: str, width: tuple[float, float], threads: int | None, entry: Path
-) -> tuple[NativeWeights, Level | None, TextTokenizer | None, Record]:
+) -> QuantisedModel:
     from sentinel.infer.cpu_engine import pack, pack_level
     from sentinel.models.record import Quantised
 
     loaded = _load(model, width, threads)
     say(f"{loaded.name} is quantised to {precision} once, and kept in {entry.parent} for the next start")
     weights = pack(loaded.decoder, cast("Precision", precision))
-    level = pack_level(loaded.decoder, cast("Precision", precision)) if any(width) else None
-    stored = [] if level is None else [StoredLevel(*width, level)]
+    levels = [StoredLevel(*width, pack_level(loaded.decoder, cast("Precision", precision)))] if any(width) else []
     record = loaded.record.then(Quantised(source=loaded.name, precision=precision))
-    keep(entry, weights.n_byte, lambda folder: save_quantised(weights, stored, folder, loaded.tokenizer, record))
-    return weights, level, loaded.tokenizer, record
-
-
-def _open_quantised(
-    folder: Path, level: int | None, precision: str | None, width: tuple[float, float], threads: int | None
-) -> OpenedEngine:
-    from sentinel.infer.cpu_engine import CpuEngine
-
-    weights, tokenizer = load_quantised(folder)
-    if level not in (None, 3) or precision not in (None, weights.precision):
-        raise InputError(f"{folder} is quantised to {weights.precision}, so that only level 3 runs it so")
-    engine = CpuEngine(weights, threads=threads)
-    if any(width):
-        engine.set_level(load_level(folder, weights, *width))
-    warm_up(engine)
-    return OpenedEngine(engine, tokenizer, folder.resolve().name, read_record(folder))
+    found = QuantisedModel(loaded.name, weights, loaded.tokenizer, record, levels)
+    keep(entry, weights.n_byte, found.save)
+    return found

@@ -18,12 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import sentinel
 from sentinel.errors import InputError
 from sentinel.files import cache_folder, write_text
-from sentinel.infer.quantised import WEIGHTS_FILE, load_quantised
+from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel
 from sentinel.models.tokenizer_files import COPIED, SETTINGS, TEMPLATE, TEMPLATES, TOKENIZER
 from sentinel.progress import say
 
@@ -73,12 +72,12 @@ def entry_of(model: Path, precision: str, width: tuple[float, float]) -> Path:
     return folder() / digest.hexdigest()[:24]
 
 
-def recall(entry: Path) -> tuple[Any, Any] | None:
-    """Weights and tokenizer of an entry, which counts as used now; None when there is none, or it is damaged."""
+def recall(entry: Path) -> QuantisedModel | None:
+    """The model of an entry, which counts as used now; None when there is none, or it is damaged."""
     if not (entry / WEIGHTS_FILE).exists():
         return None
     try:
-        found = load_quantised(entry)
+        found = QuantisedModel.load(entry)
     except InputError as error:
         say(f"what was kept of the model is damaged and is made again: {error}")
         remove(entry)

@@ -7,17 +7,22 @@ It holds ``config.json``, ``model.native.safetensors``, the tokenizer's files, a
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.infer.native import Level, NativeWeights
-from sentinel.models.folder import MODEL_TYPE, read_config
+from sentinel.models.folder import MODEL_TYPE, read_config, read_record
+from sentinel.models.origin import Origin
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from sentinel.infer.cpu_engine import CpuEngine
 
 WEIGHTS_FILE = "model.native.safetensors"
 
@@ -31,9 +36,65 @@ class StoredLevel:
     level: Level
 
 
+@dataclass
+class QuantisedModel(Origin):
+    """Packed weights with their origin. Stored widths are ``levels`` in memory, or files of the ``folder`` it came from."""
+
+    name: str
+    native: NativeWeights
+    tokenizer: TextTokenizer | None
+    record: Record
+    levels: Sequence[StoredLevel] = ()
+    folder: Path | None = None
+    description: str = ""
+
+    @classmethod
+    def load(cls, folder: Path) -> QuantisedModel:
+        """The quantised checkpoint in ``folder``; `InputError` when it is damaged."""
+        weights, tokenizer = load_quantised(folder)
+        return cls(folder.resolve().name, weights, tokenizer, read_record(folder), folder=folder)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.native.spec
+
+    def engine(
+        self,
+        level: int | None = None,
+        precision: str | None = None,
+        heads: float = 0.0,
+        neurons: float = 0.0,
+        threads: int | None = None,
+    ) -> CpuEngine:
+        """Level 3 at a stored width; `InputError` for another level or precision, and for a width that is not stored."""
+        from sentinel.infer.cpu_engine import CpuEngine
+
+        if level not in (None, 3) or precision not in (None, self.native.precision):
+            raise InputError(f"{self.name} is quantised to {self.native.precision}, so that only level 3 runs it so")
+        engine = CpuEngine(self.native, threads=threads)
+        if heads or neurons:
+            engine.set_level(self.stored(heads, neurons))
+        return engine
+
+    def stored(self, heads: float, neurons: float) -> Level:
+        """A stored width; `InputError` that names the stored ones for another."""
+        if self.folder is not None:
+            return load_level(self.folder, self.native, heads, neurons)
+        found = {(y.heads, y.neurons): y.level for y in self.levels}
+        return found[stored_key(self.name, found, heads, neurons)]
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write a quantised checkpoint; see `save_quantised`."""
+        levels = list(self.levels)
+        if self.folder is not None:
+            levels = [StoredLevel(*key, self.stored(*key)) for key in stored_ratios(self.folder)]
+        save_quantised(self.native, levels, folder, self.tokenizer, self.record, force=force)
+        return Path(folder)
+
+
 def save_quantised(
     weights: NativeWeights,
-    levels: list[StoredLevel],
+    levels: Sequence[StoredLevel],
     folder: str | Path,
     tokenizer: TextTokenizer | None,
     record: Record,
@@ -90,10 +151,17 @@ def stored_ratios(folder: Path) -> dict[tuple[float, float], str]:
 def load_level(folder: Path, weights: NativeWeights, heads: float, neurons: float) -> Level:
     """A stored pruning level of a quantised checkpoint; `InputError` that names the stored ones for another."""
     stored = stored_ratios(folder)
-    for key, file in stored.items():
+    return Level.load(folder / stored[stored_key(str(folder), stored, heads, neurons)], weights.spec, weights.precision)
+
+
+def stored_key(
+    name: str, stored: Collection[tuple[float, float]], heads: float, neurons: float
+) -> tuple[float, float]:
+    """Which of the ``stored`` ratios those of ``heads`` and ``neurons`` are."""
+    for key in stored:
         if (round(heads, 4), round(neurons, 4)) == (round(key[0], 4), round(key[1], 4)):
-            return Level.load(folder / file, weights.spec, weights.precision)
+            return key
     if not stored:
-        raise InputError(f"{folder} is quantised at one pruning level; leave out --heads and --neurons")
+        raise InputError(f"{name} is quantised at one pruning level; leave out --heads and --neurons")
     known = ", ".join(f"{h:g}/{n:g}" for h, n in sorted(stored))
-    raise InputError(f"{folder} stores no level {heads:g}/{neurons:g} of heads and neurons; stored are {known}")
+    raise InputError(f"{name} stores no level {heads:g}/{neurons:g} of heads and neurons; stored are {known}")

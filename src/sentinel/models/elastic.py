@@ -166,6 +166,17 @@ def at_current_level(decoder: Decoder) -> Decoder:
     return smaller.eval()
 
 
+def at_width(decoder: Decoder, heads: float, neurons: float) -> Decoder:
+    """A plain decoder of a stored width, or ``decoder`` at its dense one; `InputError` for a width that is not stored."""
+    if not (heads or neurons) and not isinstance(decoder, ElasticDecoder):
+        return decoder
+    elastic = require_levels(decoder)
+    elastic.set_level(heads, neurons)
+    found = at_current_level(elastic)
+    elastic.set_level(0.0, 0.0)
+    return found
+
+
 def require_levels(decoder: Decoder) -> ElasticDecoder:
     """``decoder``, if it is elastic; `InputError` otherwise."""
     if not isinstance(decoder, ElasticDecoder):
