@@ -68,7 +68,9 @@ def test_a_model_is_pruned_saved_loaded_and_runs_the_same(worded: str, tmp_path:
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_generate_at_every_level(worded: str, level: int) -> None:
     model = sentinel.load(worded)
-    assert model.generate("a b c", max_new_tokens=5, level=level) == sentinel.generate(worded, "a b c", max_new_tokens=5)
+    assert model.generate("a b c", max_new_tokens=5, level=level) == sentinel.generate(
+        worded, "a b c", max_new_tokens=5
+    )
 
 
 def test_a_quantised_model_runs_is_saved_and_loaded(worded: str, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """Sentinel: adaptive transformers that are pruned, regrown and run fast on the machine at hand.
 
-The public verbs, imported when first used:
+`load` gives a `Model`, which can ``generate``, ``prune``, ``quantize``, ``recover`` and ``save``; every command of the
+command line is a function of the same name here. Each is imported when it is first used, so that importing this costs
+nothing, and a quantised model runs without PyTorch.
 
-    from sentinel import load, generate, evaluate, calibrate, Pruner, integrate, benchmark, SentinelForCausalLM
+>>> import sentinel
+>>> sentinel.load("gpt2", random_weights=0).spec.n_layer
+12
 """
 
 from __future__ import annotations
@@ -13,62 +17,122 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sentinel.adapt.calibrate import calibrate
-    from sentinel.adapt.controller import Controller, ControllerSettings
-    from sentinel.adapt.integration import integrate
-    from sentinel.adapt.prune import Pruner
+    from sentinel.adapt.calibrate import calibrate as calibrate
+    from sentinel.adapt.controller import Controller as Controller
+    from sentinel.adapt.controller import ControllerSettings as ControllerSettings
+    from sentinel.adapt.prune import Pruner as Pruner
     from sentinel.adapt.prune import Settings as PruningSettings
-    from sentinel.adapt.recover import recover
-    from sentinel.adapt.recovery_settings import RecoverySettings
-    from sentinel.errors import InputError
-    from sentinel.infer.engines import make_engine
-    from sentinel.infer.generate import generate_text as generate
-    from sentinel.measure.perplexity import evaluate
-    from sentinel.measure.runner import run_suites as benchmark
-    from sentinel.models.checkpoint import save_checkpoint
-    from sentinel.models.hf import SentinelConfig, SentinelForCausalLM
-    from sentinel.models.sources import load
-    from sentinel.report.render import write_report
+    from sentinel.adapt.recovery_settings import RecoverySettings as RecoverySettings
+    from sentinel.api.adapting import AdaptationText as AdaptationText
+    from sentinel.api.adapting import adapt as adapt
+    from sentinel.api.changing import importance as importance
+    from sentinel.api.changing import integrate as integrate
+    from sentinel.api.changing import prune as prune
+    from sentinel.api.changing import quantize as quantize
+    from sentinel.api.learning import recover as recover
+    from sentinel.api.measuring import bench as bench
+    from sentinel.api.measuring import evaluate as evaluate
+    from sentinel.api.measuring import profile as profile
+    from sentinel.api.measuring import report as report
+    from sentinel.api.measuring import sweep as sweep
+    from sentinel.api.model import Model as Model
+    from sentinel.api.model import generate as generate
+    from sentinel.api.model import load as load
+    from sentinel.errors import InputError as InputError
+    from sentinel.infer.engines import make_engine as make_engine
+    from sentinel.infer.model_info import model_info as info
+    from sentinel.infer.sampling import SamplingSettings as SamplingSettings
+    from sentinel.measure.compare import compare as compare
+    from sentinel.measure.results import Result as Result
+    from sentinel.measure.results import ResultSet as ResultSet
+    from sentinel.measure.suites.request import Settings as SuiteSettings
+    from sentinel.measure.sweep import SweepSettings as SweepSettings
+    from sentinel.models.checkpoint import save_checkpoint as save_checkpoint
+    from sentinel.models.hf import SentinelConfig as SentinelConfig
+    from sentinel.models.hf import SentinelForCausalLM as SentinelForCausalLM
+    from sentinel.models.record import Record as Record
+    from sentinel.report.recommend import Demand as Demand
+    from sentinel.report.recommend import recommend as recommend
+    from sentinel.report.render import write_report as write_report
 
+# Where each public name is: its module, and the name that it has there, if that is another.
 _PLACES = {
-    "load": ("sentinel.models.sources", "load"),
-    "save_checkpoint": ("sentinel.models.checkpoint", "save_checkpoint"),
-    "SentinelConfig": ("sentinel.models.hf", "SentinelConfig"),
-    "SentinelForCausalLM": ("sentinel.models.hf", "SentinelForCausalLM"),
-    "calibrate": ("sentinel.adapt.calibrate", "calibrate"),
-    "Controller": ("sentinel.adapt.controller", "Controller"),
-    "ControllerSettings": ("sentinel.adapt.controller", "ControllerSettings"),
-    "integrate": ("sentinel.adapt.integration", "integrate"),
-    "Pruner": ("sentinel.adapt.prune", "Pruner"),
-    "PruningSettings": ("sentinel.adapt.prune", "Settings"),
-    "recover": ("sentinel.adapt.recover", "recover"),
-    "RecoverySettings": ("sentinel.adapt.recovery_settings", "RecoverySettings"),
-    "make_engine": ("sentinel.infer.engines", "make_engine"),
-    "generate": ("sentinel.infer.generate", "generate_text"),
-    "evaluate": ("sentinel.measure.perplexity", "evaluate"),
-    "benchmark": ("sentinel.measure.runner", "run_suites"),
-    "write_report": ("sentinel.report.render", "write_report"),
-    "InputError": ("sentinel.errors", "InputError"),
+    "AdaptationText": "sentinel.api.adapting",
+    "Controller": "sentinel.adapt.controller",
+    "ControllerSettings": "sentinel.adapt.controller",
+    "Demand": "sentinel.report.recommend",
+    "InputError": "sentinel.errors",
+    "Model": "sentinel.api.model",
+    "Pruner": "sentinel.adapt.prune",
+    "PruningSettings": "sentinel.adapt.prune:Settings",
+    "Record": "sentinel.models.record",
+    "RecoverySettings": "sentinel.adapt.recovery_settings",
+    "Result": "sentinel.measure.results",
+    "ResultSet": "sentinel.measure.results",
+    "SamplingSettings": "sentinel.infer.sampling",
+    "SentinelConfig": "sentinel.models.hf",
+    "SentinelForCausalLM": "sentinel.models.hf",
+    "SuiteSettings": "sentinel.measure.suites.request:Settings",
+    "SweepSettings": "sentinel.measure.sweep",
+    "adapt": "sentinel.api.adapting",
+    "bench": "sentinel.api.measuring",
+    "calibrate": "sentinel.adapt.calibrate",
+    "compare": "sentinel.measure.compare",
+    "evaluate": "sentinel.api.measuring",
+    "generate": "sentinel.api.model:generate",
+    "importance": "sentinel.api.changing",
+    "info": "sentinel.infer.model_info:model_info",
+    "integrate": "sentinel.api.changing",
+    "load": "sentinel.api.model",
+    "make_engine": "sentinel.infer.engines",
+    "profile": "sentinel.api.measuring",
+    "prune": "sentinel.api.changing",
+    "quantize": "sentinel.api.changing",
+    "recommend": "sentinel.report.recommend",
+    "recover": "sentinel.api.learning",
+    "report": "sentinel.api.measuring",
+    "save_checkpoint": "sentinel.models.checkpoint",
+    "sweep": "sentinel.api.measuring",
+    "write_report": "sentinel.report.render",
 }
 
 __all__ = [
+    "AdaptationText",
     "Controller",
     "ControllerSettings",
+    "Demand",
     "InputError",
+    "Model",
     "Pruner",
     "PruningSettings",
+    "Record",
     "RecoverySettings",
+    "Result",
+    "ResultSet",
+    "SamplingSettings",
     "SentinelConfig",
     "SentinelForCausalLM",
-    "benchmark",
+    "SuiteSettings",
+    "SweepSettings",
+    "adapt",
+    "bench",
     "calibrate",
+    "compare",
     "evaluate",
     "generate",
+    "importance",
+    "info",
     "integrate",
     "load",
     "make_engine",
+    "profile",
+    "prune",
+    "quantize",
+    "recommend",
     "recover",
+    "report",
     "save_checkpoint",
+    "sweep",
     "write_report",
 ]
 
@@ -76,5 +140,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'sentinel' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

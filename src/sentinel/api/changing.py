@@ -65,9 +65,7 @@ def prune(
     models = pruner.apply(plans)
     made = make_elastic(dense, order, plans, models) if elastic is not None else models[0]
     expanded = dense is not loaded.decoder
-    step = pruner.step(
-        loaded.name, order, plans, texts=calibration, elastic=elastic is not None, expanded_kv=expanded
-    )
+    step = pruner.step(loaded.name, order, plans, texts=calibration, elastic=elastic is not None, expanded_kv=expanded)
     return Model(dataclasses.replace(loaded, decoder=made, record=loaded.record.then(step)))
 
 
@@ -197,7 +195,9 @@ def integrate(
         raise InputError(f"configuration {wanted.name} has no baseline; leave out the baseline")
     loaded = as_model(model).loaded
     other = loaded if baseline is None else as_model(baseline).loaded
-    made = integrate_decoder(loaded.decoder, wanted.name, rank=rank, baseline=None if baseline is None else other.decoder)
+    made = integrate_decoder(
+        loaded.decoder, wanted.name, rank=rank, baseline=None if baseline is None else other.decoder
+    )
     step = Integrated(
         source=loaded.name,
         configuration=wanted.name,

@@ -27,24 +27,22 @@ def recover(
     length: int = 256,
     settings: RecoverySettings | None = None,
     state: Path | None = None,
+    in_place: bool = False,
 ) -> Model:
     """A model that has learned its ``teacher``'s predictions on ``text`` (distillation, Hinton et al. 2015).
 
     Windows of ``length`` tokens are learned from; ``held_out`` text, by default the valid splits or a part of ``text``,
     decides when to stop and what is kept. How long and how is in ``settings``, 30 minutes by default. ``state`` is a
-    folder from which a run that was interrupted goes on. What it did is the result's ``recovery``.
+    folder from which a run that was interrupted goes on. A copy of ``model`` learns, or ``in_place`` the model itself. What
+    was done is the result's ``recovery``.
 
     Raises `InputError` for random weights, a teacher of another vocabulary, and too little text.
     """
-    source = as_model(model)
-    loaded, other = source.loaded, as_model(teacher).loaded
+    loaded, other = as_model(model).loaded, as_model(teacher).loaded
     loaded.require_real_weights("its recovery")
     settings = settings or RecoverySettings(minutes=MINUTES)
-    # A model that the caller holds stays as it is.
-    student = copy.deepcopy(loaded.decoder) if source is model else loaded.decoder
-    train, judges = training_windows(
-        (loaded, other), text, held_out, tokens, held_out_tokens, length, settings.seed
-    )
+    student = loaded.decoder if in_place else copy.deepcopy(loaded.decoder)
+    train, judges = training_windows((loaded, other), text, held_out, tokens, held_out_tokens, length, settings.seed)
     found = recover_decoder(student, other.decoder, train.tokens, judges.tokens, settings, folder=state)
     step = Recovered(
         source=loaded.name,
@@ -61,6 +59,6 @@ def recover(
         # What the teacher had seen, the student has learned.
         others_seen=tuple(sorted(other.record.seen_documents())),
     )
-    recovered = Model(dataclasses.replace(loaded, decoder=student, record=loaded.record.then(step)))
+    recovered = Model(dataclasses.replace(loaded, decoder=student.cpu(), record=loaded.record.then(step)))
     recovered.recovery = found
     return recovered

@@ -1,14 +1,18 @@
-"""Verbs that measure: `evaluate`, `profile`, `bench`, `report`."""
+"""Verbs that measure: `evaluate`, `profile`, `bench`, `report`, `sweep`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sentinel.adapt.corpora import EVERY_BUILT_IN
-from sentinel.api.model import Model, as_model
+from sentinel.adapt.prune import CRITERION_NAMES
+from sentinel.api.model import Model, as_model, load
 from sentinel.errors import InputError
+from sentinel.files import check_output_folder, write_folder
+from sentinel.infer.engines import Engine
 from sentinel.infer.opening import OpenedEngine
 from sentinel.measure.evaluation import evaluate_engine
 from sentinel.measure.method import random_prompts
@@ -16,6 +20,10 @@ from sentinel.measure.profiling.profile import Profile, profile_engine
 from sentinel.measure.results import Result, ResultSet
 from sentinel.measure.runner import run_suites
 from sentinel.measure.suites import SUITES
+from sentinel.measure.sweep import SweepFile, SweepSettings, check_texts, plan_jobs
+from sentinel.measure.sweep_backends import in_processes, on_ray
+from sentinel.progress import say, track
+from sentinel.report.render import REPORT_FILES, RESULTS, write_report
 
 
 def evaluate(
@@ -51,10 +59,17 @@ def evaluate(
 def profile(
     model: Model | str | Path, *, prompt_tokens: int = 64, new_tokens: int = 20, rounds: int = 5, **engine: Any
 ) -> Profile:
-    """Time and memory per component of a generation from a random prompt; ``engine`` are the arguments of `Model.engine`."""
-    running = as_model(model).engine(**engine)
-    prompt = random_prompts(running.spec.vocab_size, 1, prompt_tokens)[0]
-    return profile_engine(running, prompt, new_tokens, rounds)
+    """Time and memory per component of a generation from a random prompt.
+
+    ``engine`` are the arguments of `Model.engine`; raises `InputError` as it does, and for more tokens than the context.
+    """
+    return profile_tokens(as_model(model).engine(**engine), prompt_tokens, new_tokens, rounds)
+
+
+def profile_tokens(engine: Engine, prompt_tokens: int, new_tokens: int, rounds: int) -> Profile:
+    """`profile` of an engine that is open."""
+    prompt = random_prompts(engine.spec.vocab_size, 1, prompt_tokens)[0]
+    return profile_engine(engine, prompt, new_tokens, rounds)
 
 
 def bench(
@@ -68,12 +83,13 @@ def bench(
     keep: Callable[[ResultSet], object] = lambda _: None,
     **options: Any,
 ) -> ResultSet:
-    """Measure one suite (`sentinel.measure.suites.SUITES`); ``options`` are fields of its `Settings`.
+    """Measure one suite (`sentinel.measure.suites.SUITES`); ``options`` are fields of `sentinel.SuiteSettings`.
 
     ``random_weights`` is the seed that ``model`` was or is loaded with. What ``resume`` holds is not measured again, and
     ``keep`` gets all results after every pass. Raises `InputError` for an unknown suite or option.
     """
-    return _measured(model, {suite: options}, random_weights, threads=threads, quick=quick, resume=resume, keep=keep)
+    run = {"threads": threads, "quick": quick, "resume": resume, "keep": keep}
+    return _measured(_subject(model, random_weights), {suite: options}, random_weights, run)
 
 
 def report(
@@ -89,13 +105,27 @@ def report(
 ) -> ResultSet:
     """Measure ``model`` by every suite that suits it, and write HTML, Markdown and ``results.json`` to ``folder``.
 
-    ``options`` are given to the suites that take them. What is measured is kept in the folder after every suite. Raises
-    `InputError` for a folder that holds anything, but for what ``resume`` came from or, with ``force``, an earlier report.
+    ``options`` are given to the suites that take them. What was measured is in the folder after every suite. Raises
+    `InputError` for a folder that holds anything; with ``force`` an earlier report is replaced.
     """
-    raise NotImplementedError
+    place = check_output_folder(folder, force, REPORT_FILES)
+    replace = force
+
+    def keep(results: ResultSet) -> None:
+        nonlocal replace
+        with write_folder(place, replace) as temporary:
+            results.write(temporary / RESULTS)
+        replace = True
+
+    subject = _subject(model, random_weights)
+    given = {"expand_kv": True, **options}
+    run = {"threads": threads, "quick": quick, "resume": resume, "keep": keep}
+    found = _measured(subject, _suites_for(subject, given), random_weights, run)
+    write_report(found, place, replace)
+    return found
 
 
-def suites_for(model: Model, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _suites_for(model: Model, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The suites of a report on ``model``, each with those of ``options`` that it takes."""
     judged = model.weights == "real" and model.tokenizer is not None
     return {
@@ -105,13 +135,62 @@ def suites_for(model: Model, options: Mapping[str, Any]) -> dict[str, dict[str, 
     }
 
 
-def _measured(
-    model: Model | str | Path, suites: Mapping[str, Mapping[str, Any]], random_weights: int | None, **run: Any
-) -> ResultSet:
-    """Run ``suites``; some start processes of their own, which load the model again by its name."""
-    from sentinel.api.model import load
+def _subject(model: Model | str | Path, random_weights: int | None) -> Model:
+    """What is measured; some suites start processes of their own, which load it again by its name."""
+    found = model if isinstance(model, Model) else load(model, random_weights=random_weights)
+    if found.source is None:
+        raise InputError(f"{found.name} is in memory only; save it and load it from there, to measure it")
+    return found
 
-    source = model if isinstance(model, Model) else load(model, random_weights=random_weights)
-    if source.source is None:
-        raise InputError(f"{source.name} is in memory only; save it first, and load it from there to measure it")
-    return run_suites(source.loaded, suites, source=source.source, random_weights=random_weights, **run)
+
+def _measured(
+    model: Model, suites: Mapping[str, Mapping[str, Any]], random_weights: int | None, run: Mapping[str, Any]
+) -> ResultSet:
+    assert model.source is not None
+    return run_suites(model.loaded, suites, source=model.source, random_weights=random_weights, **run)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The rows of a sweep, and a sentence on the jobs that failed, None where none did."""
+
+    rows: list[Result]
+    failures: str | None
+
+
+def sweep(
+    models: Sequence[str],
+    file: str | Path,
+    settings: SweepSettings,
+    *,
+    criteria: Sequence[str] = CRITERION_NAMES,
+    seeds: Sequence[int] = (0,),
+    workers: int = 2,
+    backend: str = "processes",
+    address: str | None = None,
+    resume: bool = False,
+) -> Swept:
+    """Quality over ``models`` x ``criteria`` x ``seeds`` x the levels of ``settings``, in ``workers`` jobs at a time.
+
+    They are processes on this machine, or with ``backend`` "ray" on a cluster (``address``, or one that is started here).
+
+    ``file`` is written after every job, and ``resume`` goes on with it. Raises `InputError` for a file that stands there
+    without ``resume``, unknown criteria, and text that calibration and evaluation share.
+    """
+    if address is not None and backend != "ray":
+        raise InputError("an address is of a Ray cluster; take the backend ray as well")
+    jobs = plan_jobs(models, criteria, seeds)
+    found = SweepFile(Path(file), settings, resume=resume)
+    left = found.left(jobs)
+    if len(left) < len(jobs):
+        say(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done already")
+    if left:
+        check_texts(settings)
+        if backend == "ray":
+            outcomes = on_ray(left, settings, workers, address, found.wants)
+        else:
+            outcomes = in_processes(left, settings, workers, found.wants)
+        for outcome in track(outcomes, "Sweeping", len(left)):
+            found.record(outcome)
+            say(f"{outcome.job.label}: {'failed' if outcome.error else f'{len(outcome.rows)} rows'}")
+    return Swept(found.rows(jobs), found.failures(jobs))

@@ -213,3 +213,8 @@ def load(model: str | Path, *, random_weights: int | None = None, device: str = 
 def as_model(model: Model | str | Path) -> Model:
     """``model`` itself, or what that name stands for."""
     return model if isinstance(model, Model) else load(model)
+
+
+def generate(model: Model | str | Path, prompt: Prompt, **options: Any) -> str:
+    """The answer of ``model`` to ``prompt``; options as in `Model.stream`."""
+    return as_model(model).generate(prompt, **options)

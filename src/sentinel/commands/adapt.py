@@ -18,21 +18,17 @@ from sentinel.commands.arguments import (
     telling_what_is_kept,
     whole_number,
 )
-from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, prepared, ratio
+from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, ratio
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sentinel.adapt.adaptation import Adaptation
-    from sentinel.adapt.budget import Budget, CostTable, Unit
-    from sentinel.adapt.controller import Controller, ControllerSettings
-    from sentinel.models.decoder import Decoder
-    from sentinel.models.record import Adapted
+    from sentinel.adapt.comparison import Comparison
+    from sentinel.adapt.controller import ControllerSettings
+    from sentinel.api.adapting import AdaptationText
     from sentinel.models.sources import LoadedModel
 
 MINUTES = 30.0
-TRAIN_LENGTH = 256  # tokens of a training window; pruning and held-out text take twice as many
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,59 +82,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.adaptation import read_state
-    from sentinel.adapt.budget import budget_unit, make_budget, share_costs, size_costs
-    from sentinel.adapt.corpora import load_texts, refuse_seen_text
-    from sentinel.commands.adapt_comparison import compare
-    from sentinel.files import check_output_file
-    from sentinel.report.charts import check_chart_path
+    from sentinel.adapt.budget import budget_unit
+    from sentinel.api.adapting import adapt, check_places
+    from sentinel.api.model import Model
+    from sentinel.files import check_output_file, write_text
+    from sentinel.report.charts import chart_text, check_chart_path
+    from sentinel.report.film import film
 
-    unit = budget_unit(options.budget)
+    budget_unit(options.budget)
     if options.chart is not None:
         check_chart_path(options.chart)
         check_output_file(options.chart)
     settings = settings_of(options)
-    output, state = _places(options)
-    found = read_state(state) if options.resume else None
-    loaded = load_model(options)
-    loaded.require_real_weights("what its heads are worth")
-    windows, step = windows_of(options, loaded)
     if options.compare_one_shot:
-        refuse_seen_text(loaded.record.then(step), load_texts(options.judge, "test"))
-    dense = prepared(loaded, options)
-    latencies = found[0].latencies if found and found[0].latencies else measured_latencies(dense)
-    spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True)  # compensation adds the biases
-    costs: dict[Unit, CostTable] = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
-    whole = _whole_costs(loaded, dense, unit, measured=found is not None)
-    budget = make_budget(options.budget, costs, options.floor_heads, whole=whole)
-    if found:
-        budget = dataclasses.replace(budget, limit=found[0].limit)
-    if options.compare_one_shot:
-        compare(options, loaded, dense, budget, settings, output)
+        _compare(options, settings)
         return
-    controller = make_controller(loaded, dense, windows, budget, settings, latencies)
-    if found:
-        controller.resume(*found)
-    _run(controller, options, loaded, output, state, step)
+    again = options.resume or options.force
+    output = check_model_output(options.output, again, options.model)
+    check_places(output, resume=options.resume, force=options.force)
+    model = Model(load_model(options), options.model)
+    with telling_what_is_kept(lambda: _what_is_kept(options, output)):
+        made = adapt(
+            model,
+            output,
+            options.budget,
+            text=_text_of(options),
+            expand_kv=options.expand_kv,
+            floor_heads=options.floor_heads,
+            settings=settings,
+            resume=options.resume,
+            force=options.force,
+        )
+    record = made.adaptation
+    assert record is not None
+    if options.chart:
+        suffix = Path(options.chart).suffix
+        write_text(options.chart, chart_text(film(record, slider=suffix == ".html"), suffix))
+    _print_cycles(record, model.loaded)
+    said = not_smaller(model.spec, made.spec, model.name, expanded=options.expand_kv)
+    if said is not None:
+        print(said)
+    print(output)
 
 
-def _places(options: argparse.Namespace) -> tuple[Path, Path]:
-    """The output folder and that of the state, both fit to be written."""
-    from sentinel.adapt.adaptation import WEIGHTS, is_state
-    from sentinel.commands.adapt_comparison import FILE
+def _what_is_kept(options: argparse.Namespace, output: Path) -> str:
+    from sentinel.adapt.adaptation import is_state
+    from sentinel.api.adapting import state_of
+
+    state = state_of(output)
+    if not is_state(state):
+        return "no cycle is kept yet"
+    go_on = command_again(options, "--resume")
+    return f"the cycles that are done are kept in {state}, the best model so far in {output}; go on with: {go_on}"
+
+
+def _text_of(options: argparse.Namespace) -> AdaptationText:
+    from sentinel.api.adapting import AdaptationText
+
+    return AdaptationText(
+        options.text, options.held_out, options.tokens, options.held_out_tokens, options.calibration_tokens
+    )
+
+
+def _compare(options: argparse.Namespace, settings: ControllerSettings) -> None:
+    """Cycles against one-shot pruning with recovery."""
+    from sentinel.api.adapting import task_of
+    from sentinel.api.cycles_comparison import FILE, compare_cycles
     from sentinel.files import check_output_folder
 
-    output = Path(options.output).expanduser().resolve()
-    state = output.with_name(f"{output.name}.state")
-    if options.compare_one_shot:
-        return check_output_folder(output, options.force, [FILE]), state
-    if options.resume and not is_state(state):
-        raise InputError(f"there is no interrupted run in {state}; leave out --resume")
-    if not options.resume and not options.force and is_state(state):
-        raise InputError(f"{state} holds an interrupted run; add --resume to go on with it, or --force to start anew")
-    again = options.resume or options.force
-    check_output_folder(state, again, () if options.resume else [WEIGHTS])
-    return check_model_output(options.output, again, options.model), state
+    output = check_output_folder(Path(options.output).expanduser().resolve(), options.force, [FILE])
+    task = task_of(
+        load_model(options),
+        options.budget,
+        _text_of(options),
+        expand_kv=options.expand_kv,
+        floor_heads=options.floor_heads,
+    )
+    found = compare_cycles(
+        task,
+        settings,
+        options.compare_one_shot,
+        output,
+        judged_by=options.judge,
+        tokens=options.judge_tokens,
+        force=options.force,
+    )
+    _print_comparison(found)
+    print(output / FILE)
 
 
 def settings_of(options: argparse.Namespace) -> ControllerSettings:
@@ -158,113 +188,6 @@ def settings_of(options: argparse.Namespace) -> ControllerSettings:
     else:
         length = {"steps": options.steps}
     return dataclasses.replace(chosen, recovery=dataclasses.replace(default.recovery, **learning, **length))
-
-
-def _whole_costs(loaded: LoadedModel, dense: Decoder, unit: Unit, *, measured: bool) -> dict[Unit, float]:
-    """Costs of the model as loaded where those of ``dense``, with K/V repeated and with biases, are others. Its time is
-    not ``measured`` again for a run that goes on."""
-    from sentinel.measure.latency import measure_latencies
-
-    costs: dict[Unit, float] = {"MB": loaded.spec.parameter_count() * 4 / 1e6}
-    if unit == "ms" and dense is not loaded.decoder and not measured:
-        costs["ms"] = measure_latencies(loaded.decoder).dense_ms
-    return costs
-
-
-def measured_latencies(dense: Decoder) -> CostTable:
-    """Milliseconds of a decoded token at level 1 by head groups, measured here; neurons all stay."""
-    from sentinel.adapt.budget import costs_by_layer
-    from sentinel.measure.latency import measure_latencies
-
-    table = measure_latencies(dense)
-    neurons = [layer.intermediate_size for layer in dense.spec.layers]
-    return costs_by_layer(dense.spec, lambda counts: table.predict_counts(counts, neurons))
-
-
-def windows_of(options: argparse.Namespace, loaded: LoadedModel) -> tuple[tuple[Tensor, Tensor, Tensor], Adapted]:
-    """Calibration, training and held-out windows, and what the record will say of an adaptation by them."""
-    from sentinel.adapt.gates import short_windows
-    from sentinel.commands.recover import training_windows
-    from sentinel.models.record import Adapted
-
-    options.length = min(2 * TRAIN_LENGTH, loaded.spec.max_seq_len)
-    train, held_out = training_windows(options, loaded)
-    needed = max(2, options.calibration_tokens // options.length)
-    if len(train.tokens) < needed:
-        raise InputError(
-            f"--tokens {options.tokens} are fewer than the calibration needs, {needed * options.length}; ask for more"
-        )
-    step = Adapted(
-        source=loaded.name,
-        budget=options.budget,
-        texts=options.text,
-        documents=train.fingerprints,
-        held_out=held_out.fingerprints,
-        expanded_kv=options.expand_kv,
-    )
-    return (train.tokens[:needed], short_windows(train.tokens, TRAIN_LENGTH), held_out.tokens), step
-
-
-def make_controller(
-    loaded: LoadedModel,
-    dense: Decoder,
-    windows: tuple[Tensor, Tensor, Tensor],
-    budget: Budget,
-    settings: ControllerSettings,
-    latencies: CostTable | None,
-) -> Controller:
-    """A controller of ``dense``, which knows by what model and text it was made."""
-    from sentinel.adapt.controller import Controller
-    from sentinel.adapt.recovery_state import identity_of
-
-    identity = identity_of((dense,), windows, "")
-    return Controller(dense, *windows, budget, settings, latencies=latencies, name=loaded.name, identity=identity)
-
-
-def _run(
-    controller: Controller,
-    options: argparse.Namespace,
-    loaded: LoadedModel,
-    output: Path,
-    state: Path,
-    step: Adapted,
-) -> None:
-    from sentinel.adapt.adaptation import FILE, is_state, write_state
-    from sentinel.files import remove_written, write_into, write_text
-    from sentinel.models.checkpoint import read_spec, save_checkpoint
-    from sentinel.report.charts import chart_text
-    from sentinel.report.film import film
-
-    replace = options.force or options.resume
-
-    def keep(student: Decoder, best: bool) -> None:
-        nonlocal replace
-        if best:
-            made = controller.record
-            done = dataclasses.replace(step, settings=made.settings, cycles=len(made.cycles))
-            save_checkpoint(student, output, loaded.tokenizer, loaded.record.then(done), force=replace)
-        with write_into(output) as temporary:
-            (temporary / FILE).write_text(controller.record.to_json(), encoding="utf-8")
-        replace = True  # what stands there is of this run
-        write_state(state, controller.record, controller.model.decoder.state_dict())
-
-    def what_is_kept() -> str:
-        if not is_state(state):
-            return "no cycle is kept yet"
-        go_on = command_again(options, "--resume")
-        return f"the cycles that are done are kept in {state}, the best model so far in {output}; go on with: {go_on}"
-
-    with telling_what_is_kept(what_is_kept):
-        record = controller.run(keep)
-    remove_written(state)
-    if options.chart:
-        suffix = Path(options.chart).suffix
-        write_text(options.chart, chart_text(film(record, slider=suffix == ".html"), suffix))
-    _print_cycles(record, loaded)
-    said = not_smaller(loaded.spec, read_spec(output), loaded.name, expanded=options.expand_kv)
-    if said is not None:
-        print(said)
-    print(output)
 
 
 def _print_cycles(record: Adaptation, loaded: LoadedModel) -> None:
@@ -291,3 +214,29 @@ def _print_cycles(record: Adaptation, loaded: LoadedModel) -> None:
     columns = ["cycle", "heads", "pruned", "regrown", "parameters", "ms per token", "over dense", "seconds"]
     print_table(console, columns, rows)
     console.print(f"Held-out perplexity over the unpruned model's; it ended since {record.stopped}.", style="dim")
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    """Table and verdict on stdout."""
+    from sentinel.report.terminal import print_table, stdout_console
+
+    rows = [
+        [
+            f"{trial.seed}",
+            f"{trial.heads}",
+            f"{trial.cycles}",
+            *(f"{ratio:.3f}x" for ratio in (trial.controller_ratio, trial.one_shot_ratio)),
+            f"{trial.controller_seconds:.0f}",
+            f"{trial.one_shot_seconds:.0f}",
+            f"{trial.controller_updates}",
+            f"{trial.one_shot_updates}",
+        ]
+        for trial in comparison.trials
+    ]
+    console = stdout_console()
+    columns = ["seed", "heads", "cycles", "controller", "one-shot", "seconds", "one-shot", "updates", "one-shot"]
+    print_table(console, columns, rows)
+    console.print(
+        f"Perplexity over the unpruned model's on {comparison.text}, budget {comparison.budget}.", style="dim"
+    )
+    console.print(comparison.verdict)

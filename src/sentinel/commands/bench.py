@@ -88,8 +88,9 @@ def run(options: argparse.Namespace) -> None:
 
     if options.json is not None:
         check_output_file(options.json)
+    from sentinel.api.measuring import bench
+    from sentinel.api.model import Model
     from sentinel.measure.results import ResultSet
-    from sentinel.measure.runner import run_suites
     from sentinel.report.terminal import print_tables
 
     earlier = ResultSet.read(options.resume) if options.resume else None
@@ -112,15 +113,15 @@ def run(options: argparse.Namespace) -> None:
         return f"what was measured is in {file}; go on with: {command_again(options, '--resume', file)}"
 
     with telling_what_is_kept(what_is_kept):
-        found = run_suites(
-            load_model(options),
-            {options.suite: given},
-            source=options.model,
+        found = bench(
+            options.suite,
+            Model(load_model(options), options.model),
             random_weights=options.random_weights,
             threads=options.threads,
             quick=options.quick,
             resume=earlier,
             keep=keep,
+            **given,
         )
     if options.json is not None:
         found.write(options.json)

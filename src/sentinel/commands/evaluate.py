@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from sentinel.commands.arguments import add_machine, add_model, whole_number
 from sentinel.commands.engine import add_engine, open_engine
@@ -26,59 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.corpora import load_texts, refuse_seen_text
-    from sentinel.adapt.likelihood import finite
-    from sentinel.errors import InputError
     from sentinel.files import check_output_file
     from sentinel.measure import environment
-    from sentinel.measure.perplexity import evaluate
-    from sentinel.measure.results import Result, ResultSet
-    from sentinel.measure.text_metrics import sample_variety
+    from sentinel.measure.evaluation import evaluate_engine
+    from sentinel.measure.results import ResultSet
     from sentinel.models.sources import load
     from sentinel.report.terminal import print_tables
 
     if options.json is not None:
         check_output_file(options.json)
-    texts = load_texts(options.text, "test")
     opened = open_engine(options)
-    opened.require_real_weights("its quality")
-    refuse_seen_text(opened.record, texts)
-    engine, tokenizer = opened.engine, opened.require_tokenizer()
-    judged: Any = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
-    teacher = load(options.teacher, device=options.device) if options.teacher is not None else None
-    if teacher is not None and teacher.spec.vocab_size != engine.spec.vocab_size:
-        raise InputError(
-            f"--teacher {options.teacher} has {teacher.spec.vocab_size} tokens, {opened.name} has "
-            f"{engine.spec.vocab_size}; a teacher needs the same vocabulary"
-        )
-    if teacher is not None:
-        refuse_seen_text(teacher.record, texts)
-    found = evaluate(
-        judged, tokenizer, texts, context=options.context, stride=options.stride, max_tokens=options.max_tokens,
-        teacher=None if teacher is None else teacher.decoder,
-    )  # fmt: skip
-    variety = sample_variety(engine, tokenizer, texts)
-    result = Result(
-        suite="evaluate",
-        model=opened.name,
-        weights=opened.weights,
-        engine=engine.name,
-        level=engine.level,
-        precision=engine.precision,
-        heads_pruned=options.heads or 0.0,
-        neurons_pruned=options.neurons or 0.0,
-        parameters=engine.spec.parameter_count(),
-        text=found.text,
-        context=found.context,
-        stride=found.stride,
-        tokens=found.tokens,
-        nll=found.nll,
-        perplexity=finite(found.perplexity),
-        perplexity_stderr=found.perplexity_stderr,
-        bits_per_byte=found.bits_per_byte,
-        kl=found.kl,
-        top1_agreement=found.top1_agreement,
-        **vars(variety),
+    result = evaluate_engine(
+        opened,
+        options.text,
+        context=options.context,
+        stride=options.stride,
+        max_tokens=options.max_tokens,
+        teacher=load(options.teacher, device=options.device) if options.teacher is not None else None,
+        width=(options.heads or 0.0, options.neurons or 0.0),
     )
     results = ResultSet(environment.describe(options.device), [result])
     if options.json is not None:

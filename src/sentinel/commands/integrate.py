@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sentinel.commands.arguments import add_model, add_output, check_model_output, load_model
+from sentinel.errors import InputError
 
 NAMES = ("original", "all", "no-baseline", "no-unet", "minimal")
 
@@ -38,10 +39,13 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.files import written_size
 
     wanted = configuration_of(options.configuration)
+    if options.baseline is not None and not wanted.baseline:
+        raise InputError(f"configuration {wanted.name} has no baseline; leave out --baseline")
     check_model_output(options.output, options.force, options.model, options.baseline)
     model = Model(load_model(options), options.model)
-    given = options.baseline is not None and wanted.baseline
-    baseline = load(options.baseline, random_weights=options.random_weights) if given else options.baseline
+    baseline = None
+    if options.baseline is not None:
+        baseline = load(options.baseline, random_weights=options.random_weights)
     made = integrate(model, wanted.name, rank=options.rank, baseline=baseline)
     made.save(options.output, force=options.force)
     spec = made.spec

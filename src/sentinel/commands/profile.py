@@ -28,10 +28,9 @@ def run(options: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
+    from sentinel.api.measuring import profile_tokens
     from sentinel.files import check_output_file, write_text
     from sentinel.measure import environment
-    from sentinel.measure.method import random_prompts
-    from sentinel.measure.profiling.profile import profile_engine
     from sentinel.measure.profiling.trace import chrome_trace
     from sentinel.report.charts import chart_text, check_chart_path
     from sentinel.report.profile_view import print_profile, profile_chart
@@ -41,8 +40,7 @@ def run(options: argparse.Namespace) -> None:
         if path:
             check_output_file(path)
     opened = open_engine(options)
-    prompt = random_prompts(opened.engine.spec.vocab_size, 1, options.prompt_tokens)[0]
-    found = profile_engine(opened.engine, prompt, options.new_tokens, options.rounds)
+    found = profile_tokens(opened.engine, options.prompt_tokens, options.new_tokens, options.rounds)
     if options.trace:
         write_text(options.trace, chrome_trace(found))
     if options.chart:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import (
     add_model,
     add_output,
     check_model_output,
     load_model,
-    set_pruning_level,
     whole_number,
 )
 from sentinel.commands.pruning import DEFAULT_TEXT, ratio
 from sentinel.errors import InputError
 
-if TYPE_CHECKING:
-    from sentinel.adapt.corpora import Windows
-    from sentinel.infer.native import NativeWeights
-    from sentinel.infer.quantised import StoredLevel
-    from sentinel.models.decoder import Decoder
-    from sentinel.models.sources import LoadedModel
-
-DEFAULT_TOKENS = 16_384
+DEFAULT_TOKENS = 16_384  # as `sentinel.quantize`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,14 +20,10 @@ from sentinel.commands.arguments import (
     whole_number,
 )
 from sentinel.commands.pruning import DEFAULT_TEXT
-from sentinel.errors import InputError
 
 if TYPE_CHECKING:
-    from sentinel.adapt.corpora import Windows
     from sentinel.adapt.recover import Recovery
     from sentinel.adapt.recovery_settings import RecoverySettings
-    from sentinel.models.record import Recovered
-    from sentinel.models.sources import LoadedModel
 
 MINUTES = 30.0
 LENGTH = 256
@@ -78,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.recovery_run import make_accelerator
     from sentinel.adapt.recovery_state import STATE, clear_state
     from sentinel.api.learning import recover
+    from sentinel.api.model import Model
     from sentinel.progress import console
 
     output = check_model_output(options.output, options.force, options.model, options.teacher)
@@ -94,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
 
     with telling_what_is_kept(what_is_kept):
         made = recover(
-            load_model(options),
+            Model(load_model(options), options.model),
             options.teacher,
             text=options.text,
             held_out=options.held_out,
@@ -103,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
             length=options.length,
             settings=settings,
             state=state,
+            in_place=True,
         )
     if not main:
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import (
     add_force,
@@ -16,9 +15,6 @@ from sentinel.commands.arguments import (
 )
 from sentinel.commands.bench import add_resume, add_suite_options, given_options
 from sentinel.errors import InputError
-
-if TYPE_CHECKING:
-    from sentinel.measure.results import ResultSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,17 +34,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     folder, replace = _output(options)
+    from sentinel.api.measuring import report
+    from sentinel.api.model import Model
     from sentinel.measure.results import ResultSet
-    from sentinel.report.render import write_report
+    from sentinel.report.render import RESULTS, write_report
     from sentinel.report.terminal import print_tables
 
+    own = folder / RESULTS
     if options.source:
         results = ResultSet.read(options.source)
+        write_report(results, folder, replace)
     else:
-        results, replace = measure(options, folder, replace), True
-    write_report(results, folder, replace)
+        earlier = ResultSet.read(options.resume) if options.resume else None
+        before = own.stat().st_mtime_ns if own.exists() else None
+
+        def what_is_kept() -> str:
+            written = own.exists() and own.stat().st_mtime_ns != before
+            if earlier is None and not written:
+                return f"nothing was measured to its end, and {folder} is as it was"
+            file = str(own) if own.exists() else options.resume
+            return f"what was measured is in {file}; go on with: {command_again(options, '--resume', file)}"
+
+        with telling_what_is_kept(what_is_kept):
+            results = report(
+                Model(load_model(options), options.model),
+                folder,
+                random_weights=options.random_weights,
+                threads=options.threads,
+                quick=options.quick,
+                force=replace,
+                resume=earlier,
+                **given_options(options),
+            )
     print_tables(results.results)
-    print(f"\n{folder / 'report.html'}\n{folder / 'report.md'}\n{folder / 'results.json'}")
+    print(f"\n{folder / 'report.html'}\n{folder / 'report.md'}\n{own}")
 
 
 def _output(options: argparse.Namespace) -> tuple[Path, bool]:
@@ -66,48 +85,3 @@ def _output(options: argparse.Namespace) -> tuple[Path, bool]:
             f"{folder} holds a report; go on with it by --resume {own}, replace it by --force, or name another folder by -o"
         )
     return check_output_folder(folder, replace, REPORT_FILES), replace
-
-
-def measure(options: argparse.Namespace, folder: Path, replace: bool) -> ResultSet:
-    """Run the suites of the report; what is finished is in the folder's ``results.json``, to go on from."""
-    from sentinel.files import write_folder
-    from sentinel.measure.results import ResultSet
-    from sentinel.measure.runner import run_suites
-    from sentinel.measure.suites import SUITES
-    from sentinel.report.render import RESULTS
-
-    earlier = ResultSet.read(options.resume) if options.resume else None
-    loaded = load_model(options)
-    judged = loaded.weights == "real" and loaded.tokenizer is not None
-    given = {"expand_kv": options.expand_kv, **given_options(options)}
-    suites = {
-        suite.name: {name: value for name, value in given.items() if name in suite.options}
-        for suite in SUITES.values()
-        if suite.in_report and (judged or not suite.needs_text)
-    }
-
-    kept = earlier is not None
-
-    def keep(results: ResultSet) -> None:
-        nonlocal replace, kept
-        with write_folder(folder, replace) as temporary:
-            results.write(temporary / RESULTS)
-        replace = kept = True
-
-    def what_is_kept() -> str:
-        if not kept:
-            return f"nothing was measured to its end, and {folder} is as it was"
-        file = str(folder / RESULTS) if (folder / RESULTS).exists() else options.resume
-        return f"what was measured is in {file}; go on with: {command_again(options, '--resume', file)}"
-
-    with telling_what_is_kept(what_is_kept):
-        return run_suites(
-            loaded,
-            suites,
-            source=options.model,
-            random_weights=options.random_weights,
-            threads=options.threads,
-            quick=options.quick,
-            resume=earlier,
-            keep=keep,
-        )

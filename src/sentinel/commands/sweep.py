@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import command_again, listed, names, telling_what_is_kept, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from sentinel.measure.sweep import Job, Outcome, SweepSettings
+    pass
 
 COMPENSATE = {"both": (False, True), "yes": (True,), "no": (False,)}
 
@@ -56,8 +53,10 @@ def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from sentinel.adapt.prune import CRITERION_NAMES
-    from sentinel.measure.sweep import SweepFile, SweepSettings, check_texts, plan_jobs
-    from sentinel.progress import say, track
+    from sentinel.api.measuring import sweep
+    from sentinel.cores import physical_cores
+    from sentinel.measure.sweep import SweepSettings
+    from sentinel.progress import say
     from sentinel.report.terminal import print_tables
 
     settings = SweepSettings(
@@ -71,40 +70,28 @@ def run(options: argparse.Namespace) -> None:
         eval_tokens=options.eval_tokens,
         context=options.context,
     )
-    jobs = plan_jobs(
-        options.models, CRITERION_NAMES if options.criteria == ("all",) else options.criteria, options.seeds
-    )
-    file = SweepFile(Path(options.output), settings, resume=options.resume)
-    left = file.left(jobs)
+    if options.backend == "processes" and options.workers > physical_cores():
+        say(f"warning: {options.workers} workers on {physical_cores()} cores will be slower than {physical_cores()}")
+    file = Path(options.output)
 
     def what_is_kept() -> str:
-        if not Path(options.output).exists():
+        if not file.exists():
             return "no job is done yet"
-        return f"the jobs that are done are in {options.output}; go on with: {command_again(options, '--resume')}"
+        return f"the jobs that are done are in {file}; go on with: {command_again(options, '--resume')}"
 
-    if len(left) < len(jobs):
-        say(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done already")
-    if left:
-        check_texts(settings)
-        with telling_what_is_kept(what_is_kept):
-            for outcome in track(_outcomes(options, left, settings, file.wants), "Sweeping", len(left)):
-                file.record(outcome)
-                say(f"{outcome.job.label}: {'failed' if outcome.error else f'{len(outcome.rows)} rows'}")
-    if rows := file.rows(jobs):
-        print_tables(rows)
-    if failures := file.failures(jobs):
-        raise InputError(failures)
-
-
-def _outcomes(
-    options: argparse.Namespace, jobs: list[Job], settings: SweepSettings, wanted: Callable[[Job], bool]
-) -> Iterator[Outcome]:
-    from sentinel.cores import physical_cores
-    from sentinel.measure.sweep_backends import in_processes, on_ray
-    from sentinel.progress import say
-
-    if options.backend == "ray":
-        return on_ray(jobs, settings, options.workers, options.address, wanted)
-    if options.workers > physical_cores():
-        say(f"warning: {options.workers} workers on {physical_cores()} cores will be slower than {physical_cores()}")
-    return in_processes(jobs, settings, options.workers, wanted)
+    with telling_what_is_kept(what_is_kept):
+        found = sweep(
+            options.models,
+            file,
+            settings,
+            criteria=CRITERION_NAMES if options.criteria == ("all",) else options.criteria,
+            seeds=options.seeds,
+            workers=options.workers,
+            backend=options.backend,
+            address=options.address,
+            resume=options.resume,
+        )
+    if found.rows:
+        print_tables(found.rows)
+    if found.failures:
+        raise InputError(found.failures)

@@ -154,9 +154,7 @@ def load_level(folder: Path, weights: NativeWeights, heads: float, neurons: floa
     return Level.load(folder / stored[stored_key(str(folder), stored, heads, neurons)], weights.spec, weights.precision)
 
 
-def stored_key(
-    name: str, stored: Collection[tuple[float, float]], heads: float, neurons: float
-) -> tuple[float, float]:
+def stored_key(name: str, stored: Collection[tuple[float, float]], heads: float, neurons: float) -> tuple[float, float]:
     """Which of the ``stored`` ratios those of ``heads`` and ``neurons`` are."""
     for key in stored:
         if (round(heads, 4), round(neurons, 4)) == (round(key[0], 4), round(key[1], 4)):
