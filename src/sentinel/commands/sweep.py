@@ -8,9 +8,6 @@ from sentinel.commands.arguments import command_again, listed, names, telling_wh
 from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 from sentinel.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 COMPENSATE = {"both": (False, True), "yes": (True,), "no": (False,)}
 
 
