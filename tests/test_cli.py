@@ -16,7 +16,7 @@ from conftest import spec_of
 from helpers import filled_decoder, refused
 from safetensors.torch import load_file, save_file
 
-from sentinel.cli import COMMANDS, build_parser, main
+from sentinel.cli import COMMANDS, main
 from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.packages import gpt2_tokenizer_folder
@@ -473,26 +473,9 @@ def test_generate_streams_text_and_tells_speed(tmp_path):
 
 @pytest.mark.real_model
 def test_smollm2_knows_the_capital_of_france(capsys):
-    assert main(["generate", "smollm2-135m", "The capital of France is", "--max-new-tokens", "3", "-q"]) == 0
+    asked = ["generate", "smollm2-135m", "The capital of France is", "--raw", "--max-new-tokens", "3", "-q"]
+    assert main(asked) == 0
     assert "Paris" in capsys.readouterr().out
-
-
-def test_readme_commands_are_real():
-    root = Path(__file__).parent.parent
-    text = (root / "README.md").read_text()
-    lines = [line.strip() for block in text.split("```")[1::2] for line in block.splitlines()]
-    commands = [line.split("#")[0] for line in lines if line.startswith(("sentinel ", "make "))]
-    assert len(commands) >= 5
-    targets = {line.split(":")[0] for line in (root / "Makefile").read_text().splitlines() if ":" in line}
-    for command in commands:
-        words = [word.strip("'\"") for word in command.split()]
-        if words[0] == "make":
-            assert words[1] in targets, command
-        else:
-            import shlex
-
-            arguments = shlex.split(command)[1:]
-            build_parser(arguments[0]).parse_args(arguments)
 
 
 def test_a_quantised_model_is_judged_and_keeps_the_record_of_seen_text(worded, letters, tmp_path, capsys):

@@ -97,9 +97,8 @@ def run(options: argparse.Namespace) -> None:
     if options.compare_one_shot:
         _compare(options, settings)
         return
-    again = options.resume or options.force
-    output = check_model_output(options.output, again, options.model)
-    check_places(output, resume=options.resume, force=options.force)
+    check_places(Path(options.output).expanduser().resolve(), resume=options.resume, force=options.force)
+    output = check_model_output(options.output, options.resume or options.force, options.model)
     model = Model(load_model(options), options.model)
     with telling_what_is_kept(lambda: _what_is_kept(options, output)):
         made = adapt(

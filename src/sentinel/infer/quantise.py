@@ -26,7 +26,7 @@ def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows
         say("random weights: int4 without calibration, since no text means anything to them")
         return None
     if loaded.tokenizer is None:
-        raise InputError(f"{loaded.name} has no tokenizer to calibrate with; quantise without calibration")
+        raise InputError(f"{loaded.name} has no tokenizer to calibrate with; give --no-calibration (calibration=None)")
     length = min(WINDOW, loaded.spec.max_seq_len)
     return sample_windows(load_texts(texts, "train"), loaded.tokenizer, tokens, length)
 
