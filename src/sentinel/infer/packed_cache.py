@@ -196,7 +196,8 @@ def _contents(files: list[Path]) -> list[str]:
         found.append(entry[-1])
     if new:
         kept = {path: entry for path, entry in known.items() if Path(path).exists()}
-        with contextlib.suppress(InputError):  # remembered by nobody, they are made again
+        with contextlib.suppress(InputError, OSError):  # remembered by nobody, they are made again
+            memory.parent.mkdir(parents=True, exist_ok=True)
             write_text(memory, json.dumps({**kept, **new}))
     return found
 
