@@ -284,6 +284,9 @@ def test_unusable_input_is_refused(tmp_path):
         recover(pruned(dense), dense, windows(8), windows(4), SHORT, trainable=lambda *_: False)
     with pytest.raises(InputError, match="steps or of minutes"):
         RecoverySettings()
+    for name in ("checkpoint_minutes", "state_weight", "weight_decay"):
+        with pytest.raises(InputError, match=f"{name.replace('_', ' ')} must not be below 0"):
+            RecoverySettings(steps=1, **{name: -1.0})
     with pytest.raises(InputError, match="learning rate must be above 0"):
         RecoverySettings(steps=1, learning_rate=0.0)
     settings = dataclasses.replace(SHORT, steps=2, checkpoint_minutes=0.0)
@@ -328,7 +331,7 @@ def test_command_refuses_bad_input(worded, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for more, expected in (
         (["--tokens", "99999"], "too short"),
-        (["--length", "65"], "more than the context"),
+        (["--length", "65"], "longer than the context"),
         (["--train", "everything"], "is not known"),
         (["--state", str(tmp_path / "file")], "is a file"),
         (["--minutes", "1"], "not allowed with"),

@@ -219,6 +219,7 @@ def test_other_files_and_settings_are_refused(settings, letters, tmp_path, capsy
         (["--criteria", "luck"], "luck"),
         (["--criteria", "fisher,"], "empty name"),
         (["--heads", "0"], "removes something"),
+        (["--heads", "0.5,0.5"], "names a ratio twice"),
         (["--seeds", "1,1"], "twice"),
         (["--workers", "0"], "at least 1"),
         (["--address", "auto"], "--backend ray"),

@@ -48,6 +48,9 @@ class RecoverySettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name.replace('_', ' ')} must be above 0, not {value:g}")
+        for name in ("weight_decay", "state_weight", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name.replace('_', ' ')} must not be below 0, as {getattr(self, name):g} is")
         for name in ("evaluations", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")

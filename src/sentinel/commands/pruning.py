@@ -28,7 +28,10 @@ def ratio(text: str) -> float:
 
 def ratios(text: str) -> tuple[float, ...]:
     """Argument type: ratios with commas between."""
-    return tuple(ratio(part) for part in text.split(","))
+    values = tuple(ratio(part) for part in text.split(","))
+    if len(set(values)) != len(values):
+        raise argparse.ArgumentTypeError(f"{text!r} names a ratio twice")
+    return values
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
