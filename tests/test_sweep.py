@@ -94,7 +94,7 @@ def test_rows_are_what_prune_and_evaluate_say(worded, letters, settings):
     pruner = Pruner(expanded, Settings("magnitude", seed=3), windows)
     (pruned,) = pruner.apply([pruner.order(0.5, 0.25).plan(0.5, 0.25)])
     texts = load_texts(letters["test"], "test")
-    for model, row in ((expanded, dense), (pruned, rows[3])):
+    for model, row in ((loaded.decoder, dense), (pruned, rows[3])):
         found = evaluate(model, tokenizer, texts, context=32, stride=31, max_tokens=128)
         assert row.perplexity == pytest.approx(found.perplexity, rel=1e-4)
         assert row.parameters == model.spec.parameter_count()

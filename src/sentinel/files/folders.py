@@ -82,12 +82,12 @@ def write_into(path: str | Path) -> Iterator[Path]:
     This is how Hugging Face saves: models, tokenizers and other files share a folder. The manifest gets the new files.
     """
     path = _require_folder(path)
-    make_folder(Path(os.path.realpath(path)))
     with _staged(path) as (staged, place):
         yield staged
         entries = _entries(staged)
+        make_folder(place)
         with _locked(place):
-            for name in entries:
+            for name in sorted(entries, key=lambda name: name.endswith(".json")):  # what tells of the others comes last
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (staged / name).replace(place / name)
             _write_manifest(place, {**_read(place), **entries})

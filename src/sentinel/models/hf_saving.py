@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import PushToHubMixin
 
 from sentinel.errors import InputError
+from sentinel.files import write_into
 from sentinel.models.checkpoint import write_levels
 from sentinel.models.elastic import ElasticDecoder, dense_state
 from sentinel.models.folder import read_config
@@ -41,7 +39,7 @@ def save(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder to write to")
     with _pushed(model, folder, pushing):
-        with _write_into(folder) as temporary:
+        with write_into(folder) as temporary:
             if not getattr(model, "_hf_peft_config_loaded", False):
                 state_dict = _with_levels(model, temporary, state_dict)
             write(temporary, state_dict=state_dict, **options)
@@ -114,28 +112,3 @@ def _stale(folder: Path, written: set[str], variant: str | None) -> list[str]:
     if not any(weights.fullmatch(name) for name in written):  # adapters alone
         return []
     return sorted(f.name for f in folder.iterdir() if weights.fullmatch(f.name) and f.name not in written)
-
-
-@contextmanager
-def _write_into(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; when the block ends well, each of its files is renamed into ``folder``."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = folder if folder.is_dir() else folder.parent
-        temporary = Path(tempfile.mkdtemp(prefix=".sentinel-", suffix=".part", dir=beside))
-    except OSError as error:
-        raise InputError(f"{folder} can't be written ({error.strerror or error})") from error
-    try:
-        yield temporary
-        folder.mkdir(exist_ok=True)
-        os.umask(mask := os.umask(0))  # safetensors writes for the owner alone
-        files = [file for file in temporary.rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: file.name == "config.json"):  # tells of all others, so it comes last
-            place = folder / file.relative_to(temporary)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.chmod(0o666 & ~mask)
-            file.replace(place)
-    except OSError as error:
-        raise InputError(f"{folder} can't be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
