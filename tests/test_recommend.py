@@ -214,3 +214,12 @@ def test_a_preset_fits_what_was_pruned_of_its_model(measured, tmp_path):
 def test_reference_engines_are_never_chosen():
     rows = [row("hf-generate", (0.1, 0.1, 0.1), suite="pruning"), *ROWS, *QUALITY]
     assert chosen(rows) == INT8
+
+
+def test_int4_is_recommended_as_it_was_judged():
+    found = recommend(ResultSet(PLACE, ROWS + QUALITY), "m", Demand("latency"))
+    assert found.chosen is not None and found.chosen.name == "level 3, int4"
+    assert found.commands == [
+        "sentinel quantize m -o m-int4 --precision int4",
+        'sentinel generate m-int4 "PROMPT"',
+    ]

@@ -197,21 +197,33 @@ def _excess(candidate: Candidate, demand: Demand) -> float:
 def commands(chosen: Candidate, results: ResultSet, model: str) -> list[str]:
     """The commands that make and run a candidate."""
     shape = chosen.shape
+    folder = model.rsplit("/", 1)[-1]
     run = f"--level {chosen.level}" + (f" --precision {shape.precision}" if chosen.level == 3 else "")
     if not (shape.heads or shape.neurons):
-        return [f'sentinel generate {model} "PROMPT" {run}']
+        return _run(model, folder, run, shape.precision)
     criterion = chosen.quality.criterion if chosen.quality is not None else None
     extra = f" --criterion {criterion}" if criterion else ""
     extra += " --no-compensate" if chosen.quality is not None and chosen.quality.compensated is False else ""
     extra += " --expand-kv" if results.runs.get(chosen.speed.suite, {}).get("expand_kv") else ""
-    folder = model.rsplit("/", 1)[-1]
     if shape.neurons:
         made = (
             f"sentinel prune {model} -o {folder}-pruned --heads {shape.heads / 100:g} --neurons {shape.neurons / 100:g}"
         )
-        return [made + extra, f'sentinel generate {folder}-pruned "PROMPT" {run}']
+        return [made + extra, *_run(f"{folder}-pruned", f"{folder}-pruned", run, shape.precision)]
     made = f"sentinel prune {model} -o {folder}-elastic --elastic {shape.heads / 100:g}{extra}"
-    return [made, f'sentinel generate {folder}-elastic "PROMPT" {run} --heads {shape.heads / 100:g}']
+    heads = f" --heads {shape.heads / 100:g}"
+    return [made, *_run(f"{folder}-elastic", f"{folder}-elastic", run, shape.precision, heads)]
+
+
+def _run(model: str, folder: str, run: str, precision: str, width: str = "") -> list[str]:
+    """The commands that run a model. int4 was judged as `sentinel quantize` makes it, on calibration text, so that it is
+    made so first; int8 needs no text, and a start makes the same."""
+    if precision != "int4":
+        return [f'sentinel generate {model} "PROMPT" {run}{width}']
+    return [
+        f"sentinel quantize {model} -o {folder}-int4 --precision int4",
+        f'sentinel generate {folder}-int4 "PROMPT"{width}',
+    ]
 
 
 @dataclass(frozen=True)
