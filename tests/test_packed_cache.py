@@ -37,6 +37,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     if code_folder().is_dir():
         shutil.copytree(code_folder(), place / "kernels")
     monkeypatch.setenv("SENTINEL_CACHE", str(place))
+    monkeypatch.delenv("SENTINEL_CACHE_GB")
     return place
 
 
