@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,35 +149,25 @@ class Model(Origin):
 
     def evaluate(self, text: str = "built-in", **options: Any) -> Result:
         """Perplexity and more on ``text``; see `sentinel.evaluate`."""
-        from sentinel.api.measuring import evaluate
-
-        return evaluate(self, text, **options)
+        return _verb("evaluate")(self, text, **options)
 
     # --- change -----------------------------------------------------------------------------------------------------
 
     def prune(self, **options: Any) -> Model:
         """A smaller model; see `sentinel.prune`."""
-        from sentinel.api.changing import prune
-
-        return prune(self, **options)
+        return _verb("prune")(self, **options)
 
     def quantize(self, precision: str = "int8", **options: Any) -> Model:
         """A model of packed weights that runs without torch; see `sentinel.quantize`."""
-        from sentinel.api.changing import quantize
-
-        return quantize(self, precision, **options)
+        return _verb("quantize")(self, precision, **options)
 
     def integrate(self, configuration: str = "all", **options: Any) -> Model:
         """A model with U-Net skips and baseline integration; see `sentinel.integrate`."""
-        from sentinel.api.changing import integrate
-
-        return integrate(self, configuration, **options)
+        return _verb("integrate")(self, configuration, **options)
 
     def recover(self, teacher: Model | str, **options: Any) -> Model:
         """A model that has learned its ``teacher``'s predictions; see `sentinel.recover`."""
-        from sentinel.api.learning import recover
-
-        return recover(self, teacher, **options)
+        return _verb("recover")(self, teacher, **options)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write the model to ``folder``, whole or not at all, to be loaded again by `load`, the command line or, if it is
@@ -191,6 +181,13 @@ class Model(Origin):
 
         save_checkpoint(self.decoder, folder, self.tokenizer, self.record, force=force)
         return Path(folder)
+
+
+def _verb(name: str) -> Callable[..., Any]:
+    """The public function of that name; the verbs take and make models, and so can't be imported here."""
+    import sentinel
+
+    return getattr(sentinel, name)
 
 
 def load(model: str | Path, *, random_weights: int | None = None, device: str = "cpu") -> Model:
