@@ -10,10 +10,10 @@ from helpers import filled_decoder, letter_tokenizer, refused
 
 from sentinel.adapt.budget import make_budget, share_costs, size_costs
 from sentinel.adapt.compact import expand_kv
+from sentinel.api import changing
 from sentinel.cli import main
 from sentinel.commands.pruning import not_smaller
 from sentinel.errors import InputError
-from sentinel.measure import latency
 from sentinel.measure.latency import LatencyTable
 from sentinel.measure.results import ResultSet
 from sentinel.measure.runner import run_suites
@@ -111,7 +111,7 @@ def test_speed_targets_are_over_the_model_as_loaded(wide, letters, tmp_path, mon
         mlp = {la: {0: 0.0, la.intermediate_size: 0.0} for la in spec.layers}
         return LatencyTable(spec.layers, 0.0, attention, mlp)
 
-    monkeypatch.setattr(latency, "measure_latencies", table)
+    monkeypatch.setattr(changing, "measure_latencies", table)
     command = pruned(wide, letters, tmp_path, "--speedup", "2", "--expand-kv")
     assert main(command) == 2  # 0.3 x 3 is not half of 1
     assert main([*command[:-1]]) == 0

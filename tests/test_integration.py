@@ -390,7 +390,7 @@ def test_command_line(tmp_path, capsys):
     assert "U-Net skips and baseline integration" in capsys.readouterr().out
     assert json.loads((tmp_path / "info.json").read_text())["fusion_parameters"] == spec.fusion_weights
     options = ["--configuration", "no-unet", "--rank", "full", "--baseline", source]
-    assert main(["integrate", source, "-o", out, *options]) == 0
+    assert main(["integrate", source, "-o", out, "--force", *options]) == 0
     again = load_checkpoint(out).spec.integration
     assert again is not None and not again.skips and again.rank is None and again.baseline is not None
     assert main(["integrate", out, "-o", str(tmp_path / "plain"), "--configuration", "original"]) == 0

@@ -136,15 +136,14 @@ def state_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.state")
 
 
-def check_places(output: Path, *, resume: bool, force: bool) -> None:
-    """Raise `InputError` unless output and state can be written, and there is an interrupted run where one is to go on."""
+def check_state(output: Path, *, resume: bool, force: bool) -> None:
+    """Raise `InputError` unless there is an interrupted run where one is to go on, and none that would be lost."""
     state = state_of(output)
     if resume and not is_state(state):
         raise InputError(f"there is no interrupted run in {state}; leave out --resume")
     if not resume and not force and is_state(state):
         raise InputError(f"{state} holds an interrupted run; add --resume to go on with it, or --force to start anew")
     check_output_folder(state, resume or force, () if resume else [WEIGHTS])
-    check_output_folder(output, resume or force, MODEL_FILES)
 
 
 def adapt(
@@ -166,7 +165,8 @@ def adapt(
     what all cycles did is its ``adaptation``. A run that was interrupted goes on with ``resume``.
     """
     output = Path(folder).expanduser().resolve()
-    check_places(output, resume=resume, force=force)
+    check_state(output, resume=resume, force=force)
+    check_output_folder(output, resume or force, MODEL_FILES)
     found = read_state(state_of(output)) if resume else None
     loaded = as_model(model).loaded
     task = task_of(

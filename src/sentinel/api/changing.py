@@ -112,7 +112,9 @@ def _fitted(
     assert max_memory is not None
     size = loaded.spec.parameter_count() * 4 / 1e6
     if max_memory >= size:
-        raise InputError(f"{max_memory:g} MB are not below the {size:,.1f} MB of {loaded.name}; ask for less memory")
+        raise InputError(
+            f"a memory of {max_memory:g} MB is not below the {size:,.1f} MB of {loaded.name}; ask for less"
+        )
     # Compensation adds the biases.
     spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True) if pruner.settings.compensate else dense.spec
     order = pruner.order(MOST_HEADS, most_neurons)

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.budget import budget_unit
-    from sentinel.api.adapting import adapt, check_places
+    from sentinel.api.adapting import adapt, check_state
     from sentinel.api.model import Model
     from sentinel.files import check_output_file, write_text
     from sentinel.report.charts import chart_text, check_chart_path
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     if options.compare_one_shot:
         _compare(options, settings)
         return
-    check_places(Path(options.output).expanduser().resolve(), resume=options.resume, force=options.force)
+    check_state(Path(options.output).expanduser().resolve(), resume=options.resume, force=options.force)
     output = check_model_output(options.output, options.resume or options.force, options.model)
     model = Model(load_model(options), options.model)
     with telling_what_is_kept(lambda: _what_is_kept(options, output)):

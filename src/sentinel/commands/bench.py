@@ -123,6 +123,6 @@ def run(options: argparse.Namespace) -> None:
             keep=keep,
             **given,
         )
-    if options.json is not None:
-        found.write(options.json)
-    print_tables(found.results)
+        if options.json is not None:
+            found.write(options.json)
+        print_tables(found.results)

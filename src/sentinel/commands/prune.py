@@ -92,7 +92,8 @@ def run(options: argparse.Namespace) -> None:
             settings=settings,
         )
     made.save(output, force=options.force)
-    _print_table(options, model, made)
+    with telling_what_is_kept(lambda: f"the pruned model is in {output}; judge it with: sentinel evaluate {output}"):
+        _print_table(options, model, made)
 
 
 def _print_table(options: argparse.Namespace, before: Model, made: Model) -> None:

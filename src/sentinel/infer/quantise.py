@@ -28,7 +28,7 @@ def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows
     if loaded.tokenizer is None:
         raise InputError(f"{loaded.name} has no tokenizer to calibrate with; give --no-calibration (calibration=None)")
     length = min(WINDOW, loaded.spec.max_seq_len)
-    return sample_windows(load_texts(texts, "train"), loaded.tokenizer, tokens, length)
+    return sample_windows(load_texts(texts, "train"), loaded.require_tokenizer(), tokens, length)
 
 
 def quantise(
