@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,13 +12,17 @@ import pytest
 from conftest import spec_of
 from helpers import LETTERS, filled_decoder, letter_tokenizer, refused
 
+from sentinel.adapt.compact import expand_kv, select
 from sentinel.adapt.corpora import Document, Text, refuse_seen_text
+from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.measure.judge import Judge
 from sentinel.measure.runner import run_suites
 from sentinel.models.checkpoint import save_checkpoint
+from sentinel.models.elastic import ElasticDecoder, at_current_level
 from sentinel.models.folder import read_config, read_record
+from sentinel.models.hf import SentinelForCausalLM
 from sentinel.models.record import KINDS, Adapted, Integrated, Pruned, Quantised, Record, Recovered
 from sentinel.models.sources import load
 from sentinel.models.spec import ModelSpec
@@ -180,8 +185,6 @@ def test_adapt_keeps_the_record_and_adds_to_it(worded, tmp_path):
 def test_the_record_rides_in_a_hugging_face_config(worded, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from sentinel.models.hf import SentinelForCausalLM
-
     loaded, record = load(worded), Record(STEPS)
     save_checkpoint(loaded.decoder, tmp_path / "a", loaded.tokenizer, record)
     AutoModelForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
@@ -273,3 +276,25 @@ def test_a_run_of_suites_asks_before_it_measures(tmp_path, monkeypatch):
     for suite in ("quality", "integration"):
         with pytest.raises(InputError, match="was calibrated or trained on"):
             run_suites(load(str(tmp_path / "m")), {"levels": {}, suite: {"text": file}}, source="m")
+
+
+def test_a_decoder_carries_its_record_through_surgery_and_saving(worded, tmp_path):
+    loaded = load(worded)
+    record = loaded.record.then(STEPS[0])
+    decoder = dataclasses.replace(loaded, record=record).decoder
+    layers = decoder.spec.layers
+    whole = [range(la.n_kv_head) for la in layers], [range(la.intermediate_size) for la in layers]
+    changed = {
+        "expanded": expand_kv(decoder),
+        "selected": select(decoder, *whole),
+        "integrated": integrate(decoder, "no-baseline", rank=2),
+        "elastic": ElasticDecoder.from_ordered(decoder, ()),
+        "current": at_current_level(decoder),
+    }
+    for name, made in changed.items():
+        save_checkpoint(made, tmp_path / name)
+        assert read_record(tmp_path / name) == record, name
+    wrapped = SentinelForCausalLM.from_decoder(decoder)
+    wrapped.save_pretrained(tmp_path / "wrapped")
+    assert read_record(tmp_path / "wrapped") == record
+    assert SentinelForCausalLM.from_pretrained(tmp_path / "wrapped").decoder.record == record

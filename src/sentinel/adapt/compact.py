@@ -29,7 +29,9 @@ def expand_kv(decoder: Decoder) -> Decoder:
                 query = rows[:, : layer.group_size]
                 key, value = (rows[:, layer.group_size + i, None].expand_as(query) for i in (0, 1))
                 state[name] = torch.stack((query, key, value), dim=2).reshape(-1, *rest)
-    return build(spec, {name: tensor.detach() for name, tensor in state.items()}, "the model with repeated keys")
+    return _with_record(
+        build(spec, {name: tensor.detach() for name, tensor in state.items()}, "the model with repeated keys"), decoder
+    )
 
 
 def compact(decoder: Decoder, plan: PruningPlan, *, biases: bool = False) -> Decoder:
@@ -54,4 +56,11 @@ def select(
     smaller = dataclasses.replace(counts, out_bias=spec.out_bias or biases, down_bias=spec.down_bias or biases)
     state = take({name: tensor.detach() for name, tensor in decoder.state_dict().items()}, spec, Kept(groups, neurons))
     added = {t.name: torch.zeros(t.shape, device=decoder.device) for t in tensors_of(smaller) if t.name not in state}
-    return build(smaller, {name: tensor.clone() for name, tensor in (state | added).items()}, "the pruned model")
+    return _with_record(
+        build(smaller, {name: tensor.clone() for name, tensor in (state | added).items()}, "the pruned model"), decoder
+    )
+
+
+def _with_record(made: Decoder, source: Decoder) -> Decoder:
+    made.record = source.record
+    return made

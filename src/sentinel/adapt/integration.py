@@ -143,6 +143,7 @@ def _baseline_state(unpruned: State, n_layer: int) -> State:
 def _like(decoder: Decoder, spec: ModelSpec, state: State) -> Decoder:
     """A decoder of that state, with the pruning levels of ``decoder`` if it stores any."""
     made = build(spec, state, "the integrated model")
+    made.record = decoder.record
     if not isinstance(decoder, ElasticDecoder):
         return made
     elastic = ElasticDecoder.from_ordered(made, decoder.levels)

@@ -32,12 +32,12 @@ ARCHITECTURE = "SentinelForCausalLM"
 def save_checkpoint(
     decoder: Decoder,
     folder: str | Path,
-    tokenizer: TextTokenizer | None,
-    record: Record,
+    tokenizer: TextTokenizer | None = None,
+    record: Record | None = None,
     *,
     force: bool = False,
 ) -> None:
-    """Write ``decoder`` to ``folder``, with the ``record`` of how it was made.
+    """Write ``decoder`` to ``folder``, with the ``record`` of how it was made, by default the one that it carries.
 
     Raises `InputError` when ``folder`` is a file, can't be written, or holds anything. With ``force``, what sentinel wrote
     there is replaced and other files stay, see `write_folder`.
@@ -49,7 +49,7 @@ def save_checkpoint(
     if eos:
         config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
     config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict()})
-    config["record"] = record.to_dict()
+    config["record"] = (decoder.record if record is None else record).to_dict()
     with write_folder(folder, force) as temporary:
         write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
         if isinstance(decoder, ElasticDecoder):

@@ -24,6 +24,7 @@ from sentinel.models.integration import Borrowing, Integration
 from sentinel.models.linear import Projection, first_outputs, linear, of_first_inputs
 from sentinel.models.norms import make_norm
 from sentinel.models.positions import positions_and_mask, require_below, rotary_frequencies, rotate, visible
+from sentinel.models.record import Record
 from sentinel.models.spec import LayerSpec, ModelSpec
 
 Rotary = dict[int, tuple[Tensor, Tensor]]
@@ -182,12 +183,14 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Decoder-only language model of any supported family, trainable, with unequal layers allowed.
 
-    ``integration`` and the frozen ``baseline`` are there where the specification asks for them.
+    ``integration`` and the frozen ``baseline`` are there where the specification asks for them. ``record`` says how
+    the model was made; surgery passes it on, and `save_checkpoint` writes it.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.record = Record()
         self.embed = nn.Embedding(spec.vocab_size, spec.n_embd)
         self.positions = nn.Embedding(spec.max_seq_len, spec.n_embd) if spec.positions == "learned" else None
         self.layers = nn.ModuleList(Block(spec, layer) for layer in spec.layers)

@@ -54,6 +54,7 @@ class ElasticDecoder(Decoder):
     def from_ordered(cls, decoder: Decoder, levels: Iterable[PruningLevel]) -> ElasticDecoder:
         """Make ``decoder``, whose heads and neurons are already in nested order, elastic. Weights are shared."""
         elastic = cls.empty(decoder.spec)
+        elastic.record = decoder.record
         elastic.load_state_dict(decoder.state_dict(), assign=True)
         elastic.store_levels(levels)
         return elastic.eval()
@@ -162,6 +163,7 @@ def at_current_level(decoder: Decoder) -> Decoder:
     biases = {name.split(".", 2)[2] for name in state if name.startswith("layers.") and name.endswith(".bias")}
     spec = dataclasses.replace(spec, out_bias="attn.out_proj.bias" in biases, down_bias="mlp.down_proj.bias" in biases)
     smaller = Decoder.empty(spec)
+    smaller.record = decoder.record
     smaller.load_state_dict(state, assign=True)
     return smaller.eval()
 

@@ -57,13 +57,19 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
             self.decoder.store_levels(())
         else:
             self.decoder = Decoder(config.model_spec())
+        if getattr(config, "record", None) is not None:
+            self.decoder.record = Record.from_dict(config.record)
         self.post_init()
 
     @classmethod
-    def from_decoder(cls, decoder: Decoder, record: Record, **config: Any) -> SentinelForCausalLM:
-        """Wrap an existing decoder; its weights are shared, not copied. Its ``record`` is saved with it."""
+    def from_decoder(cls, decoder: Decoder, record: Record | None = None, **config: Any) -> SentinelForCausalLM:
+        """Wrap an existing decoder; its weights are shared, not copied.
+
+        The ``record`` of how it was made, by default the one that it carries, is saved with it.
+        """
+        made = decoder.record if record is None else record
         with torch.device("meta"):
-            model = cls(SentinelConfig(decoder.spec, record=record.to_dict(), **config))
+            model = cls(SentinelConfig(decoder.spec, record=made.to_dict(), **config))
         model.decoder = decoder
         return model
 

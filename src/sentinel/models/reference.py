@@ -145,7 +145,7 @@ class ReferenceDecoder(Decoder):
 
     def __init__(self, decoder: Decoder) -> None:
         nn.Module.__init__(self)
-        self.spec = decoder.spec
+        self.spec, self.record = decoder.spec, decoder.record
         self.embed, self.positions = decoder.embed, decoder.positions
         self.layers = nn.ModuleList(ReferenceBlock(block) for block in decoder.blocks)
         self.final_norm, self.lm_head = decoder.final_norm, decoder.lm_head

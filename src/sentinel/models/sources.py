@@ -31,6 +31,9 @@ class LoadedModel(Origin):
     record: Record
     description: str = ""
 
+    def __post_init__(self) -> None:
+        self.decoder.record = self.record
+
     @property
     def spec(self) -> ModelSpec:
         return self.decoder.spec
