@@ -9,7 +9,7 @@ EXTRAS := $(VENV)/.extras
 report: $(READY)  ## measure SmolLM2-135M here and write report/report.html
 	$(VENV)/bin/sentinel report --quick --force
 
-full-report: $(READY)  ## the same with more rounds, levels and sizes: about 25 minutes on 2 cores
+full-report: $(READY)  ## the same with more rounds, levels and sizes: half an hour on 2 cores, or more
 	$(VENV)/bin/sentinel report --output full-report --force
 
 test: $(READY)  ## run the tests
