@@ -60,13 +60,16 @@ def with_stored(results: ResultSet, folder: Path | None = None) -> ResultSet:
     for file in sorted((folder or FOLDER).glob("*.json")):
         stored = ResultSet.read(file)
         run = stored.runs[SUITE]
-        here = [one for one in results.runs.values() if one.get("fingerprint") == run["fingerprint"]]
-        if not here or any(one.get("expand_kv", run["expand_kv"]) != run["expand_kv"] for one in here):
+        here = {name: one for name, one in results.runs.items() if one.get("fingerprint") == run["fingerprint"]}
+        # Of a suite that does not prune, a run holds the setting's default, which says nothing.
+        pruned = [one for name, one in here.items() if name in SUITES and "expand_kv" in SUITES[name].options]
+        ways = {one["expand_kv"] for one in pruned if "expand_kv" in one}
+        if not here or ways - {run["expand_kv"]}:
             continue
         judged = {Shape.of(row) for row in results.results if row.suite == SUITE and row.perplexity is not None}
         if all(Shape.of(row) in judged for row in stored.results):
             continue
-        rows = [replace(row, suite=STORED, model=here[0]["model"]) for row in stored.results]
+        rows = [replace(row, suite=STORED, model=next(iter(here.values()))["model"]) for row in stored.results]
         told = {**run, "provenance": provenance(stored.environment, run)}
         return replace(results, results=[*results.results, *rows], runs={**results.runs, STORED: told})
     return results
