@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentinel.adapt.corpora import EVERY_BUILT_IN
+from sentinel.adapt.corpora import EVERY_BUILT_IN, load_texts
 from sentinel.adapt.prune import CRITERION_NAMES
 from sentinel.api.model import Model, as_model, load
 from sentinel.errors import InputError
@@ -43,11 +43,12 @@ def evaluate(
 
     Raises `InputError` for random weights and for text that the model was calibrated or trained on.
     """
+    texts = load_texts(text, "test")
     source = as_model(model)
     running = source.engine(heads=heads, neurons=neurons, **engine)
     return evaluate_engine(
         OpenedEngine(running, source.tokenizer, source.name, source.record),
-        text,
+        texts,
         context=context,
         stride=stride,
         max_tokens=max_tokens,

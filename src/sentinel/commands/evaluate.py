@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from sentinel.adapt.corpora import load_texts
     from sentinel.files import check_output_file
     from sentinel.measure import environment
     from sentinel.measure.evaluation import evaluate_engine
@@ -34,10 +35,11 @@ def run(options: argparse.Namespace) -> None:
 
     if options.json is not None:
         check_output_file(options.json)
+    texts = load_texts(options.text, "test")  # refused before the model is opened
     opened = open_engine(options)
     result = evaluate_engine(
         opened,
-        options.text,
+        texts,
         context=options.context,
         stride=options.stride,
         max_tokens=options.max_tokens,

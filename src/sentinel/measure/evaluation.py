@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sentinel.adapt.corpora import load_texts, refuse_seen_text
+from sentinel.adapt.corpora import Text, refuse_seen_text
 from sentinel.adapt.likelihood import finite
 from sentinel.errors import InputError
 from sentinel.infer.opening import OpenedEngine
@@ -16,7 +17,7 @@ from sentinel.models.sources import LoadedModel
 
 def evaluate_engine(
     opened: OpenedEngine,
-    text: str,
+    texts: Sequence[Text],
     *,
     context: int = 512,
     stride: int | None = None,
@@ -24,12 +25,11 @@ def evaluate_engine(
     teacher: LoadedModel | None = None,
     width: tuple[float, float] = (0.0, 0.0),
 ) -> Result:
-    """Judge ``opened`` on ``text`` (names of texts; of built-in ones the test splits), and by what a ``teacher`` predicts.
+    """Judge ``opened`` on ``texts``, and by what a ``teacher`` predicts.
 
     ``width`` are the ratios of heads and neurons that the engine leaves out, for the result. Raises `InputError` for random
     weights, a teacher of another vocabulary, and text that one of them was calibrated or trained on.
     """
-    texts = load_texts(text, "test")
     opened.require_real_weights("its quality")
     refuse_seen_text(opened.record, texts)
     engine, tokenizer = opened.engine, opened.require_tokenizer()
