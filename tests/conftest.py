@@ -8,14 +8,14 @@ import torch
 from helpers import filled_decoder, letter_tokenizer
 from hypothesis import settings
 
-from sentinel.adapt.compact import expand_kv
-from sentinel.adapt.corpora import Windows
-from sentinel.adapt.prune import Pruner, Settings, make_elastic
-from sentinel.models.checkpoint import save_checkpoint
+from sentinel.adapt.pruning.compact import expand_kv
+from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.text.corpora import Windows
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.packages import smollm2_folder
+from sentinel.formats.sources import LoadedModel, load, random_decoder
 from sentinel.models.families import family_of
-from sentinel.models.packages import smollm2_folder
 from sentinel.models.record import Record
-from sentinel.models.sources import LoadedModel, load, random_decoder
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 torch.set_num_threads(2)

@@ -10,14 +10,14 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, largest_difference, some_tokens
 
-from sentinel.adapt.compact import compact, expand_kv, in_nested_order, select
-from sentinel.adapt.compensate import Normal, best_solution, compensate, solve
-from sentinel.adapt.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
-from sentinel.adapt.plan import PruningPlan, Scores, removal_order
-from sentinel.adapt.prune import CRITERION_NAMES, Pruner, Settings, make_elastic, scores_neurons
-from sentinel.adapt.streams import HALVES, Stream
+from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, select
+from sentinel.adapt.pruning.compensate import Normal, best_solution, compensate, solve
+from sentinel.adapt.pruning.plan import PruningPlan, Scores, removal_order
+from sentinel.adapt.pruning.prune import CRITERION_NAMES, Pruner, Settings, make_elastic, scores_neurons
+from sentinel.adapt.pruning.residual_stream import HALVES, Stream
+from sentinel.adapt.text.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
 from sentinel.errors import InputError
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.elastic import require_levels
 from sentinel.models.record import Record
 from sentinel.models.reference import ReferenceDecoder
@@ -321,14 +321,14 @@ def test_built_in_texts_that_can_not_be_had_are_named(monkeypatch, tmp_path, cap
     def present(_):
         return (Document(f"d{number}", f"text {number}") for number in range(60))
 
-    monkeypatch.setattr("sentinel.adapt.corpora.BUILT_IN", {"one": present, "two": missing})
+    monkeypatch.setattr("sentinel.adapt.text.corpora.BUILT_IN", {"one": present, "two": missing})
     texts = load_texts("built-in", "train")
     assert [text.label for text in texts] == ["one:train"]
     assert "going on without one text: not here" in capsys.readouterr().err
     parts = [load_texts(f"one:{split}", "train")[0].documents for split in ("train", "valid", "test")]
     assert sum(len(part) for part in parts) == 60 and len(parts[0]) > 40
     assert len({document.fingerprint for part in parts for document in part}) == 60
-    monkeypatch.setattr("sentinel.adapt.corpora.BUILT_IN", {"three": missing})
+    monkeypatch.setattr("sentinel.adapt.text.corpora.BUILT_IN", {"three": missing})
     with pytest.raises(InputError, match="not here"):
         load_texts("built-in", "train")
 

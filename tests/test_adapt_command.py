@@ -8,11 +8,11 @@ import math
 import pytest
 from helpers import refused
 
-from sentinel.adapt.adaptation import read_adaptation
-from sentinel.adapt.comparison import Comparison, Trial
-from sentinel.adapt.controller import Controller
+from sentinel.adapt.cycles.adaptation import read_adaptation
+from sentinel.adapt.cycles.comparison import Comparison, Trial
+from sentinel.adapt.cycles.controller import Controller
 from sentinel.cli import main
-from sentinel.models.checkpoint import load_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint
 from sentinel.report.film import film
 
 QUICK = ["--steps", "2", "--batch", "2", "--tokens", "1024", "--held-out-tokens", "128", "--calibration-tokens", "256"]

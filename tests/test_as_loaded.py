@@ -8,19 +8,19 @@ import pytest
 from conftest import spec_of
 from helpers import filled_decoder, letter_tokenizer, refused
 
-from sentinel.adapt.budget import make_budget, share_costs, size_costs
-from sentinel.adapt.compact import expand_kv
+from sentinel.adapt.cycles.budget import make_budget, share_costs, size_costs
+from sentinel.adapt.pruning.compact import expand_kv
 from sentinel.api import changing
 from sentinel.cli import main
 from sentinel.commands.pruning import not_smaller
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.sources import load
 from sentinel.measure.latency import LatencyTable
 from sentinel.measure.results import ResultSet
 from sentinel.measure.runner import run_suites
 from sentinel.measure.suites import attention
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.record import Record
-from sentinel.models.sources import load
 from sentinel.models.spec import ModelSpec
 
 PLAIN = ("--criterion", "magnitude", "--no-compensate")

@@ -12,13 +12,13 @@ from helpers import filled_decoder
 from synthetic_results import PLACE
 
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.infer.native.reading import PIECE, MemoryReader
 from sentinel.measure.environment import last_level_cache_mb
 from sentinel.measure.method import with_roofline
 from sentinel.measure.results import Result, ResultSet
 from sentinel.measure.runner import run_suites
 from sentinel.models.record import Record
-from sentinel.models.sources import LoadedModel
 from sentinel.report.notes import roofline_note
 from sentinel.report.sections import MBU, ROOFLINE
 

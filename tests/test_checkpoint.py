@@ -9,8 +9,8 @@ from helpers import filled_decoder, some_tokens
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sentinel.errors import InputError
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
-from sentinel.models.hf import SentinelForCausalLM
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.hugging_face.model import SentinelForCausalLM
 from sentinel.models.record import Record
 
 
@@ -93,7 +93,7 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sentinel.models.checkpoint.save_file", full)
+    monkeypatch.setattr("sentinel.formats.checkpoint.save_file", full)
     with pytest.raises(InputError, match="No space left"):
         save_checkpoint(filled_decoder(unequal_spec()), tmp_path / "a", None, Record(), force=True)
     assert load_checkpoint(tmp_path / "a").spec == decoder.spec

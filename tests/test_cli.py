@@ -17,11 +17,11 @@ from helpers import filled_decoder, refused
 from safetensors.torch import load_file, save_file
 
 from sentinel.cli import COMMANDS, main
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.packages import gpt2_tokenizer_folder
+from sentinel.formats.sources import KNOWN_SHAPES, random_decoder
 from sentinel.models.families import family_of
-from sentinel.models.packages import gpt2_tokenizer_folder
 from sentinel.models.record import Record
-from sentinel.models.sources import KNOWN_SHAPES, random_decoder
 from sentinel.models.tokenizer import TextTokenizer
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}

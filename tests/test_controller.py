@@ -9,14 +9,14 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, largest_difference, some_tokens
 
-from sentinel.adapt.adaptation import Adaptation, read_state, write_state
-from sentinel.adapt.budget import CostTable, make_budget, share_costs, size_costs
-from sentinel.adapt.controller import Controller, ControllerSettings
-from sentinel.adapt.masked import Head, MaskedModel
-from sentinel.adapt.overshoot import least_important
-from sentinel.adapt.recovery_settings import RecoverySettings
-from sentinel.adapt.regrow import WarmUp, choose_regrowth, gate_gradients, warm_up
-from sentinel.adapt.teacher import Teacher
+from sentinel.adapt.cycles.adaptation import Adaptation, read_state, write_state
+from sentinel.adapt.cycles.below_budget import least_important
+from sentinel.adapt.cycles.budget import CostTable, make_budget, share_costs, size_costs
+from sentinel.adapt.cycles.controller import Controller, ControllerSettings
+from sentinel.adapt.cycles.masked import Head, MaskedModel
+from sentinel.adapt.cycles.regrow import WarmUp, choose_regrowth, gate_gradients, warm_up
+from sentinel.adapt.recovery.settings import RecoverySettings
+from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.reference import ReferenceDecoder
 
@@ -118,7 +118,7 @@ def test_the_gate_gradient_is_the_slope_of_the_loss(copier):
     model.park([Head(0, 0)])
     teacher = Teacher(dense, windows.tokens)
     slope = float(gate_gradients(model, teacher, range(4))[0][0])
-    from sentinel.adapt.gates import GatedModel
+    from sentinel.adapt.pruning.gated_model import GatedModel
 
     gated, gates = GatedModel(model.decoder, teacher), model.gates()
     closed = gated.divergence(gates, range(4))

@@ -14,21 +14,23 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, letter_tokenizer
 
-from sentinel.adapt.calibrate import calibrate
-from sentinel.adapt.compact import compact, expand_kv
-from sentinel.adapt.controller import Controller, ControllerSettings
-from sentinel.adapt.corpora import Windows, load_texts, sample_windows
-from sentinel.adapt.grams import InputGrams
+from sentinel.adapt.cycles.controller import Controller, ControllerSettings
 from sentinel.adapt.integration import integrate
-from sentinel.adapt.prune import CRITERION_NAMES, Pruner, Settings, make_elastic
-from sentinel.adapt.recover import recover
-from sentinel.adapt.recovery_settings import RecoverySettings
+from sentinel.adapt.pruning.calibrate import calibrate
+from sentinel.adapt.pruning.compact import compact, expand_kv
+from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.prune import CRITERION_NAMES, Pruner, Settings, make_elastic
+from sentinel.adapt.recovery.recover import recover
+from sentinel.adapt.recovery.settings import RecoverySettings
+from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.sources import LoadedModel, load
 from sentinel.infer.cpu_engine import CpuEngine, pack, pack_level
-from sentinel.infer.engines import make_engine
+from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.lookup import PromptLookup
-from sentinel.infer.static_torch_engine import StaticTorchEngine
+from sentinel.infer.torch.static import StaticTorchEngine
 from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
 from sentinel.measure.perplexity import evaluate
@@ -39,9 +41,7 @@ from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request
 from sentinel.measure.suites.request import Settings as SuiteSettings
 from sentinel.measure.text_metrics import sample_variety
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.record import Record
-from sentinel.models.sources import LoadedModel, load
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_recovery_learns_one_step(model, windows):
 
 
 def test_the_controller_goes_through_a_cycle(model, windows):
-    from sentinel.adapt.budget import make_budget, share_costs
+    from sentinel.adapt.cycles.budget import make_budget, share_costs
 
     dense = expand_kv(model)
     settings = ControllerSettings(RecoverySettings(steps=2, batch=2, evaluations=1), cycles=2, overshoot=0.2, warm_up=1)
@@ -206,7 +206,7 @@ def elsewhere(model):
 
 def test_pruned_level_2_runs_on_the_device_of_the_model(elsewhere, monkeypatch):
     monkeypatch.setattr("sentinel.measure.suites.engines.warm_up", lambda _: None)
-    monkeypatch.setattr("sentinel.models.checkpoint.require_finite", lambda *_: None)  # meta holds no values
+    monkeypatch.setattr("sentinel.formats.checkpoint.require_finite", lambda *_: None)  # meta holds no values
     subject = elsewhere.engines.at(2, heads=0.5)
     assert isinstance(subject.engine, StaticTorchEngine) and subject.engine.decoder.device.type == "meta"
     assert subject.engine.spec.n_head_total < elsewhere.loaded.spec.n_head_total

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from sentinel.cli import main
 from sentinel.errors import InputError
-from sentinel.infer.engines import make_engine
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.hugging_face.model import to_hugging_face
+from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import Timings, generate_text, generate_tokens, stream_text
 from sentinel.infer.sampling import Sampler, SamplingSettings, penalise_repetition, token_probabilities
-from sentinel.models.checkpoint import save_checkpoint
-from sentinel.models.hf import to_hugging_face
 from sentinel.models.record import Record
 
 PROMPTS = [[5, 9, 2, 33], [7], [1, 2, 3, 4, 5, 6, 7]]

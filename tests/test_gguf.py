@@ -14,8 +14,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sentinel.errors import InputError
+from sentinel.formats.sources import load
 from sentinel.models.decoder import rotary_frequencies
-from sentinel.models.sources import load
 from sentinel.models.spec import RopeSpec
 
 TEXTS = (

@@ -13,14 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 
 from sentinel.adapt.integration import integrate
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import load_checkpoint
+from sentinel.formats.hugging_face.config import SentinelConfig
+from sentinel.formats.hugging_face.model import SentinelForCausalLM, to_hugging_face
+from sentinel.formats.sources import load
 from sentinel.infer.cpu_engine import pack
 from sentinel.infer.quantised import save_quantised
-from sentinel.models.checkpoint import load_checkpoint
 from sentinel.models.decoder import Decoder
-from sentinel.models.hf import SentinelForCausalLM, to_hugging_face
-from sentinel.models.hf_config import SentinelConfig
 from sentinel.models.record import Record
-from sentinel.models.sources import load
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 HEADS = {"first": [0, 1, 1, 1], "middle": [2, 0, 3, 1], "last": [1, 1, 1, 0], "all": [0, 0, 0, 0]}

@@ -11,12 +11,12 @@ import pytest
 from conftest import spec_of
 from helpers import filled_decoder, letter_tokenizer, refused
 
-from sentinel.adapt.criteria import random
-from sentinel.adapt.plan import removal_order
-from sentinel.adapt.prune import make_elastic
+from sentinel.adapt.pruning.criteria import random
+from sentinel.adapt.pruning.plan import removal_order
+from sentinel.adapt.pruning.prune import make_elastic
 from sentinel.cli import main
+from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.infer.model_info import model_info
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.record import Pruned, Record
 from sentinel.models.spec import ModelSpec
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sentinel.errors import InputError
-from sentinel.models.checkpoint import load_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint
 from sentinel.models.families import family_of
 from sentinel.models.spec import ModelSpec, RopeSpec
 

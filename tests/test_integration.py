@@ -13,26 +13,26 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import LETTERS, filled_decoder, largest_difference, letter_tokenizer, some_tokens
 
-from sentinel.adapt.compact import compact, expand_kv, in_nested_order, select
-from sentinel.adapt.criteria import CRITERIA
-from sentinel.adapt.grams import InputGrams
 from sentinel.adapt.integration import CONFIGURATIONS, baseline_spec, fresh_fusions, integrate, plain
-from sentinel.adapt.plan import removal_order
-from sentinel.adapt.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, select
+from sentinel.adapt.pruning.criteria import CRITERIA
+from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.plan import removal_order
+from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
 from sentinel.cli import main
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.folder import read_record
+from sentinel.formats.hugging_face.model import SentinelForCausalLM
+from sentinel.formats.sources import KNOWN_SHAPES
 from sentinel.infer.cpu_engine import CpuEngine, pack
-from sentinel.infer.engines import Engine, make_engine
+from sentinel.infer.engine import Engine, make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.native import NativeWeights
 from sentinel.infer.native.weights import ENDS, matrices_of
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
-from sentinel.models.folder import read_record
-from sentinel.models.hf import SentinelForCausalLM
 from sentinel.models.record import Integrated, Pruned, Record
-from sentinel.models.sources import KNOWN_SHAPES
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
 FEATURES = ("all", "no-baseline", "no-unet")
@@ -369,7 +369,7 @@ def shape_of_width(width: int) -> ModelSpec:
 
 
 def windows():
-    from sentinel.adapt.corpora import Windows
+    from sentinel.adapt.text.corpora import Windows
 
     return Windows(some_tokens(SPECS["gpt2"]), ())
 

@@ -13,15 +13,15 @@ from helpers import LETTERS, filled_decoder, letter_tokenizer
 
 from sentinel.adapt.integration import integrate
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.sources import LoadedModel
 from sentinel.measure import memory
 from sentinel.measure.results import Result
 from sentinel.measure.suites import integration, scaling
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record
-from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import ModelSpec
 from sentinel.report.tables import tables
 from sentinel.report.verdicts import features_that_pay

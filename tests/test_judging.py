@@ -17,23 +17,23 @@ from tokenizers import Tokenizer, normalizers, processors
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from sentinel.adapt.corpora import Document, Text, load_texts, sample_windows
-from sentinel.adapt.likelihood import perplexity_of
+from sentinel.adapt.recovery.likelihood import perplexity_of
+from sentinel.adapt.text.corpora import Document, Text, load_texts, sample_windows
 from sentinel.cli import main
 from sentinel.commands.arguments import share
 from sentinel.commands.compare import lines
 from sentinel.commands.pruning import ratio
 from sentinel.errors import InputError
-from sentinel.infer.engines import make_engine
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.sources import load
+from sentinel.infer.engine import make_engine
 from sentinel.measure.compare import compare
 from sentinel.measure.judge import Judge
 from sentinel.measure.perplexity import FEWEST, Judged, evaluate, mean_with_error, perplexity_ratio
 from sentinel.measure.results import FEWEST_ROUNDS, Result, ResultSet, speedup
 from sentinel.measure.text_metrics import sample_variety
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record
-from sentinel.models.sources import load
 from sentinel.models.token_text import token_bytes
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.report import cells

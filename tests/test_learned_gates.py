@@ -8,11 +8,11 @@ import torch
 from conftest import spec_of
 from helpers import filled_decoder, some_tokens
 
-from sentinel.adapt.distillation import divergence
-from sentinel.adapt.gates import GatedModel, open_gates, short_windows
-from sentinel.adapt.hard_concrete import learn_gates, open_probability, sample_gates
-from sentinel.adapt.probe import compensated_fisher
-from sentinel.adapt.teacher import Teacher
+from sentinel.adapt.pruning.gated_model import GatedModel, open_gates, short_windows
+from sentinel.adapt.pruning.gradients import compensated_fisher
+from sentinel.adapt.pruning.learned_gates import learn_gates, open_probability, sample_gates
+from sentinel.adapt.recovery.distillation import divergence
+from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.errors import InputError
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from helpers import letter_tokenizer
 
-from sentinel.adapt.corpora import Document, Text
+from sentinel.adapt.text.corpora import Document, Text
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.packages import gpt2_tokenizer_folder
+from sentinel.formats.sources import LoadedModel, load
 from sentinel.measure.perplexity import evaluate
-from sentinel.models.checkpoint import save_checkpoint
-from sentinel.models.packages import gpt2_tokenizer_folder
-from sentinel.models.sources import LoadedModel, load
 from sentinel.models.tokenizer import TextTokenizer
 
 lm_eval = pytest.importorskip("lm_eval")

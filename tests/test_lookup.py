@@ -10,7 +10,7 @@ from conftest import spec_of, unequal_spec
 from helpers import filled_decoder
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import make_engine
+from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.lookup import PromptLookup
 from sentinel.infer.sampling import SamplingSettings, token_probabilities

@@ -10,9 +10,10 @@ import torch
 from conftest import spec_of
 from helpers import character_tokenizer, filled_decoder
 
-from sentinel.adapt.corpora import Document, Text, Windows
-from sentinel.adapt.plan import Scores, fit_target, removal_order
+from sentinel.adapt.pruning.plan import Scores, fit_target, removal_order
+from sentinel.adapt.text.corpora import Document, Text, Windows
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.infer.cpu_engine import engine_of
 from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
@@ -22,7 +23,6 @@ from sentinel.measure.suites.quality import judge_criteria
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.measure.text_metrics import distinct, repetition
 from sentinel.models.record import Record
-from sentinel.models.sources import LoadedModel
 
 
 @pytest.fixture(scope="module")

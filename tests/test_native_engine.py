@@ -19,7 +19,7 @@ from helpers import filled_decoder
 
 from sentinel.errors import InputError
 from sentinel.infer.cpu_engine import CpuEngine
-from sentinel.infer.engines import make_engine
+from sentinel.infer.engine import make_engine
 from sentinel.infer.native import Level, NativeEngine, NativeWeights
 from sentinel.models.spec import LayerSpec
 

@@ -26,7 +26,7 @@ from sentinel.files import (
     write_into,
     write_text,
 )
-from sentinel.models.packages import kept_in_cache, unpack
+from sentinel.formats.packages import kept_in_cache, unpack
 
 
 def cli(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

@@ -14,15 +14,15 @@ import torch
 from conftest import spec_of
 from helpers import filled_decoder, letter_tokenizer, refused
 
-from sentinel.adapt.compact import in_nested_order
-from sentinel.adapt.criteria import random
-from sentinel.adapt.plan import removal_order
+from sentinel.adapt.pruning.compact import in_nested_order
+from sentinel.adapt.pruning.criteria import random
+from sentinel.adapt.pruning.plan import removal_order
 from sentinel.cli import main
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.infer import packed_cache
-from sentinel.infer.engines import make_engine
+from sentinel.infer.engine import make_engine
 from sentinel.infer.native.program import code_folder
 from sentinel.infer.opening import open_engine
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.elastic import ElasticDecoder, PruningLevel
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec

@@ -8,10 +8,10 @@ from conftest import CONFIGS, spec_of, unequal_spec
 from helpers import filled_decoder, largest_difference, some_tokens
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sentinel.models.checkpoint import load_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint
+from sentinel.formats.hugging_face.model import to_hugging_face
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import read_weights, write_weights
-from sentinel.models.hf import to_hugging_face
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceDecoder
 from sentinel.models.spec import ModelSpec

@@ -11,6 +11,7 @@ from conftest import CONFIGS
 from helpers import filled_decoder
 
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.infer.cpu_engine import engine_of
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.measure.method import random_prompts
@@ -20,7 +21,6 @@ from sentinel.measure.suites.peers import compare
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.models.families import family_of
 from sentinel.models.record import Record
-from sentinel.models.sources import LoadedModel
 from sentinel.progress import console
 
 # Sizes that every peer takes: head_dim a multiple of 16, n_embd one of the number of heads.

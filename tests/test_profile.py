@@ -13,14 +13,14 @@ from helpers import filled_decoder, some_tokens
 from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
-from sentinel.infer.engines import make_engine
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.measure.profiling.native_counters import PART_COMPONENTS
 from sentinel.measure.profiling.profile import profile_engine
 from sentinel.measure.profiling.spans import COMPONENTS, components_of
 from sentinel.measure.profiling.tensor_memory import LiveTensors
 from sentinel.measure.profiling.trace import chrome_trace
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.record import Record
 from sentinel.report.charts import chart_text
 from sentinel.report.profile_view import profile_chart

@@ -15,20 +15,20 @@ from conftest import spec_of, unequal_spec
 from helpers import LETTERS, filled_decoder, letter_tokenizer, refused, some_tokens
 from test_adapt import some_order
 
-from sentinel.adapt.grams import InputGrams
-from sentinel.adapt.prune import make_elastic
+from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.prune import make_elastic
 from sentinel.cli import main
 from sentinel.cores import physical_cores
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.folder import read_record
 from sentinel.infer import cpu_engine
 from sentinel.infer.cpu_engine import CpuEngine, engine_of, pack, pack_level
-from sentinel.infer.engines import make_engine
+from sentinel.infer.engine import make_engine
 from sentinel.infer.native import Level, NativeWeights
 from sentinel.infer.native.kernels.cpu import IS_X86
 from sentinel.infer.quantised import StoredLevel, load_level, load_quantised, save_quantised
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.elastic import ElasticDecoder, require_levels
-from sentinel.models.folder import read_record
 from sentinel.models.record import Quantised, Record
 from sentinel.models.spec import ModelSpec
 

@@ -14,8 +14,8 @@ from sentinel.cli import main
 from sentinel.commands import presets
 from sentinel.commands.presets import Preset, load_preset, save_preset
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.measure.results import Result, ResultSet
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.record import Pruned, Record
 from sentinel.report.candidates import candidates, frontier, perplexity_ratios
 from sentinel.report.recommend import Demand, recommend

@@ -12,19 +12,19 @@ import pytest
 from conftest import spec_of
 from helpers import LETTERS, filled_decoder, letter_tokenizer, refused
 
-from sentinel.adapt.compact import expand_kv, select
-from sentinel.adapt.corpora import Document, Text, refuse_seen_text
 from sentinel.adapt.integration import integrate
+from sentinel.adapt.pruning.compact import expand_kv, select
+from sentinel.adapt.text.corpora import Document, Text, refuse_seen_text
 from sentinel.cli import main
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.folder import read_config, read_record
+from sentinel.formats.hugging_face.model import SentinelForCausalLM
+from sentinel.formats.sources import load
 from sentinel.measure.judge import Judge
 from sentinel.measure.runner import run_suites
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.elastic import ElasticDecoder, at_current_level
-from sentinel.models.folder import read_config, read_record
-from sentinel.models.hf import SentinelForCausalLM
 from sentinel.models.record import KINDS, Adapted, Integrated, Pruned, Quantised, Record, Recovered
-from sentinel.models.sources import load
 from sentinel.models.spec import ModelSpec
 
 STEPS = (
@@ -265,7 +265,7 @@ def test_the_python_api_refuses_seen_text_too(worded):
 
 def test_a_run_of_suites_asks_before_it_measures(tmp_path, monkeypatch):
     (file,) = texts_in(tmp_path, "a")
-    from sentinel.adapt.corpora import load_texts
+    from sentinel.adapt.text.corpora import load_texts
     from sentinel.measure.suites import Suite
 
     monkeypatch.setattr(Suite, "run", lambda *_: pytest.fail("it measured"))

@@ -18,21 +18,21 @@ from helpers import LETTERS, largest_difference, letter_tokenizer
 from safetensors import SafetensorError
 from torch.nn import functional
 
-from sentinel.adapt.distillation import TeacherTargets, divergence, judged, likeliest
 from sentinel.adapt.integration import integrate
-from sentinel.adapt.prune import Pruner, Settings, make_elastic
-from sentinel.adapt.recover import recover
-from sentinel.adapt.recovery_settings import RecoverySettings
-from sentinel.adapt.recovery_state import HeldOut, Progress
+from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.recovery.distillation import TeacherTargets, divergence, judged, likeliest
+from sentinel.adapt.recovery.recover import recover
+from sentinel.adapt.recovery.settings import RecoverySettings
+from sentinel.adapt.recovery.state import HeldOut, Progress
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.files import MANIFEST
-from sentinel.models.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.folder import read_record
+from sentinel.formats.sources import random_decoder
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, require_levels
-from sentinel.models.folder import read_record
 from sentinel.models.record import Pruned, Record, Recovered
-from sentinel.models.sources import random_decoder
 from sentinel.models.spec import ModelSpec
 
 SHORT = RecoverySettings(steps=12, train="projections", batch=4, learning_rate=3e-3, evaluations=2, bf16=False)
@@ -266,7 +266,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing_half_written(tmp
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("sentinel.models.checkpoint.save_file", full)
+    monkeypatch.setattr("sentinel.formats.checkpoint.save_file", full)
     dense = teacher_model()
     with pytest.raises(InputError, match=r"can't be written .*No space left"):
         recover(pruned(dense), dense, windows(16), windows(4, seed=1), SHORT, folder=tmp_path)

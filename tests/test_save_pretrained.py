@@ -13,10 +13,10 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from sentinel.errors import InputError
-from sentinel.models.checkpoint import load_checkpoint
-from sentinel.models.hf import SentinelForCausalLM
+from sentinel.formats.checkpoint import load_checkpoint
+from sentinel.formats.hugging_face.model import SentinelForCausalLM
+from sentinel.formats.sources import load
 from sentinel.models.record import Record
-from sentinel.models.sources import load
 
 
 def wrapped(seed: int = 0) -> SentinelForCausalLM:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sentinel.errors import InputError
+from sentinel.formats.sources import KNOWN_SHAPES
 from sentinel.models.families import family_of
-from sentinel.models.sources import KNOWN_SHAPES
 from sentinel.models.spec import LayerSpec, ModelSpec
 
 

@@ -11,9 +11,9 @@ from helpers import filled_decoder
 from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
-from sentinel.infer.engines import make_engine
+from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
-from sentinel.infer.static_torch_engine import StaticTorchEngine
+from sentinel.infer.torch.static import StaticTorchEngine
 
 SPECS = {name: spec_of(name) for name in ("gpt2", "llama-grouped", "llama-rope-llama3", "llama-multi-query-biases")}
 SPECS |= {"unequal-rope": unequal_spec(), "unequal-learned": unequal_spec("learned")}

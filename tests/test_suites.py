@@ -13,6 +13,8 @@ from test_results import PLACE, row
 
 from sentinel.cli import main
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.sources import LoadedModel
 from sentinel.measure import environment
 from sentinel.measure.compare import compare
 from sentinel.measure.results import ResultSet
@@ -20,9 +22,7 @@ from sentinel.measure.runner import _turns, run_suites
 from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings, settings_of
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.record import Record
-from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import LayerSpec, ModelSpec
 from sentinel.report.content import content_of
 

@@ -15,18 +15,18 @@ import pytest
 from conftest import spec_of
 from helpers import filled_decoder
 
-from sentinel.adapt.corpora import load_texts, sample_windows
-from sentinel.adapt.prune import Pruner, Settings
+from sentinel.adapt.pruning.prune import Pruner, Settings
+from sentinel.adapt.text.corpora import load_texts, sample_windows
 from sentinel.cli import main
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.sources import load
 from sentinel.measure import sweep
 from sentinel.measure.perplexity import evaluate
 from sentinel.measure.results import ResultSet
 from sentinel.measure.sweep import Job, Outcome, SweepFile, SweepSettings, plan_jobs, run_job
 from sentinel.measure.sweep_backends import in_processes, on_ray
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.record import Record
-from sentinel.models.sources import load
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from sentinel.errors import InputError
-from sentinel.models.checkpoint import save_checkpoint
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.sources import load
 from sentinel.models.record import Record
-from sentinel.models.sources import load
 from sentinel.models.tokenizer import TextTokenizer
 
 TEXTS = (

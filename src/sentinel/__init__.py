@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sentinel.adapt.calibrate import calibrate as calibrate
-    from sentinel.adapt.controller import Controller as Controller
-    from sentinel.adapt.controller import ControllerSettings as ControllerSettings
-    from sentinel.adapt.prune import Pruner as Pruner
-    from sentinel.adapt.prune import Settings as PruningSettings
-    from sentinel.adapt.recovery_settings import RecoverySettings as RecoverySettings
+    from sentinel.adapt.cycles.controller import Controller as Controller
+    from sentinel.adapt.cycles.controller import ControllerSettings as ControllerSettings
+    from sentinel.adapt.pruning.calibrate import calibrate as calibrate
+    from sentinel.adapt.pruning.prune import Pruner as Pruner
+    from sentinel.adapt.pruning.prune import Settings as PruningSettings
+    from sentinel.adapt.recovery.settings import RecoverySettings as RecoverySettings
     from sentinel.api.adapting import AdaptationText as AdaptationText
     from sentinel.api.adapting import adapt as adapt
     from sentinel.api.changing import importance as importance
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from sentinel.api.model import generate as generate
     from sentinel.api.model import load as load
     from sentinel.errors import InputError as InputError
-    from sentinel.infer.engines import make_engine as make_engine
+    from sentinel.formats.checkpoint import save_checkpoint as save_checkpoint
+    from sentinel.formats.hugging_face.model import SentinelConfig as SentinelConfig
+    from sentinel.formats.hugging_face.model import SentinelForCausalLM as SentinelForCausalLM
+    from sentinel.infer.engine import make_engine as make_engine
     from sentinel.infer.model_info import model_info as info
     from sentinel.infer.sampling import SamplingSettings as SamplingSettings
     from sentinel.measure.compare import compare as compare
@@ -47,9 +50,6 @@ if TYPE_CHECKING:
     from sentinel.measure.results import ResultSet as ResultSet
     from sentinel.measure.suites.request import Settings as SuiteSettings
     from sentinel.measure.sweep import SweepSettings as SweepSettings
-    from sentinel.models.checkpoint import save_checkpoint as save_checkpoint
-    from sentinel.models.hf import SentinelConfig as SentinelConfig
-    from sentinel.models.hf import SentinelForCausalLM as SentinelForCausalLM
     from sentinel.models.record import Record as Record
     from sentinel.report.recommend import Demand as Demand
     from sentinel.report.recommend import recommend as recommend
@@ -58,25 +58,25 @@ if TYPE_CHECKING:
 # Where each public name is: its module, and the name that it has there, if that is another.
 _PLACES = {
     "AdaptationText": "sentinel.api.adapting",
-    "Controller": "sentinel.adapt.controller",
-    "ControllerSettings": "sentinel.adapt.controller",
+    "Controller": "sentinel.adapt.cycles.controller",
+    "ControllerSettings": "sentinel.adapt.cycles.controller",
     "Demand": "sentinel.report.recommend",
     "InputError": "sentinel.errors",
     "Model": "sentinel.api.model",
-    "Pruner": "sentinel.adapt.prune",
-    "PruningSettings": "sentinel.adapt.prune:Settings",
+    "Pruner": "sentinel.adapt.pruning.prune",
+    "PruningSettings": "sentinel.adapt.pruning.prune:Settings",
     "Record": "sentinel.models.record",
-    "RecoverySettings": "sentinel.adapt.recovery_settings",
+    "RecoverySettings": "sentinel.adapt.recovery.settings",
     "Result": "sentinel.measure.results",
     "ResultSet": "sentinel.measure.results",
     "SamplingSettings": "sentinel.infer.sampling",
-    "SentinelConfig": "sentinel.models.hf",
-    "SentinelForCausalLM": "sentinel.models.hf",
+    "SentinelConfig": "sentinel.formats.hugging_face.model",
+    "SentinelForCausalLM": "sentinel.formats.hugging_face.model",
     "SuiteSettings": "sentinel.measure.suites.request:Settings",
     "SweepSettings": "sentinel.measure.sweep",
     "adapt": "sentinel.api.adapting",
     "bench": "sentinel.api.measuring",
-    "calibrate": "sentinel.adapt.calibrate",
+    "calibrate": "sentinel.adapt.pruning.calibrate",
     "compare": "sentinel.measure.compare",
     "evaluate": "sentinel.api.measuring",
     "generate": "sentinel.api.model:generate",
@@ -84,14 +84,14 @@ _PLACES = {
     "info": "sentinel.infer.model_info:model_info",
     "integrate": "sentinel.api.changing",
     "load": "sentinel.api.model",
-    "make_engine": "sentinel.infer.engines",
+    "make_engine": "sentinel.infer.engine",
     "profile": "sentinel.api.measuring",
     "prune": "sentinel.api.changing",
     "quantize": "sentinel.api.changing",
     "recommend": "sentinel.report.recommend",
     "recover": "sentinel.api.learning",
     "report": "sentinel.api.measuring",
-    "save_checkpoint": "sentinel.models.checkpoint",
+    "save_checkpoint": "sentinel.formats.checkpoint",
     "sweep": "sentinel.api.measuring",
     "write_report": "sentinel.report.render",
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
-from sentinel.models.checkpoint import build
+from sentinel.formats.checkpoint import build
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder, dense_state
 from sentinel.models.spec import IntegrationSpec, ModelSpec

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sentinel.adapt.adaptation import FILE, WEIGHTS, is_state, read_state, write_state
-from sentinel.adapt.budget import (
+from sentinel.adapt.cycles.adaptation import FILE, WEIGHTS, is_state, read_state, write_state
+from sentinel.adapt.cycles.budget import (
     Budget,
     CostTable,
     Unit,
@@ -19,21 +19,21 @@ from sentinel.adapt.budget import (
     share_costs,
     size_costs,
 )
-from sentinel.adapt.compact import expand_kv as with_expanded_kv
-from sentinel.adapt.controller import Controller, ControllerSettings
-from sentinel.adapt.corpora import EVERY_BUILT_IN
-from sentinel.adapt.gates import short_windows
-from sentinel.adapt.recovery_state import identity_of
-from sentinel.adapt.training_windows import training_windows
+from sentinel.adapt.cycles.controller import Controller, ControllerSettings
+from sentinel.adapt.pruning.compact import expand_kv as with_expanded_kv
+from sentinel.adapt.pruning.gated_model import short_windows
+from sentinel.adapt.recovery.state import identity_of
+from sentinel.adapt.text.corpora import EVERY_BUILT_IN
+from sentinel.adapt.text.training_windows import training_windows
 from sentinel.api.model import Model, as_model
 from sentinel.errors import InputError
 from sentinel.files import check_output_folder, remove_written, write_into
+from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.folder import MODEL_FILES
+from sentinel.formats.sources import LoadedModel
 from sentinel.measure.latency import measure_latencies
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.models.decoder import Decoder
-from sentinel.models.folder import MODEL_FILES
 from sentinel.models.record import Adapted
-from sentinel.models.sources import LoadedModel
 
 TRAIN_LENGTH = 256  # tokens of a training window; pruning and held-out text take twice as many
 

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from sentinel.adapt.compact import expand_kv as with_expanded_kv
-from sentinel.adapt.corpora import EVERY_BUILT_IN, load_texts, refuse_seen_text, refuse_shared_documents
 from sentinel.adapt.integration import DEFAULT_RANK, configuration_of
 from sentinel.adapt.integration import integrate as integrate_decoder
-from sentinel.adapt.plan import PruningPlan, RemovalOrder, fit_target
-from sentinel.adapt.prune import Pruner, Settings, make_elastic, scores_neurons
+from sentinel.adapt.pruning.compact import expand_kv as with_expanded_kv
+from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder, fit_target
+from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic, scores_neurons
+from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts, refuse_seen_text, refuse_shared_documents
 from sentinel.api.model import Model, as_model
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.infer.native import Precision
 from sentinel.infer.quantise import DEFAULT_TOKENS, calibration_windows, quantise
 from sentinel.infer.quantised import QuantisedModel
 from sentinel.measure.latency import measure_latencies
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Integrated, Quantised
-from sentinel.models.sources import LoadedModel
 
 MOST_HEADS, MOST_NEURONS = 0.7, 0.5  # how far a target may go: beyond, little is left of a model without training
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sentinel.adapt.comparison import Comparison, Trial, one_shot_for
-from sentinel.adapt.controller import ControllerSettings
-from sentinel.adapt.corpora import load_texts, refuse_seen_text
+from sentinel.adapt.cycles.comparison import Comparison, Trial, one_shot_for
+from sentinel.adapt.cycles.controller import ControllerSettings
+from sentinel.adapt.text.corpora import load_texts, refuse_seen_text
 from sentinel.api.adapting import Task
 from sentinel.errors import InputError
 from sentinel.files import write_folder

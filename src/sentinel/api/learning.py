@@ -6,10 +6,10 @@ import copy
 import dataclasses
 from pathlib import Path
 
-from sentinel.adapt.corpora import EVERY_BUILT_IN
-from sentinel.adapt.recover import recover as recover_decoder
-from sentinel.adapt.recovery_settings import RecoverySettings
-from sentinel.adapt.training_windows import training_windows
+from sentinel.adapt.recovery.recover import recover as recover_decoder
+from sentinel.adapt.recovery.settings import RecoverySettings
+from sentinel.adapt.text.corpora import EVERY_BUILT_IN
+from sentinel.adapt.text.training_windows import training_windows
 from sentinel.api.model import Model, as_model
 from sentinel.models.record import Recovered
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentinel.adapt.corpora import EVERY_BUILT_IN, load_texts
-from sentinel.adapt.prune import CRITERION_NAMES
+from sentinel.adapt.pruning.prune import CRITERION_NAMES
+from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts
 from sentinel.api.model import Model, as_model, load
 from sentinel.errors import InputError
 from sentinel.files import check_output_folder, write_folder
-from sentinel.infer.engines import Engine
+from sentinel.infer.engine import Engine
 from sentinel.infer.opening import OpenedEngine
 from sentinel.measure.evaluation import evaluate_engine
 from sentinel.measure.method import random_prompts

@@ -13,12 +13,12 @@ from sentinel.infer.sampling import SamplingSettings
 from sentinel.models.origin import Origin
 
 if TYPE_CHECKING:
-    from sentinel.adapt.adaptation import Adaptation
-    from sentinel.adapt.recover import Recovery
-    from sentinel.infer.engines import Engine
+    from sentinel.adapt.cycles.adaptation import Adaptation
+    from sentinel.adapt.recovery.recover import Recovery
+    from sentinel.formats.sources import LoadedModel
+    from sentinel.infer.engine import Engine
     from sentinel.measure.results import Result
     from sentinel.models.decoder import Decoder
-    from sentinel.models.sources import LoadedModel
     from sentinel.models.spec import ModelSpec
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -102,7 +102,7 @@ class Model(Origin):
             if self.quantised is not None:
                 self._engines[key] = self.quantised.engine(level, precision, heads, neurons, threads)
             else:
-                from sentinel.infer.engines import make_engine
+                from sentinel.infer.engine import make_engine
                 from sentinel.models.elastic import at_width
 
                 decoder = at_width(self.decoder, heads, neurons)
@@ -177,7 +177,7 @@ class Model(Origin):
         """
         if self.quantised is not None:
             return self.quantised.save(folder, force=force)
-        from sentinel.models.checkpoint import save_checkpoint
+        from sentinel.formats.checkpoint import save_checkpoint
 
         save_checkpoint(self.decoder, folder, self.tokenizer, self.record, force=force)
         return Path(folder)
@@ -202,7 +202,7 @@ def load(model: str | Path, *, random_weights: int | None = None, device: str = 
         if device != "cpu":
             raise InputError(f"{source} is quantised, which runs on the CPU only; leave out device")
         return Model(QuantisedModel.load(folder), source)
-    from sentinel.models.sources import load
+    from sentinel.formats.sources import load
 
     return Model(load(source, random_weights=random_weights, device=device), source)
 

@@ -22,11 +22,11 @@ from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, ratio
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
-    from sentinel.adapt.adaptation import Adaptation
-    from sentinel.adapt.comparison import Comparison
-    from sentinel.adapt.controller import ControllerSettings
+    from sentinel.adapt.cycles.adaptation import Adaptation
+    from sentinel.adapt.cycles.comparison import Comparison
+    from sentinel.adapt.cycles.controller import ControllerSettings
     from sentinel.api.adapting import AdaptationText
-    from sentinel.models.sources import LoadedModel
+    from sentinel.formats.sources import LoadedModel
 
 MINUTES = 30.0
 
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.budget import budget_unit
+    from sentinel.adapt.cycles.budget import budget_unit
     from sentinel.api.adapting import adapt, check_state
     from sentinel.api.model import Model
     from sentinel.files import check_output_file, write_text
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _what_is_kept(options: argparse.Namespace, output: Path) -> str:
-    from sentinel.adapt.adaptation import is_state
+    from sentinel.adapt.cycles.adaptation import is_state
     from sentinel.api.adapting import state_of
 
     state = state_of(output)
@@ -172,7 +172,7 @@ def _compare(options: argparse.Namespace, settings: ControllerSettings) -> None:
 
 def settings_of(options: argparse.Namespace) -> ControllerSettings:
     """Settings from the arguments; what was not given is as in `ControllerSettings`."""
-    from sentinel.adapt.controller import ControllerSettings
+    from sentinel.adapt.cycles.controller import ControllerSettings
 
     default = ControllerSettings()
     names = {f.name for f in dataclasses.fields(default)} - {"recovery"}
@@ -191,7 +191,7 @@ def settings_of(options: argparse.Namespace) -> ControllerSettings:
 
 def _print_cycles(record: Adaptation, loaded: LoadedModel) -> None:
     """The model as loaded, and every cycle's."""
-    from sentinel.adapt.likelihood import perplexity_of
+    from sentinel.adapt.recovery.likelihood import perplexity_of
     from sentinel.report.terminal import print_table, stdout_console
 
     groups = sum(layer.n_kv_head for layer in loaded.spec.layers)

@@ -15,8 +15,8 @@ from sentinel.progress import say
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sentinel.formats.sources import LoadedModel
     from sentinel.models.decoder import Decoder
-    from sentinel.models.sources import LoadedModel
 
 
 LARGEST = 2**31 - 1  # beyond it, seeds and sizes overflow somewhere
@@ -152,7 +152,7 @@ def check_model_output(folder: str, force: bool, *sources: str | None) -> Path:
 
     from sentinel.errors import InputError
     from sentinel.files import check_output_folder
-    from sentinel.models.folder import MODEL_FILES
+    from sentinel.formats.folder import MODEL_FILES
 
     output = Path(folder).expanduser().resolve()
     for source in sources:
@@ -188,7 +188,7 @@ def set_threads(threads: int | None) -> None:
 
 def load_model(options: argparse.Namespace) -> LoadedModel:
     """The model that the arguments name, with threads and device set."""
-    from sentinel.models.sources import load
+    from sentinel.formats.sources import load
 
     if hasattr(options, "threads"):
         set_threads(options.threads)

@@ -71,7 +71,7 @@ def add_suite_options(group: Any) -> None:
 
 def given_options(options: argparse.Namespace) -> dict[str, Any]:
     """The suite options that the arguments name."""
-    from sentinel.infer.engines import check_level, check_precision
+    from sentinel.infer.engine import check_level, check_precision
     from sentinel.measure.suites.request import Settings
 
     known = {field.name for field in dataclasses.fields(Settings)}

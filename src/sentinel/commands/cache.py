@@ -53,9 +53,9 @@ def kept() -> Iterator[Kept]:
     from functools import partial
 
     from sentinel.files import cache_folder
+    from sentinel.formats.packages import CACHED
     from sentinel.infer import packed_cache
     from sentinel.infer.native.program import code_files
-    from sentinel.models.packages import CACHED
 
     for entry in packed_cache.entries():
         yield Kept(_described(entry), entry, False, partial(packed_cache.remove, entry))
@@ -74,7 +74,7 @@ def kept() -> Iterator[Kept]:
 
 def _described(entry: Path) -> str:
     from sentinel.errors import InputError
-    from sentinel.models.folder import read_config, read_record
+    from sentinel.formats.folder import read_config, read_record
 
     try:
         config, steps = read_config(entry), read_record(entry).steps

@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.corpora import load_texts
+    from sentinel.adapt.text.corpora import load_texts
     from sentinel.files import check_output_file
+    from sentinel.formats.sources import load
     from sentinel.measure import environment
     from sentinel.measure.evaluation import evaluate_engine
     from sentinel.measure.results import ResultSet
-    from sentinel.models.sources import load
     from sentinel.report.terminal import print_tables
 
     if options.json is not None:

@@ -14,7 +14,7 @@ import platformdirs
 
 from sentinel.errors import InputError
 from sentinel.files import make_folder, write_text
-from sentinel.models.folder import read_record
+from sentinel.formats.folder import read_record
 from sentinel.models.record import Pruned, Quantised, Record
 
 SCHEMA = "sentinel-preset/1"

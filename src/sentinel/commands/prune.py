@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _print_table(options: argparse.Namespace, before: Model, made: Model) -> None:
     """The model as loaded and the pruned one at each stored width, with a line on each that is not smaller."""
-    from sentinel.adapt.corpora import load_texts
+    from sentinel.adapt.text.corpora import load_texts
     from sentinel.measure.judge import Judge
     from sentinel.report.terminal import print_table, stdout_console
 

@@ -11,9 +11,9 @@ from sentinel.files import check_output_file
 from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from sentinel.adapt.prune import Settings
+    from sentinel.adapt.pruning.prune import Settings
+    from sentinel.formats.sources import LoadedModel
     from sentinel.models.decoder import Decoder
-    from sentinel.models.sources import LoadedModel
 
 DEFAULT_TEXT = "built-in"
 
@@ -59,7 +59,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(options: argparse.Namespace, *, compensate: bool) -> Settings:
     """Pruning settings from the arguments."""
-    from sentinel.adapt.prune import Settings
+    from sentinel.adapt.pruning.prune import Settings
 
     statistics = None if options.statistics is None else Path(options.statistics)
     if statistics is not None:
@@ -78,7 +78,7 @@ def settings_of(options: argparse.Namespace, *, compensate: bool) -> Settings:
 
 def prepared(loaded: LoadedModel, options: argparse.Namespace) -> Decoder:
     """The model to prune: with grouped keys and values repeated, if asked for."""
-    from sentinel.adapt.compact import expand_kv
+    from sentinel.adapt.pruning.compact import expand_kv
 
     return expand_kv(loaded.decoder) if options.expand_kv else loaded.decoder
 

@@ -22,8 +22,8 @@ from sentinel.commands.arguments import (
 from sentinel.commands.pruning import DEFAULT_TEXT
 
 if TYPE_CHECKING:
-    from sentinel.adapt.recover import Recovery
-    from sentinel.adapt.recovery_settings import RecoverySettings
+    from sentinel.adapt.recovery.recover import Recovery
+    from sentinel.adapt.recovery.settings import RecoverySettings
 
 MINUTES = 30.0
 LENGTH = 256
@@ -71,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.adapt.recovery_run import make_accelerator
-    from sentinel.adapt.recovery_state import STATE, clear_state
+    from sentinel.adapt.recovery.run import make_accelerator
+    from sentinel.adapt.recovery.state import STATE, clear_state
     from sentinel.api.learning import recover
     from sentinel.api.model import Model
     from sentinel.progress import console
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> RecoverySettings:
     """Settings from the arguments; what was not given is as in `RecoverySettings`."""
-    from sentinel.adapt.recovery_settings import RecoverySettings
+    from sentinel.adapt.recovery.settings import RecoverySettings
 
     names = {field.name for field in dataclasses.fields(RecoverySettings)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
@@ -133,7 +133,7 @@ def _share_cores(options: argparse.Namespace) -> None:
 
 
 def _print(found: Recovery, state: Path) -> None:
-    from sentinel.adapt.likelihood import perplexity_of
+    from sentinel.adapt.recovery.likelihood import perplexity_of
     from sentinel.report.terminal import print_table, stdout_console
 
     first, best = found.held_out[0], found.best

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("--address is of a Ray cluster; give --backend ray as well")
     from pathlib import Path
 
-    from sentinel.adapt.prune import CRITERION_NAMES
+    from sentinel.adapt.pruning.prune import CRITERION_NAMES
     from sentinel.api.measuring import sweep
     from sentinel.cores import physical_cores
     from sentinel.measure.sweep import SweepSettings

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import Logits, check_prompts
+from sentinel.infer.engine import Logits, check_prompts
 from sentinel.infer.native import HAS_FAST_VECTORS, MAX_BATCH, Level, NativeEngine, NativeWeights, Precision
 from sentinel.infer.native.program import program
 from sentinel.infer.native.threads import CallerLock, one_at_a_time

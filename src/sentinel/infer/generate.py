@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import Engine
+from sentinel.infer.engine import Engine
 from sentinel.infer.lookup import PromptLookup, Verifier, lookup_steps
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.models.tokenizer import TextTokenizer

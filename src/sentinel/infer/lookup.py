@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from sentinel.infer.engines import Logits
+from sentinel.infer.engine import Logits
 from sentinel.infer.sampling import Sampler
 
 NGRAMS = (4, 3, 2)  # sizes that are looked up, longest first

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sentinel.formats.folder import read_record
 from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.quantised import is_quantised, load_level, load_quantised, stored_ratios
-from sentinel.models.folder import read_record
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 
@@ -102,8 +102,8 @@ def _of_quantised(folder: Path) -> ModelInfo:
 
 
 def _of_decoder(model: str, random_weights: int | None) -> ModelInfo:
+    from sentinel.formats.sources import load, locate
     from sentinel.models.elastic import ElasticDecoder
-    from sentinel.models.sources import load, locate
 
     loaded = load(model, random_weights=random_weights)
     spec, levels = loaded.spec, loaded.decoder.levels if isinstance(loaded.decoder, ElasticDecoder) else []

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import check_level, check_precision, make_engine, warm_up
+from sentinel.formats.places import label, locate
+from sentinel.infer.engine import check_level, check_precision, make_engine, warm_up
 from sentinel.infer.packed_cache import entry_of, keep, recall
 from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, StoredLevel, is_quantised
 from sentinel.models.origin import Origin
-from sentinel.models.places import label, locate
 from sentinel.progress import say
 
 if TYPE_CHECKING:
-    from sentinel.infer.engines import Engine
+    from sentinel.formats.sources import LoadedModel
+    from sentinel.infer.engine import Engine
     from sentinel.infer.native import Precision
     from sentinel.models.record import Record
-    from sentinel.models.sources import LoadedModel
     from sentinel.models.spec import ModelSpec
     from sentinel.models.tokenizer import TextTokenizer
 
@@ -87,8 +87,8 @@ def _load(
     import torch
 
     from sentinel.cores import physical_cores
+    from sentinel.formats.sources import load
     from sentinel.models.elastic import require_levels
-    from sentinel.models.sources import load
 
     torch.set_num_threads(threads or physical_cores())
     loaded = load(model, random_weights=random_weights, device=device)

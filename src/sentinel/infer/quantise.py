@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from sentinel.adapt.corpora import Windows, load_texts, sample_windows
-from sentinel.adapt.grams import InputGrams
+from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.infer.cpu_engine import pack, pack_level
 from sentinel.infer.native import NativeWeights, Precision
 from sentinel.infer.quantised import StoredLevel
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder
-from sentinel.models.sources import LoadedModel
 from sentinel.progress import say, track
 
 DEFAULT_TOKENS = 16_384

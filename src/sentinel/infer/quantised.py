@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
+from sentinel.formats.folder import MODEL_TYPE, read_config, read_record
 from sentinel.infer.native import Level, NativeWeights
-from sentinel.models.folder import MODEL_TYPE, read_config, read_record
 from sentinel.models.origin import Origin
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec

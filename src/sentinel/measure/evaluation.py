@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sentinel.adapt.corpora import Text, refuse_seen_text
-from sentinel.adapt.likelihood import finite
+from sentinel.adapt.recovery.likelihood import finite
+from sentinel.adapt.text.corpora import Text, refuse_seen_text
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.infer.opening import OpenedEngine
 from sentinel.measure.perplexity import evaluate
 from sentinel.measure.results import Result
 from sentinel.measure.text_metrics import sample_variety
-from sentinel.models.sources import LoadedModel
 
 
 def evaluate_engine(

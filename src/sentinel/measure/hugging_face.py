@@ -11,9 +11,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
+from sentinel.formats.hugging_face.model import to_hugging_face
 from sentinel.infer.generate import Timings
 from sentinel.models.decoder import Decoder
-from sentinel.models.hf import to_hugging_face
 
 ENGINE_NAME = "hf-generate"
 

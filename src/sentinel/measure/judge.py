@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sentinel.adapt.corpora import Text, refuse_seen_text
-from sentinel.adapt.likelihood import finite, perplexity_of
+from sentinel.adapt.recovery.likelihood import finite, perplexity_of
+from sentinel.adapt.text.corpora import Text, refuse_seen_text
 from sentinel.measure.perplexity import Quality, Scorer, evaluate, perplexity_ratio
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record

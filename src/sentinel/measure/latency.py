@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sentinel.adapt.integration import require_plain
-from sentinel.adapt.plan import PruningPlan
+from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.measure.accelerator import synchronise
 from sentinel.measure.method import interleave
 from sentinel.measure.results import Sample, median

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutput
 
+from sentinel.formats.hugging_face.config import SentinelConfig
 from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.sampling import SamplingSettings
-from sentinel.models.hf_config import SentinelConfig
 
 
 class EngineModel:

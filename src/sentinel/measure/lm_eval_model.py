@@ -19,11 +19,11 @@ from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImpo
 from transformers import GenerationConfig
 
 from sentinel.errors import InputError
+from sentinel.formats.hugging_face.model import SentinelForCausalLM
 from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.opening import OpenedEngine, open_engine
-from sentinel.infer.torch_engine import TorchEngine
+from sentinel.infer.torch.eager import TorchEngine
 from sentinel.measure.lm_eval_engine import EngineModel
-from sentinel.models.hf import SentinelForCausalLM
 from sentinel.models.tokenizer import TextTokenizer
 
 # What HFLM uses of a model that is loaded already; it would pass over everything else without a word.

@@ -76,8 +76,8 @@ def _hugging_face(request: LoadRequest) -> FirstToken:
 def _sentinel(request: LoadRequest) -> FirstToken:
     import torch
 
-    from sentinel.infer.engines import make_engine
-    from sentinel.models.checkpoint import load_checkpoint
+    from sentinel.formats.checkpoint import load_checkpoint
+    from sentinel.infer.engine import make_engine
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)

@@ -14,7 +14,7 @@ from sentinel.infer.opening import is_kept, open_engine
 from sentinel.measure.child import ask
 
 if TYPE_CHECKING:
-    from sentinel.infer.engines import Engine
+    from sentinel.infer.engine import Engine
     from sentinel.measure.method import Generator
 
 
@@ -116,11 +116,11 @@ def _serve(request: MemoryRequest) -> None:
 
 def _serve_torch(request: MemoryRequest) -> float | None:
     from sentinel.adapt.integration import integrate
-    from sentinel.infer.engines import make_engine
+    from sentinel.formats.sources import load
+    from sentinel.infer.engine import make_engine
     from sentinel.infer.generate import Timings, generate_tokens
     from sentinel.measure.accelerator import device_peak_mb, reset_device_peak
     from sentinel.measure.hugging_face import ENGINE_NAME, HuggingFaceReference
-    from sentinel.models.sources import load
 
     decoder = load(request.model, random_weights=request.random_weights, device=request.device).decoder
     device = decoder.device

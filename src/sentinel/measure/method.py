@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import Engine
+from sentinel.infer.engine import Engine
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.measure.results import Result, Sample, median, percentiles, speedup
 from sentinel.progress import track

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sentinel.adapt.corpora import Text
-from sentinel.adapt.likelihood import finite, perplexity_of
+from sentinel.adapt.recovery.likelihood import finite, perplexity_of
+from sentinel.adapt.text.corpora import Text
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import ModelSpec

@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sentinel.adapt.corpora import load_texts, refuse_seen_text
+from sentinel.adapt.text.corpora import load_texts, refuse_seen_text
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.measure import environment
 from sentinel.measure.results import Environment, ResultSet
 from sentinel.measure.suites import suite_of
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings, settings_of
 from sentinel.models.fingerprint import weights_fingerprint
-from sentinel.models.sources import LoadedModel
 from sentinel.progress import say, track
 
 

@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import sentinel
-from sentinel.adapt.compact import expand_kv
-from sentinel.adapt.corpora import (
+from sentinel.adapt.pruning.compact import expand_kv
+from sentinel.adapt.pruning.plan import PruningPlan, check_ratio
+from sentinel.adapt.pruning.prune import WINDOW, Pruner, Settings
+from sentinel.adapt.text.corpora import (
     Text,
     Windows,
     load_texts,
     refuse_shared_documents,
     sample_windows,
 )
-from sentinel.adapt.plan import PruningPlan, check_ratio
-from sentinel.adapt.prune import WINDOW, Pruner, Settings
 from sentinel.errors import InputError
 from sentinel.files import check_output_file
+from sentinel.formats.sources import load
 from sentinel.measure import environment
 from sentinel.measure.judge import Judge
 from sentinel.measure.results import Result, ResultSet
 from sentinel.models.decoder import Decoder
-from sentinel.models.sources import load
 
 SUITE = "sweep"
 MODELS_AT_ONCE = 4  # pruned models in a job's memory

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sentinel.adapt.corpora import Text
-from sentinel.infer.engines import Engine
+from sentinel.adapt.text.corpora import Text
+from sentinel.infer.engine import Engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.sampling import SamplingSettings
 from sentinel.models.tokenizer import TextTokenizer

@@ -21,8 +21,8 @@ from typing_extensions import Self
 
 from sentinel.errors import InputError
 from sentinel.models.integration import Borrowing, Integration
-from sentinel.models.linear import Projection, first_outputs, linear, of_first_inputs
-from sentinel.models.norms import make_norm
+from sentinel.models.parts.linear import Projection, first_outputs, linear, of_first_inputs
+from sentinel.models.parts.norms import make_norm
 from sentinel.models.positions import positions_and_mask, require_below, rotary_frequencies, rotate, visible
 from sentinel.models.record import Record
 from sentinel.models.spec import LayerSpec, ModelSpec

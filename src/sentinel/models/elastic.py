@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.models.linear import require_plain
+from sentinel.models.parts.linear import require_plain
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tensors import prefix
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sentinel.models.linear import Projection
-from sentinel.models.norms import make_norm
+from sentinel.models.parts.linear import Projection
+from sentinel.models.parts.norms import make_norm
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import Any
 
 import altair as alt
 
-from sentinel.adapt.adaptation import Adaptation, Cycle
-from sentinel.adapt.likelihood import finite, perplexity_of
-from sentinel.adapt.masked import Head
+from sentinel.adapt.cycles.adaptation import Adaptation, Cycle
+from sentinel.adapt.cycles.masked import Head
+from sentinel.adapt.recovery.likelihood import finite, perplexity_of
 from sentinel.report.charts import BLUE, GREY
 
 STATES = {"stays": BLUE, "regrown": "#2fa36b", "pruned": "#d9534f", "parked": "#e6e9ee"}

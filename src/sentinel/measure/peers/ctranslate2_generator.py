@@ -20,7 +20,7 @@ MAX_BATCH = 32
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> CTranslate2:
     """A runner of ``decoder`` in the compute type ``variant``."""
-    from sentinel.measure.peers.ctranslate2_specs import write_model
+    from sentinel.formats.ctranslate2 import write_model
 
     path = folder / f"ctranslate2-{variant}"
     streamed = write_model(decoder, path, None if variant == "float32" else variant)

@@ -9,8 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from sentinel.formats.gguf.writer import write_gguf
 from sentinel.infer.generate import Timings
-from sentinel.measure.peers.gguf_writer import write_gguf
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
 

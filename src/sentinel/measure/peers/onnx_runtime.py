@@ -24,7 +24,7 @@ MAX_BATCH = 32
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> OnnxRuntime:
     """A runner of ``decoder`` with its matrices in the form ``variant``."""
-    from sentinel.measure.peers.onnx_graph import write_onnx
+    from sentinel.formats.onnx_graph import write_onnx
 
     path = folder / f"{variant.replace(' ', '-')}.onnx"
     streamed = write_onnx(decoder, path, cast(Any, variant))

@@ -27,7 +27,7 @@ MAX_BATCH = 1  # of its GroupQueryAttention
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> OpenVino:
     """A runner of ``decoder`` with its matrices in the form ``variant``."""
-    from sentinel.measure.peers.onnx_graph import write_onnx
+    from sentinel.formats.onnx_graph import write_onnx
 
     path = folder / f"openvino-{variant.replace(' ', '-')}.onnx"
     streamed = write_onnx(decoder, path, cast(Any, variant))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import Engine, check_prompts
+from sentinel.infer.engine import Engine, check_prompts
 from sentinel.infer.generate import Timings, generate_tokens
-from sentinel.infer.torch_engine import TorchEngine
+from sentinel.infer.torch.eager import TorchEngine
 from sentinel.measure.profiling.spans import Meter, Step
 from sentinel.progress import track
 

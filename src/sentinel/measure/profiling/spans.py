@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from sentinel.infer.engines import Engine
+from sentinel.infer.engine import Engine
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.models.spec import ModelSpec
 

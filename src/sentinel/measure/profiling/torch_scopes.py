@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from sentinel.errors import InputError
-from sentinel.infer.torch_engine import TorchEngine
+from sentinel.infer.torch.eager import TorchEngine
 from sentinel.measure.profiling.spans import FUSIONS, PYTHON, SAMPLING, Span, Step, components_of, greedy_steps
 from sentinel.models.decoder import Attention, Decoder
 from sentinel.models.integration import Fusion

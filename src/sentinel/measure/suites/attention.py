@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sentinel.adapt.compact import expand_kv
+from sentinel.adapt.pruning.compact import expand_kv
 from sentinel.errors import InputError
 from sentinel.measure.accelerator import synchronise
 from sentinel.measure.method import Run, with_ratio

@@ -7,20 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from sentinel.adapt.compact import expand_kv, in_nested_order, select
-from sentinel.adapt.criteria import random
-from sentinel.adapt.plan import PruningPlan, RemovalOrder, removal_order
+from sentinel.adapt.pruning.compact import expand_kv, in_nested_order, select
+from sentinel.adapt.pruning.criteria import random
+from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder, removal_order
 from sentinel.errors import InputError
+from sentinel.formats.sources import LoadedModel
 from sentinel.infer.cpu_engine import CpuEngine, pack
-from sentinel.infer.engines import Engine, check_precision, make_engine, warm_up
+from sentinel.infer.engine import Engine, check_precision, make_engine, warm_up
 from sentinel.infer.native import Level, NativeWeights, Precision
 from sentinel.infer.native.reading import MemoryReader
-from sentinel.infer.torch_engine import TorchEngine
+from sentinel.infer.torch.eager import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.method import READ, Generator
 from sentinel.measure.results import Sample
 from sentinel.models.decoder import Decoder
-from sentinel.models.sources import LoadedModel
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import working
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sentinel.adapt.compact import expand_kv, select
 from sentinel.adapt.integration import CONFIGURATIONS, Configuration, integrate, require_plain
-from sentinel.infer.engines import make_engine, warm_up
+from sentinel.adapt.pruning.compact import expand_kv, select
+from sentinel.infer.engine import make_engine, warm_up
 from sentinel.measure.results import Result
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import check_fits, generate_in_turn

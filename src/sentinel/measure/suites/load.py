@@ -12,8 +12,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.infer.cpu_engine import CpuEngine
-from sentinel.infer.torch_engine import TorchEngine
+from sentinel.infer.torch.eager import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.loading import Kind, measure_load
 from sentinel.measure.memory import level_3_source
@@ -21,7 +22,6 @@ from sentinel.measure.method import Run, interleave, with_ratio
 from sentinel.measure.results import Result, median
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.request import Request
-from sentinel.models.checkpoint import save_checkpoint
 from sentinel.progress import working
 
 

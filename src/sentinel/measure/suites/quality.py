@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from sentinel.adapt.compact import expand_kv
-from sentinel.adapt.corpora import Text, Windows, load_texts, refuse_shared_documents, sample_windows
-from sentinel.adapt.grams import InputGrams
-from sentinel.adapt.plan import RemovalOrder
-from sentinel.adapt.prune import CRITERION_NAMES, WINDOW, Pruner
-from sentinel.adapt.prune import Settings as PruningSettings
+from sentinel.adapt.pruning.compact import expand_kv
+from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.plan import RemovalOrder
+from sentinel.adapt.pruning.prune import CRITERION_NAMES, WINDOW, Pruner
+from sentinel.adapt.pruning.prune import Settings as PruningSettings
+from sentinel.adapt.text.corpora import Text, Windows, load_texts, refuse_shared_documents, sample_windows
 from sentinel.infer.cpu_engine import CpuEngine, pack
-from sentinel.infer.engines import Engine, make_engine
+from sentinel.infer.engine import Engine, make_engine
 from sentinel.infer.native import Precision
 from sentinel.measure.judge import Judge
 from sentinel.measure.method import Run, generate_timed, interleave, random_prompts, timed_result

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from sentinel.adapt.compact import expand_kv
-from sentinel.adapt.corpora import load_texts, refuse_shared_documents, sample_windows
 from sentinel.adapt.integration import integrate
-from sentinel.adapt.prune import WINDOW, Pruner
-from sentinel.adapt.prune import Settings as PruningSettings
-from sentinel.adapt.recover import recover
-from sentinel.adapt.recovery_settings import RecoverySettings
+from sentinel.adapt.pruning.compact import expand_kv
+from sentinel.adapt.pruning.prune import WINDOW, Pruner
+from sentinel.adapt.pruning.prune import Settings as PruningSettings
+from sentinel.adapt.recovery.recover import recover
+from sentinel.adapt.recovery.settings import RecoverySettings
+from sentinel.adapt.text.corpora import load_texts, refuse_shared_documents, sample_windows
 from sentinel.measure.judge import Judge
 from sentinel.measure.suites.request import Request
 from sentinel.models.decoder import Decoder

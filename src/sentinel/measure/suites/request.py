@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sentinel.errors import InputError
-from sentinel.infer.engines import MOST_ON_ACCELERATORS
+from sentinel.formats.sources import LoadedModel
+from sentinel.infer.engine import MOST_ON_ACCELERATORS
 from sentinel.measure.method import Run, interleave
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites import Suite
 from sentinel.measure.suites.engines import Engines, Subject
-from sentinel.models.sources import LoadedModel
 from sentinel.progress import say
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sentinel.adapt.integration import DEFAULT_RANK, integrate, require_plain
-from sentinel.infer.engines import make_engine
+from sentinel.formats.sources import load
+from sentinel.infer.engine import make_engine
 from sentinel.measure.memory import MemoryRequest, measure_peak_memory
 from sentinel.measure.results import Result
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import generate_in_turn
 from sentinel.measure.suites.request import Request
 from sentinel.models.decoder import Decoder
-from sentinel.models.sources import load
 from sentinel.progress import track, working
 
 SEED = 0

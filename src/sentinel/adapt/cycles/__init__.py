@@ -1,0 +1,1 @@
+"""Prune, measure, regrow, learn, again, within a budget."""

@@ -1,0 +1,1 @@
+"""Which heads and neurons go: statistics, criteria, plans, surgery, compensation."""

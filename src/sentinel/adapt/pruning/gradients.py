@@ -1,0 +1,100 @@
+"""One forward and backward pass that tells how much every head and neuron matters to the model's predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sentinel.adapt.integration import require_plain
+from sentinel.adapt.pruning.residual_stream import (
+    HALVES,
+    Half,
+    check_finite,
+    device_of_float64,
+    half_of,
+    positions_of,
+    projection_inputs,
+)
+from sentinel.models.decoder import Decoder
+
+
+@dataclass
+class LayerProbe:
+    """For one half layer and a batch of tokens: what its output projection reads [N, K], the gradient there [N, K]."""
+
+    inputs: Tensor
+    gradients: Tensor
+
+
+Place = tuple[int, Half]
+
+
+def probe(
+    decoder: Decoder, windows: Tensor, *, labels: Literal["sampled", "text"] = "sampled", batch: int = 2, seed: int = 0
+) -> Iterator[dict[Place, LayerProbe]]:
+    """Yield, per ``batch`` of ``windows`` [windows, T], the `LayerProbe` of every (layer, half) that has inputs.
+
+    Gradients are of the summed negative log-likelihood of the labels: the text's next tokens, or tokens sampled from the
+    model with ``seed``, whose squared gradients are those of the true Fisher information (Kunstner et al. 2019).
+    """
+    require_plain(decoder, "calibration")
+    generator = torch.Generator(decoder.device).manual_seed(seed)
+    positions = positions_of(windows, decoder)
+    rotary = decoder.rotary(positions)
+    for part in windows.split(batch):
+        tokens = part.to(decoder.device)
+        with torch.enable_grad():
+            x = decoder.embedded(tokens, positions).detach().requires_grad_()
+            read: dict[Place, Tensor] = {}
+            for index, block in enumerate(decoder.blocks):
+                for half in HALVES:
+                    inputs = projection_inputs(block, half, x, rotary, index)
+                    if inputs.shape[-1]:
+                        read[index, half] = inputs
+                    x = x + half_of(block, half).project(inputs)
+                    check_finite(x, index, half)
+            loss = _loss(decoder.logits(x), tokens, labels, generator)
+            found = torch.autograd.grad(loss, list(read.values()))
+        yield {
+            place: LayerProbe(inputs.detach().flatten(0, 1), gradient.flatten(0, 1))
+            for (place, inputs), gradient in zip(read.items(), found, strict=True)
+        }
+
+
+def _loss(logits: Tensor, tokens: Tensor, labels: str, generator: torch.Generator) -> Tensor:
+    if labels == "text":
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    with torch.no_grad():
+        noise = torch.empty_like(logits).exponential_(generator=generator).log_()
+        sampled = (logits - noise).argmax(dim=-1)  # Gumbel-max: a sample of the softmax
+    return functional.cross_entropy(logits.flatten(0, 1), sampled.flatten(), reduction="sum")
+
+
+def compensated_fisher(inputs: Tensor, gradients: Tensor, unit: int, *, ridge: float = 1e-3) -> Tensor:
+    """Importance [K / unit] of every block of ``unit`` columns, given that the rest is re-solved after its removal.
+
+    The part of a unit that the others (and a constant) predict linearly costs nothing, since compensation brings it
+    back. What counts is the residual r_t of that prediction, and the Fisher information of its effect on the loss:
+    sum_t (g_t . r_t)^2, g_t being the gradient at the projection's input. ``inputs`` and ``gradients`` are [N, K].
+    The residuals of all units come from one inverse P of the Gram matrix: r = Z P[:, u] P[u, u]^-1.
+    """
+    z = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), dim=1)
+    gram = (z.T @ z).to(device_of_float64(z.device)).double()
+    scale = gram.diagonal()[:-1].mean().clamp(min=torch.finfo(torch.float32).tiny)  # inputs of a closed gate are all 0
+    gram += torch.eye(len(gram), dtype=torch.float64, device=gram.device) * scale * ridge
+    inverse = torch.linalg.inv(gram)
+    if unit == 1:
+        residuals = z @ (inverse[:, :-1] / inverse.diagonal()[:-1]).float().to(z.device)
+        return (residuals * gradients).square().sum(0).to(gram.device).double()
+    scores = []
+    for start in range(0, inputs.shape[1], unit):
+        columns = slice(start, start + unit)
+        prediction = (inverse[:, columns] @ torch.linalg.inv(inverse[columns, columns])).float()
+        residual = z @ prediction.to(z.device)
+        scores.append((residual * gradients[:, columns]).sum(1).square().sum().to(gram.device).double())
+    return torch.stack(scores)

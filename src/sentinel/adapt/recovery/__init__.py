@@ -1,0 +1,1 @@
+"""Training after pruning: the pruned model learns from the unpruned one."""

@@ -1,0 +1,1 @@
+"""Text to learn and to judge by: corpora, packed windows."""

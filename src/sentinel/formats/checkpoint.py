@@ -1,0 +1,195 @@
+"""Model folders: safetensors and a JSON file that says what is in them; written whole or not at all.
+
+A sentinel checkpoint is ``config.json`` (``model_type: sentinel``, with the `ModelSpec`), ``model.safetensors`` and the
+tokenizer's files. Folders of the supported Hugging Face families are read as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sentinel.errors import InputError
+from sentinel.files import write_folder
+from sentinel.formats.folder import MODEL_TYPE, read_config
+from sentinel.models.decoder import Decoder
+from sentinel.models.elastic import ElasticDecoder, PruningLevel, dense_state
+from sentinel.models.families import family_of
+from sentinel.models.families.weights import State, read_weights, settle_head
+from sentinel.models.record import Record
+from sentinel.models.spec import ModelSpec
+from sentinel.models.tokenizer import TextTokenizer, read_json
+
+ARCHITECTURE = "SentinelForCausalLM"
+
+
+def save_checkpoint(
+    decoder: Decoder,
+    folder: str | Path,
+    tokenizer: TextTokenizer | None = None,
+    record: Record | None = None,
+    *,
+    force: bool = False,
+) -> None:
+    """Write ``decoder`` to ``folder``, with the ``record`` of how it was made, by default the one that it carries.
+
+    Raises `InputError` when ``folder`` is a file, can't be written, or holds anything. With ``force``, what sentinel wrote
+    there is replaced and other files stay, see `write_folder`.
+    """
+    state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    eos = list(tokenizer.eos_ids) if tokenizer is not None else []
+    config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": "float32"}
+    if eos:
+        config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
+    config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict()})
+    config["record"] = (decoder.record if record is None else record).to_dict()
+    with write_folder(folder, force) as temporary:
+        write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
+        if isinstance(decoder, ElasticDecoder):
+            config["levels"] = write_levels(decoder, temporary)
+        if tokenizer is not None:
+            tokenizer.copy_files(temporary)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]:
+    """One file of re-solved projections per stored level; returns what ``config.json`` says of them."""
+    listed: list[dict[str, Any]] = []
+    for level in decoder.levels:
+        name = f"level-{len(listed)}.safetensors"
+        write_tensors({k: t.detach().cpu().contiguous() for k, t in level.projections.items()}, folder / name)
+        counts = {"kept_groups": list(level.kept_groups), "kept_neurons": list(level.kept_neurons)}
+        listed.append({"heads": level.heads, "neurons": level.neurons, "file": name, **counts})
+    return listed
+
+
+def read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLevel]:
+    try:
+        levels = [
+            PruningLevel(
+                float(level["heads"]),
+                float(level["neurons"]),
+                tuple(level["kept_groups"]),
+                tuple(level["kept_neurons"]),
+                read_tensors(folder / level["file"]),
+            )
+            for level in listed
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'}: its pruning levels are damaged ({error})") from error
+    for level, entry in zip(levels, listed, strict=True):
+        require_finite(level.projections, folder / entry["file"])
+    return levels
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The specification of the model in ``folder``, without reading weights."""
+    config = read_config(folder)
+    model_type = config.get("model_type")
+    if model_type == MODEL_TYPE and "precision" in config:
+        raise InputError(
+            f"{folder} is quantised ({config['precision']}), so that only level 3 of 'generate', 'evaluate' "
+            "and 'profile' runs it; give the model that it was made from"
+        )
+    if model_type == MODEL_TYPE:
+        if not isinstance(config.get("spec"), dict):
+            raise InputError(f"{folder / 'config.json'} has no 'spec'; it is damaged or was made by something else")
+        return ModelSpec.from_dict(config["spec"])
+    if not isinstance(model_type, str):
+        raise InputError(f"{folder / 'config.json'} has no model_type, so the model's family is not known")
+    return family_of(model_type).spec_from_config(config)
+
+
+def load_checkpoint(folder: str | Path) -> Decoder:
+    """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, in fp32 on the CPU."""
+    folder = Path(folder)
+    spec, config = read_spec(folder), read_config(folder)
+    state = read_safetensors(folder)
+    if config["model_type"] == MODEL_TYPE:
+        state = {name.removeprefix("decoder."): tensor for name, tensor in _in_fp32(state, folder).items()}
+    else:
+        family = family_of(spec.family)
+        state = _in_fp32(family.normalise_names(state), folder)
+        spec, state = settle_head(spec, state, family.EMBEDDING)
+        state = read_weights(family.weight_rules(spec), spec, state)
+    decoder = build(spec, state, folder)
+    if config.get("levels"):
+        return ElasticDecoder.from_ordered(decoder, read_levels(folder, config["levels"]))
+    return decoder
+
+
+def _in_fp32(state: State, source: object) -> State:
+    for name, tensor in state.items():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise InputError(f"{source}: tensor {name!r} is of type {tensor.dtype}, not of floating-point weights")
+    return {name: tensor.to(torch.float32) for name, tensor in state.items()}
+
+
+def build(spec: ModelSpec, state: State, source: object) -> Decoder:
+    """A decoder that holds exactly the tensors of ``state``; `InputError` names ``source`` when they don't fit."""
+    decoder = Decoder.empty(spec)
+    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    wrong = sorted(set(shapes) ^ set(state)) or sorted(n for n in shapes if shapes[n] != state[n].shape)
+    if wrong:
+        raise InputError(f"{source}: tensor {wrong[0]!r} does not fit the specification; the checkpoint is damaged")
+    require_finite(state, source)
+    decoder.load_state_dict(state, assign=True)
+    return decoder.eval()
+
+
+def require_finite(state: State, source: object) -> None:
+    """Raise `InputError` for a tensor with NaN or infinity, of which every result would be NaN."""
+    for name, tensor in state.items():
+        # The sum needs no memory, and is finite unless a value is not or the sum itself overflows.
+        if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
+            raise InputError(f"{source}: tensor {name!r} holds NaN or infinity; mend the weights")
+
+
+def read_safetensors(folder: Path) -> State:
+    """All tensors of ``model.safetensors``, or of the shards that its index names."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():
+        return read_tensors(single)
+    if not index.exists():
+        other = next((p.name for p in folder.glob("*.bin")), None)
+        hint = f"; {other} is of an older format, re-save it with safe_serialization=True" if other else ""
+        raise InputError(f"{folder} has no model.safetensors{hint}")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise InputError(f"{index} has no 'weight_map' from tensors to files; fetch it again")
+    state: State = {}
+    for file in sorted(set(shards.values())):
+        tensors = read_tensors(folder / file)
+        if missing := sorted(n for n, place in shards.items() if place == file and n not in tensors):
+            raise InputError(
+                f"{folder / file} lacks tensor {missing[0]!r}, which {index.name} places there; fetch it again"
+            )
+        if twice := sorted(set(tensors) & set(state)):
+            raise InputError(f"{folder}: tensor {twice[0]!r} is in two files; fetch the model again")
+        state.update(tensors)
+    return state
+
+
+def write_tensors(tensors: State, file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file; `OSError` when the disk is full, as for any other file."""
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def read_tensors(file: Path) -> State:
+    """All tensors of one safetensors file; `InputError` when it is missing or damaged."""
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error

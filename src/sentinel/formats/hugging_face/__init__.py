@@ -1,0 +1,1 @@
+"""The decoder as a Hugging Face model: config, cache, saving."""

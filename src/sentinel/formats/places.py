@@ -1,0 +1,87 @@
+"""Where the files of a model are: a folder, a GGUF file, the hub, or a package. Known without importing torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sentinel.errors import InputError
+from sentinel.formats.packages import SMOLLM2_ALIAS, smollm2_folder
+
+HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.model", "*.jinja")
+
+# Configs of models whose shape is known without any download.
+KNOWN_SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"model_type": "gpt2", "n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"model_type": "gpt2", "n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"model_type": "gpt2", "n_layer": 48, "n_head": 25, "n_embd": 1600},
+    SMOLLM2_ALIAS: {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def locate(model: str) -> Path:
+    """The folder or ``.gguf`` file that holds ``model``; downloads from the hub or the package index when needed."""
+    if not model.strip():
+        raise InputError("the model's name is empty; give a hub id, a folder, a .gguf file or smollm2-135m")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if model == SMOLLM2_ALIAS:
+        return smollm2_folder()
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return path
+        raise InputError(f"{model} is a file, but not a .gguf file; give a model folder or a .gguf file")
+    if path.suffix.lower() == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        raise InputError(f"{model} does not exist")
+    return _hub_folder(model)
+
+
+def _hub_folder(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    known = ", ".join(KNOWN_SHAPES)
+    try:
+        try:
+            return Path(snapshot_download(model, allow_patterns=list(HUB_FILES), local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+    except HFValidationError as error:
+        raise InputError(f"{model!r} is not a folder here and not a valid hub id") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(f"{model!r} is not a folder here and the hub has no model of that name") from error
+    except PermissionError as error:
+        raise InputError(
+            f"{model!r} can't be kept in {error.filename} ({error.strerror}); set HF_HOME to another folder"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"{model!r} is not a folder here, not in the Hugging Face cache, and the hub can't be reached; "
+            f"without a connection there are smollm2-135m and, with --random-weights 0, the shapes {known}"
+        ) from error
+
+
+def label(model: str) -> str:
+    """How the model is called in tables: a hub id as it is, a path by its last part."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
