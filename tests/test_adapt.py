@@ -247,7 +247,7 @@ def test_magnitude_is_fooled_by_large_idle_heads(copier):
 
 
 def test_calibration_resumes_to_the_same_statistics(tmp_path, monkeypatch):
-    from sentinel.adapt import calibrate as module
+    from sentinel.adapt.pruning import calibrate as module
 
     dense = filled_decoder(spec_of("llama-grouped"))
     windows = Windows(windows_of(dense.spec), ("a",))

@@ -240,7 +240,7 @@ def test_the_record_goes_through_json():
 
 
 def test_it_stops_when_quality_no_longer_rises(monkeypatch):
-    from sentinel.adapt import controller as module
+    from sentinel.adapt.cycles import controller as module
 
     controller = controller_of(spec_of("gpt2"), settings=dataclasses.replace(QUICK, cycles=9, patience=2))
     real, losses = module.recover, iter((3.0, 2.0, 2.5, 2.0))

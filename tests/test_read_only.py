@@ -16,7 +16,7 @@ from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.files import cache_folder
 from sentinel.infer.native import program
-from sentinel.models import packages, places
+from sentinel.formats import packages, places
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 # Another user, without a name and a home, who can read everything.

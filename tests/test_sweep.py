@@ -102,7 +102,7 @@ def test_rows_are_what_prune_and_evaluate_say(worded, letters, settings):
 
 
 def test_calibration_runs_once_for_all_levels_and_criteria_of_a_seed(worded, settings, monkeypatch):
-    from sentinel.adapt import prune
+    from sentinel.adapt.pruning import prune
 
     calls = []
     real = prune.calibrate
