@@ -15,8 +15,8 @@ import sentinel
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.files import cache_folder
-from sentinel.infer.native import program
 from sentinel.formats import packages, places
+from sentinel.infer.native import program
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 # Another user, without a name and a home, who can read everything.
