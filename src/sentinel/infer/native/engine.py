@@ -161,7 +161,7 @@ class NativeEngine:
     @property
     def kv_cache_bytes(self) -> int:
         """Bytes set aside for keys and values; memory is taken as sequences grow."""
-        return self._tables.kv_cache_bytes
+        return self._tables.cache.n_byte
 
     @property
     def work_bytes(self) -> int:

@@ -14,6 +14,7 @@ from . import memory, packing
 from .kernels import layout
 from .kernels.cpu import TILE_TOKENS
 from .kernels.layout import S
+from .kv_cache import KvArea
 from .levels import Level
 from .packed_file import PackedTensors
 from .weights import NativeWeights
@@ -32,12 +33,12 @@ class Tables:
         self.state = np.zeros(S.N_FIELD, np.int64)
         self._described = self.spec.with_baseline_layers()  # the model's layers, then those of its baseline
         self.layers = np.zeros((self._described.n_layer, layout.LAYER_FIELDS), np.int64)
-        self._threads, self._max_batch, self._half_kv = threads, max_batch, half_kv
+        self._threads = threads
         self._context = packing.padded(max_tokens)
         self._buffers: dict[str, NDArray[Any]] = {}
         self._level: Level | None = None  # kept alive: the tables point into its projections
         self._allocate()
-        self._allocate_cache()
+        self._place_cache(KvArea(self._described.layers, max_batch, self._context, half=half_kv))
         self._describe_model()
         if self.spec.integration is not None:
             self._describe_baseline()
@@ -57,14 +58,8 @@ class Tables:
             self._buffers["PRIVATE"][start : start + layout.P_BEST] = 0
 
     def widen_cache(self) -> None:
-        """Keep keys and values in float32 from here on, those that are there included; the layout stays as it is."""
-        halves = self._buffers["cache"].view(np.float16)
-        self._half_kv = False
-        self._allocate_cache()
-        # Only what is in use is written: memory is taken as sequences grow.
-        used = np.flatnonzero(halves.view(np.int16))
-        self._buffers["cache"].view(np.float32)[used] = halves[used]
-        self.state[S.HALF_KV] = False
+        """Keep keys and values in float32 from here on, those that are there included."""
+        self._place_cache(self.cache.widened())
 
     # --- buffers ----------------------------------------------------------------------------------------------------
 
@@ -81,14 +76,9 @@ class Tables:
         self.logits = self._buffers["LOGITS"].view(np.float32).reshape(-1, strides[S.LOGITS_STRIDE] // 4)
 
     @property
-    def kv_cache_bytes(self) -> int:
-        """Bytes of the area for keys and values."""
-        return self._buffers["cache"].nbytes
-
-    @property
     def work_bytes(self) -> int:
-        """Bytes of all other areas."""
-        return sum(area.nbytes for name, area in self._buffers.items() if name != "cache")
+        """Bytes of all areas but that of keys and values."""
+        return sum(area.nbytes for area in self._buffers.values())
 
     def _strides(self) -> dict[S, int]:
         """Bytes per row of every buffer: odd numbers of cache lines, so that a tile's rows lie in different sets."""
@@ -130,20 +120,12 @@ class Tables:
             S.ROWS: 8 * layout.ROW_FIELDS * n_row,
         }
 
-    def _allocate_cache(self) -> None:
-        size = 2 if self._half_kv else 4
-        sizes = []
-        for y in self._described.layers:
-            heads = self._max_batch * y.n_kv_head * self._context * size
-            sizes += [packing.padded(heads * y.head_dim, 64), packing.padded(heads * packing.padded(y.head_dim), 64)]
-        area = memory.buffer(sum(sizes), huge=False)  # filled bit by bit as sequences grow
-        self._buffers["cache"] = area
-        start = area.ctypes.data
+    def _place_cache(self, cache: KvArea) -> None:
+        self.cache = cache
+        self.state[S.HALF_KV] = cache.half
         for i, y in enumerate(self._described.layers):
-            self.layers[i, layout.L_KEYS] = start
-            self.layers[i, layout.L_VALUES] = start + sizes[2 * i]
+            self.layers[i, layout.L_KEYS], self.layers[i, layout.L_VALUES] = cache.addresses(i)
             self.layers[i, layout.L_KV_STRIDE] = y.n_kv_head
-            start += sizes[2 * i] + sizes[2 * i + 1]
 
     # --- what the tables say ----------------------------------------------------------------------------------------
 
@@ -151,7 +133,7 @@ class Tables:
         spec, st = self.spec, self.state
         st[S.THREADS], st[S.N_LAYER], st[S.N_EMBD] = self._threads, spec.n_layer, spec.n_embd
         st[S.VOCAB], st[S.CONTEXT] = spec.vocab_size, self._context
-        st[S.LAYERNORM], st[S.HALF_KV] = spec.norm == "layernorm", self._half_kv
+        st[S.LAYERNORM] = spec.norm == "layernorm"
         st[S.EPS_BITS] = np.float32(spec.norm_eps).view(np.int32)
         st[S.ACTIVATION] = layout.ACTIVATIONS.index(spec.activation)
         st[S.LAYERS] = self.layers.ctypes.data
