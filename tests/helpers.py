@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split, Whitespace
 
+from sentinel.adapt.pruning.plan import RemovalOrder, Scores, removal_order
 from sentinel.cli import main
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import ModelSpec
@@ -61,6 +65,17 @@ def some_tokens(spec: ModelSpec, batch: int = 2, length: int = 17, seed: int = 1
 def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest absolute difference, over the largest magnitude where that exceeds 1."""
     return ((a - b).abs().max() / max(1.0, b.abs().max().item())).item()
+
+
+def some_order(spec: ModelSpec, seed: int = 0, **options: Any) -> RemovalOrder:
+    """The order of removal by seeded random scores."""
+    rng = np.random.default_rng(seed)
+    scores = Scores(
+        "random",
+        tuple(rng.random(layer.n_kv_head) for layer in spec.layers),
+        tuple(rng.random(layer.intermediate_size) for layer in spec.layers),
+    )
+    return removal_order(spec, scores, **options)
 
 
 def refused(capsys, *arguments: object) -> str:

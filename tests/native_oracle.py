@@ -1,18 +1,20 @@
-"""Hugging Face models as (spec, canonical arrays), and a plain float64 model of any spec: the tests' oracles."""
+"""The tests' oracles: Hugging Face models as (spec, canonical arrays), a plain float64 model of any spec, kernels alone."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from sentinel.infer.native import quantise
+from sentinel.infer.native import memory, packing, quantise
+from sentinel.infer.native.kernels.tiles import float_block, half_block, int4_block, int8_block
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 
 def gpt2(n_layer=2, n_head=3, n_embd=48, vocab=131, context=64, seed=0, **more):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocab, n_positions=context, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
@@ -27,6 +29,9 @@ def gpt2(n_layer=2, n_head=3, n_embd=48, vocab=131, context=64, seed=0, **more):
 
 
 def llama(n_layer=2, n_head=4, n_kv_head=2, n_embd=48, hidden=100, vocab=131, context=64, tied=True, rope=None, seed=0):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=n_embd, intermediate_size=hidden, num_hidden_layers=n_layer,
@@ -52,7 +57,7 @@ def _by_group(q, k, v, d, group_size):
 def canonical(model):
     """(ModelSpec, arrays) of a Hugging Face GPT-2 or Llama."""
     state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-    return _from_gpt2(model.config, state) if isinstance(model, GPT2LMHeadModel) else _from_llama(model.config, state)
+    return _from_gpt2(model.config, state) if model.config.model_type == "gpt2" else _from_llama(model.config, state)
 
 
 def _from_gpt2(c, s):
@@ -184,3 +189,61 @@ def dequantised(weight, kind):
     q, step, low, scale = quantise.int4(weight)
     wide_step, wide_low = (np.repeat(v.astype(np.float32), 32, axis=1) for v in (step, low))
     return ((q * wide_step + wide_low) * scale[:, None])[:, : weight.shape[1]]
+
+
+def placed(array):
+    """The array's bytes in an aligned buffer, as packed weights are."""
+    data = memory.buffer(array.nbytes + 4096)
+    data[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return data
+
+
+def run_float(x, w, half=False):
+    """Products of one block, x [t, k] @ w [up to 32, k].T, as the float kernel makes them."""
+    t, k = x.shape
+    y = np.zeros((t, 32), np.float32)
+    packed = packing.pack_fp32(w)
+    data = placed(packed.view(np.float32).astype(np.float16) if half else packed)
+    block, stride = (half_block, 64) if half else (float_block, 128)
+    block(t, x.ctypes.data, x.strides[0], data.ctypes.data, stride, k, 0, y.ctypes.data, y.strides[0])
+    return y[:, : w.shape[0]]
+
+
+def run_int8(x, w, x_scale, w_scale):
+    """Likewise of whole numbers x and w, with a scale per row of each."""
+    t, k = x.shape
+    n_group = packing.padded(k) // 32
+    full = np.zeros((t, n_group * 32), np.int16)
+    full[:, :k] = x
+    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int8(w))
+    row_scale = np.zeros(32, np.float32)
+    row_scale[: len(w)] = w_scale
+    int8_block(
+        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, data.ctypes.data, row_scale.ctypes.data, n_group, 0,
+        y.ctypes.data, y.strides[0],
+    )  # fmt: skip
+    return y[:, : len(w)]
+
+
+def run_int4(x, values, step, low, x_scale, w_scale):
+    """Likewise of weights values * step + low, by groups of 32."""
+    t, k = x.shape
+    n_group = packing.padded(k) // 32
+    full = np.zeros((t, n_group * 32), np.int16)
+    full[:, :k] = x
+    sums = full.astype(np.float32).reshape(t, n_group, 32).sum(2)
+    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int4(values, step, low))
+    row_scale = np.zeros(32, np.float32)
+    row_scale[: len(values)] = w_scale
+    int4_block(
+        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, sums.ctypes.data, sums.strides[0], data.ctypes.data,
+        row_scale.ctypes.data, n_group, 0, y.ctypes.data, y.strides[0],
+    )  # fmt: skip
+    return y[:, : len(values)]
+
+
+def dense_int4(values, step, low, scale=None):
+    """The weights that packed int4 values stand for."""
+    wide_step, wide_low = (np.repeat(v.astype(float), 32, axis=1)[:, : values.shape[1]] for v in (step, low))
+    dense = values * wide_step + wide_low
+    return dense if scale is None else dense * scale[:, None]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder, largest_difference, some_tokens
+from helpers import filled_decoder, largest_difference, some_order, some_tokens
 
 from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, select
 from sentinel.adapt.pruning.compensate import Normal, best_solution, compensate, solve
-from sentinel.adapt.pruning.plan import PruningPlan, Scores, removal_order
+from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.adapt.pruning.prune import CRITERION_NAMES, Pruner, Settings, make_elastic, scores_neurons
 from sentinel.adapt.pruning.residual_stream import HALVES, Stream
 from sentinel.adapt.text.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
@@ -27,16 +27,6 @@ SPECS = ["gpt2", "gpt2-relu-untied", "llama-grouped", "llama-multi-query-biases"
 
 def make(name: str):
     return unequal_spec(name.removeprefix("unequal-")) if name.startswith("unequal") else spec_of(name)
-
-
-def some_order(spec, seed=0, **options):
-    rng = np.random.default_rng(seed)
-    scores = Scores(
-        "random",
-        tuple(rng.random(layer.n_kv_head) for layer in spec.layers),
-        tuple(rng.random(layer.intermediate_size) for layer in spec.layers),
-    )
-    return removal_order(spec, scores, **options)
 
 
 def windows_of(spec, count=12, length=24, seed=3):

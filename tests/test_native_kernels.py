@@ -6,68 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from native_oracle import dense_int4, run_float, run_int4, run_int8
 
-from sentinel.infer.native import memory, packing, quantise
+from sentinel.infer.native import packing, quantise
 from sentinel.infer.native.kernels import vector
 from sentinel.infer.native.kernels.layout import ACTIVATIONS, INT4, INT8
 from sentinel.infer.native.kernels.matrix import input_top
-from sentinel.infer.native.kernels.tiles import float_block, half_block, int4_block, int8_block
 
 RNG = np.random.default_rng(0)
-
-
-def placed(array):
-    """The array's bytes in an aligned buffer, as packed weights are."""
-    data = memory.buffer(array.nbytes + 4096)
-    data[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return data
-
-
-def run_float(x, w, half=False):
-    t, k = x.shape
-    y = np.zeros((t, 32), np.float32)
-    packed = packing.pack_fp32(w)
-    data = placed(packed.view(np.float32).astype(np.float16) if half else packed)
-    block, stride = (half_block, 64) if half else (float_block, 128)
-    block(t, x.ctypes.data, x.strides[0], data.ctypes.data, stride, k, 0, y.ctypes.data, y.strides[0])
-    return y[:, : w.shape[0]]
-
-
-def run_int8(x, w, x_scale, w_scale):
-    t, k = x.shape
-    n_group = packing.padded(k) // 32
-    full = np.zeros((t, n_group * 32), np.int16)
-    full[:, :k] = x
-    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int8(w))
-    row_scale = np.zeros(32, np.float32)
-    row_scale[: len(w)] = w_scale
-    int8_block(
-        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, data.ctypes.data, row_scale.ctypes.data, n_group, 0,
-        y.ctypes.data, y.strides[0],
-    )  # fmt: skip
-    return y[:, : len(w)]
-
-
-def run_int4(x, values, step, low, x_scale, w_scale):
-    t, k = x.shape
-    n_group = packing.padded(k) // 32
-    full = np.zeros((t, n_group * 32), np.int16)
-    full[:, :k] = x
-    sums = full.astype(np.float32).reshape(t, n_group, 32).sum(2)
-    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int4(values, step, low))
-    row_scale = np.zeros(32, np.float32)
-    row_scale[: len(values)] = w_scale
-    int4_block(
-        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, sums.ctypes.data, sums.strides[0], data.ctypes.data,
-        row_scale.ctypes.data, n_group, 0, y.ctypes.data, y.strides[0],
-    )  # fmt: skip
-    return y[:, : len(values)]
-
-
-def dense_int4(values, step, low, scale=None):
-    wide_step, wide_low = (np.repeat(v.astype(float), 32, axis=1)[:, : values.shape[1]] for v in (step, low))
-    dense = values * wide_step + wide_low
-    return dense if scale is None else dense * scale[:, None]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 13])

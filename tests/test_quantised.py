@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import LETTERS, filled_decoder, letter_tokenizer, refused, some_tokens
-from test_adapt import some_order
+from helpers import LETTERS, filled_decoder, letter_tokenizer, refused, some_order, some_tokens
 
 from sentinel.adapt.pruning.gram_matrices import InputGrams
 from sentinel.adapt.pruning.prune import make_elastic
@@ -300,7 +299,7 @@ def test_kernels_are_right_on_a_cpu_without_vectors(tmp_path):
     if not IS_X86:
         pytest.skip("only x86 has an older self to compile for")
     code = """
-import numpy as np, test_native_kernels as t
+import numpy as np, native_oracle as t
 from sentinel.infer.native import HAS_FAST_VECTORS
 assert not HAS_FAST_VECTORS
 rng = np.random.default_rng(0)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 from conftest import spec_of
 from helpers import filled_decoder
 from synthetic_results import PLACE, TEXT, all_results, quality, row, speed
 
-from sentinel.cli import main
+from sentinel.cli import build_parser, main
 from sentinel.commands import presets
+from sentinel.commands.engine import chosen_engine
 from sentinel.commands.presets import Preset, load_preset, save_preset
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import save_checkpoint
@@ -186,11 +187,8 @@ def test_presets_round_trip_and_refuse(measured, tmp_path, capsys):
 
 def filled_in(model: str, *arguments: str) -> tuple[int | None, str | None, float | None, float | None]:
     """Level, precision, heads and neurons of `generate` after its preset was applied."""
-    from sentinel.cli import build_parser
-
-    options = build_parser("generate").parse_args(["generate", model, "a", "--preset", "p", *arguments])
-    presets.apply_preset(options)
-    return options.level, options.precision, options.heads, options.neurons
+    options = build_parser("generate").parse_args(["generate", model, "a", *arguments])
+    return astuple(presets.with_preset(chosen_engine(options), "p", model))
 
 
 def test_explicit_flags_win_over_a_preset(measured, tmp_path):

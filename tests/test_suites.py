@@ -9,7 +9,7 @@ import json
 import pytest
 from conftest import spec_of
 from helpers import filled_decoder
-from test_results import PLACE, row
+from synthetic_results import PLACE, row
 
 from sentinel.cli import main
 from sentinel.errors import InputError

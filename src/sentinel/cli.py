@@ -78,11 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
-    options = build_parser(chosen).parse_args(arguments)
+    options = build_parser(chosen).parse_args(arguments, argparse.Namespace(arguments=arguments))
     from sentinel.files import stdout_reserved
     from sentinel.progress import begin
 
-    options.arguments = arguments
     begin(quiet=options.quiet)
     with stdout_reserved([getattr(options, name, None) for name in ("json", "trace")]):
         options.run(options)

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import Any
 
-from sentinel.commands.arguments import (
-    add_machine,
-    add_model,
-    command_again,
-    listed,
-    load_model,
-    names,
-    telling_what_is_kept,
-    whole_number,
-)
-from sentinel.commands.pruning import ratio, ratios
+from sentinel.commands.arguments import add_machine, add_model, command_again, load_model, telling_what_is_kept
+from sentinel.commands.suite_options import add_resume, add_suite_options, given_options
 from sentinel.measure.suites import SUITES
 
 
@@ -30,57 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_resume(parser)
     add_suite_options(parser.add_argument_group("options of suites", "what is not given is the suite's own"))
     add_machine(parser)
-
-
-def add_resume(parser: Any) -> None:
-    """Go on with an earlier run."""
-    parser.add_argument("--resume", metavar="FILE", help="keep what this results file holds, measure only the rest")
-
-
-def add_suite_options(group: Any) -> None:
-    """Flags of `Settings`; those that are not given are absent from the parsed arguments."""
-    count = whole_number(1)
-
-    def add(flag: str, metavar: str, kind: Any, help: str) -> None:
-        group.add_argument(flag, metavar=metavar, type=kind, default=argparse.SUPPRESS, help=help)
-
-    add("--batch", "B", count, "sequences at once")
-    add("--prompt-tokens", "N", count, "tokens of the prompt")
-    add("--new-tokens", "N", count, "tokens that are generated")
-    add("--rounds", "N", count, "rounds, all engines in turn, after one of warm-up")
-    add("--levels", "L,L", listed(whole_number(0)), "optimisation levels")
-    add("--precision", "P,P", names, "of level 3: int8, int4, or both")
-    add("--lengths", "N,N", listed(count), "tokens of context")
-    add("--criteria", "C,C", names, "criteria of pruning, or 'all'")
-    add("--heads", "R,R", ratios, "shares of heads that are removed")
-    add("--neurons", "R", ratio, "share of neurons that is removed too (as many as heads)")
-    add("--batches", "B,B", listed(count), "numbers of sequences of the batch suite")
-    add("--calibration", "TEXT", str, "for pruning (the built-in texts' train splits)")
-    add("--calibration-tokens", "N", count, "of it")
-    add("--text", "TEXT", str, "to judge by (the built-in texts' test splits)")
-    add("--eval-tokens", "N", whole_number(2), "per text")
-    add("--shapes", "S,S", names, "shapes of the scaling suite: known ids or folders")
-    add("--recovery-steps", "N", whole_number(0), "of every integrated model before it is judged; 0: speed alone")
-    group.add_argument(
-        "--expand-kv",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="repeat grouped K/V: every head stands alone",
-    )
-
-
-def given_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The suite options that the arguments name."""
-    from sentinel.infer.engine import check_level, check_precision
-    from sentinel.measure.suites.request import Settings
-
-    known = {field.name for field in dataclasses.fields(Settings)}
-    given = {name: value for name, value in vars(options).items() if name in known}
-    for level in given.get("levels", ()):
-        check_level(level)
-    for precision in given.get("precision", ()):
-        check_precision(3, precision)
-    return given
 
 
 def run(options: argparse.Namespace) -> None:

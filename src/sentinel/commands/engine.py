@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import warn_of_threads
@@ -10,6 +11,21 @@ from sentinel.commands.pruning import ratio
 
 if TYPE_CHECKING:
     from sentinel.infer.opening import OpenedEngine
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """How a model is run; None where nothing was said."""
+
+    level: int | None
+    precision: str | None
+    heads: float | None
+    neurons: float | None
+
+
+def chosen_engine(options: argparse.Namespace) -> EngineChoice:
+    """What the arguments say."""
+    return EngineChoice(options.level, options.precision, options.heads, options.neurons)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -22,17 +38,18 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--neurons", metavar="R", type=ratio, help="likewise")
 
 
-def open_engine(options: argparse.Namespace) -> OpenedEngine:
-    """The engine that the arguments name."""
+def open_engine(options: argparse.Namespace, choice: EngineChoice | None = None) -> OpenedEngine:
+    """The engine that the arguments name; ``choice`` in place of their own."""
     from sentinel.infer import opening
 
+    choice = choice or chosen_engine(options)
     warn_of_threads(options.threads)
     return opening.open_engine(
         options.model,
-        level=options.level,
-        precision=options.precision,
-        heads=options.heads or 0.0,
-        neurons=options.neurons or 0.0,
+        level=choice.level,
+        precision=choice.precision,
+        heads=choice.heads or 0.0,
+        neurons=choice.neurons or 0.0,
         random_weights=options.random_weights,
         device=options.device,
         threads=options.threads,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import add_machine, add_model, plain_text, real_number, whole_number
-from sentinel.commands.engine import add_engine, open_engine
-from sentinel.commands.presets import apply_preset
+from sentinel.commands.engine import add_engine, chosen_engine, open_engine
+from sentinel.commands.presets import with_preset
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ def run(options: argparse.Namespace) -> None:
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
     text = prompt_of(options)
-    apply_preset(options)
-    opened = open_engine(options)
+    choice = chosen_engine(options)
+    if options.preset is not None:
+        choice = with_preset(choice, options.preset, options.model)
+    opened = open_engine(options, choice)
     engine, tokenizer = opened.engine, opened.require_tokenizer()
     prompt, chat = token_ids(options, tokenizer, text)
     if opened.weights == "random":

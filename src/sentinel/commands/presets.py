@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
@@ -16,6 +15,9 @@ from sentinel.errors import InputError
 from sentinel.files import make_folder, write_text
 from sentinel.formats.folder import read_record
 from sentinel.models.record import Pruned, Quantised, Record
+
+if TYPE_CHECKING:
+    from sentinel.commands.engine import EngineChoice
 
 SCHEMA = "sentinel-preset/1"
 FIELDS = {"model": str, "level": int, "precision": str, "heads": float, "neurons": float, "reason": str}
@@ -78,28 +80,26 @@ def load_preset(name: str) -> Preset:
         raise InputError(f"{path} is not a preset ({error}); save it again with 'sentinel recommend'") from error
 
 
-def apply_preset(options: argparse.Namespace) -> None:
-    """Fill in what the arguments left open by ``--preset``; what was said explicitly stays.
+def with_preset(choice: EngineChoice, name: str, model: str) -> EngineChoice:
+    """``choice`` for ``model``, with what it leaves open filled in by the preset of that name.
 
     Raises `InputError` for an unknown preset and for one of another model.
     """
-    if options.preset is None:
-        return
-    preset = load_preset(options.preset)
-    record = _record_of(options.model)
-    own = Path(options.model).expanduser()
-    names = {options.model, own.resolve().name if own.exists() else options.model}
+    preset = load_preset(name)
+    record = _record_of(model)
+    own = Path(model).expanduser()
+    names = {model, own.resolve().name if own.exists() else model}
     if preset.model not in names and preset.model not in {step.source for step in record.steps}:
         raise InputError(
-            f"preset {options.preset!r} is of {preset.model}, not of {options.model}; run {preset.model}, or what "
-            "'sentinel prune' made of it"
+            f"preset {name!r} is of {preset.model}, not of {model}; run {preset.model}, or what 'sentinel prune' made of it"
         )
-    if options.level is None:
-        options.level = preset.level
-        options.precision = options.precision or (preset.precision if preset.level == 3 else None)
+    if choice.level is None:
+        precision = choice.precision or (preset.precision if preset.level == 3 else None)
+        choice = replace(choice, level=preset.level, precision=precision)
     removed = (preset.heads, preset.neurons)
-    if options.heads is None and options.neurons is None and not _removed_for_good(record, removed):
-        options.heads, options.neurons = removed
+    if choice.heads is None and choice.neurons is None and not _removed_for_good(record, removed):
+        choice = replace(choice, heads=preset.heads, neurons=preset.neurons)
+    return choice
 
 
 def _record_of(model: str) -> Record:

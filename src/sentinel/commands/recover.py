@@ -13,7 +13,6 @@ from sentinel.commands.arguments import (
     add_output,
     check_model_output,
     command_again,
-    load_model,
     real_number,
     set_threads,
     telling_what_is_kept,
@@ -75,13 +74,14 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.recovery.state import STATE, clear_state
     from sentinel.api.learning import recover
     from sentinel.api.model import Model
+    from sentinel.formats.sources import load
     from sentinel.progress import console
 
     output = check_model_output(options.output, options.force, options.model, options.teacher)
     settings = settings_of(options)
     main = make_accelerator().is_main_process
     console.quiet = console.quiet or not main
-    _share_cores(options)
+    set_threads(_threads(options.threads))
     state = Path(options.state) if options.state else output.with_name(f"{output.name}.recovery")
 
     def what_is_kept() -> str:
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
 
     with telling_what_is_kept(what_is_kept):
         made = recover(
-            Model(load_model(options), options.model),
+            Model(load(options.model, random_weights=options.random_weights), options.model),
             options.teacher,
             text=options.text,
             held_out=options.held_out,
@@ -122,14 +122,12 @@ def settings_of(options: argparse.Namespace) -> RecoverySettings:
     return RecoverySettings(**given)
 
 
-def _share_cores(options: argparse.Namespace) -> None:
-    """Processes that ``accelerate launch`` started on one machine share its cores."""
+def _threads(asked: int | None) -> int | None:
+    """Threads of this process: processes that ``accelerate launch`` started on one machine share its cores."""
     from sentinel.cores import physical_cores
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if processes > 1 and options.threads is None:
-        options.threads = max(1, physical_cores() // processes)
-    set_threads(options.threads)
+    return max(1, physical_cores() // processes) if processes > 1 and asked is None else asked
 
 
 def _print(found: Recovery, state: Path) -> None:

@@ -13,7 +13,7 @@ from sentinel.commands.arguments import (
     load_model,
     telling_what_is_kept,
 )
-from sentinel.commands.bench import add_resume, add_suite_options, given_options
+from sentinel.commands.suite_options import add_resume, add_suite_options, given_options
 from sentinel.errors import InputError
 
 

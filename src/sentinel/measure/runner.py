@@ -39,9 +39,7 @@ def run_suites(
     one. Raises `InputError` for an unknown suite, an option that a suite does not take, a model that it can't measure, and
     a ``resume`` of something else, and text that the model has seen.
     """
-    settings = {name: settings_of(suite_of(name), given, quick=quick) for name, given in suites.items()}
-    if len(suites) > 1 and not quick:
-        settings = {name: replace(s, passes=min(suite_of(name).passes, s.rounds)) for name, s in settings.items()}
+    settings = _settings(suites, quick)
     _refuse_seen_text(loaded, settings)
     fingerprint = weights_fingerprint(loaded.decoder)
     runs = {name: _record(loaded, fingerprint, chosen) for name, chosen in settings.items()}
@@ -83,6 +81,14 @@ def run_suites(
         if len(left) > 1:
             say(f"{what} took {time.monotonic() - start:.0f} s")
     return found
+
+
+def _settings(suites: Mapping[str, Mapping[str, Any]], quick: bool) -> dict[str, Settings]:
+    """Every suite's settings; of several in a full run with the passes that the suites ask for."""
+    settings = {name: settings_of(suite_of(name), given, quick=quick) for name, given in suites.items()}
+    if len(suites) == 1 or quick:
+        return settings
+    return {name: replace(s, passes=min(suite_of(name).passes, s.rounds)) for name, s in settings.items()}
 
 
 def _refuse_seen_text(loaded: LoadedModel, settings: Mapping[str, Settings]) -> None:
