@@ -140,6 +140,14 @@ def copier():
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """A tiny checkpoint without a tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(filled_decoder(spec_of("gpt2")), folder, None, Record())
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def worded(tmp_path_factory) -> str:
     """A tiny checkpoint with a tokenizer of single letters."""
     folder = tmp_path_factory.mktemp("models") / "worded"

@@ -12,6 +12,7 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split, Whitespace
 
 from sentinel.adapt.pruning.plan import RemovalOrder, Scores, removal_order
+from sentinel.adapt.text.corpora import Document, Text
 from sentinel.cli import main
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import ModelSpec
@@ -42,6 +43,21 @@ def byte_tokenizer() -> TextTokenizer:
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.add_special_tokens(["<end>"])
     return TextTokenizer(tokenizer, (0,))
+
+
+def word_tokenizer(*vocabulary: str, special: str | None = None) -> Tokenizer:
+    """A tokenizer of words, "?" for all others; it drops the spaces between."""
+    names = ["?", *([special] if special else []), *vocabulary]
+    made = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, "?"))
+    made.pre_tokenizer = Whitespace()
+    if special:
+        made.add_special_tokens([special])
+    return made
+
+
+def text_of(*documents: str) -> Text:
+    """A text of these documents, named by their numbers."""
+    return Text("t", tuple(Document(str(number), content) for number, content in enumerate(documents)))
 
 
 def filled_decoder(spec: ModelSpec, seed: int = 0) -> Decoder:

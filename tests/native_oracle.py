@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
-from sentinel.infer.native import memory, packing, quantise
+from sentinel.infer.native import NativeEngine, NativeWeights, memory, packing, quantise
 from sentinel.infer.native.kernels.tiles import float_block, half_block, int4_block, int8_block
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+
+TOKENS = np.random.default_rng(0).integers(0, 131, 40).tolist()
 
 
 def gpt2(n_layer=2, n_head=3, n_embd=48, vocab=131, context=64, seed=0, **more):
@@ -129,6 +131,10 @@ def sliced(spec, arrays, heads, neurons):
             a[f"{p}attn.gate"] = a[f"{p}attn.gate"][: g * y.group_size]
     new = {f: getattr(spec, f) for f in spec.__dataclass_fields__} | {"layers": tuple(layers)}
     return ModelSpec(**new), a
+
+
+def engine_of(spec, arrays, precision="fp32", **options):
+    return NativeEngine(NativeWeights.from_arrays(spec, arrays, precision), **options)
 
 
 _ACT = {

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import spec_of
 from helpers import filled_decoder, refused
-from safetensors.torch import load_file, save_file
 
 from sentinel.cli import COMMANDS, main
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.folder import read_record
 from sentinel.formats.packages import gpt2_tokenizer_folder
 from sentinel.formats.sources import KNOWN_SHAPES, random_decoder
 from sentinel.models.families import family_of
-from sentinel.models.record import Record
+from sentinel.models.record import Integrated, Pruned, Record
 from sentinel.models.tokenizer import TextTokenizer
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    """A tiny checkpoint without a tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_checkpoint(filled_decoder(spec_of("gpt2")), folder, None, Record())
-    return str(folder)
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -54,199 +44,6 @@ def test_every_command_has_help(command, capsys):
         main([command, "--help"])
     assert exit.value.code == 0
     assert COMMANDS[command].split()[0] in capsys.readouterr().out.lower()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "COMMAND"),
-        (["dance"], "dance"),
-        (["info", ""], "name is empty"),
-        (["info", "/nowhere/at/all"], "does not exist"),
-        (["info", "./nothing.gguf"], "does not exist"),
-        (["info", "TINY", "--random-weights", "-1"], "at least 0"),
-        (["info", "TINY", "--wrong"], "--wrong"),
-        (["generate", "TINY", "hello"], "no tokenizer"),
-        (["generate", "TINY", "hello", "--max-new-tokens", "0"], "at least 1"),
-        (["generate", "TINY", "hello", "--max-new-tokens", "ten"], "not a whole number"),
-        (["generate", "TINY", "hello", "--temperature", "nan"], "finite"),
-        (["generate", "TINY", "hello", "--temperature", "-1"], "temperature"),
-        (["generate", "TINY", "hello", "--top-p", "2"], "top-p"),
-        (["generate", "TINY", "hello", "--level", "7"], "level 7 does not exist"),
-        (["generate", "TINY", "hello", "--device", "abacus"], "abacus"),
-        (["generate", "TINY", "hello", "--device", "meta"], "holds no values"),
-        (["generate", "TINY", "hello", "--threads", "0"], "at least 1"),
-        (["generate", "TINY", "hello", "--heads", "1.5"], "means 150 %"),
-        (["generate", "WORDS", "hello", "--heads", "0.5"], "no pruning levels"),
-        (["integrate", "TINY", "-o", "NEW", "--rank", "0"], "not a rank"),
-        (["integrate", "TINY", "-o", "NEW", "--configuration", "some"], "no-baseline"),
-        (["prune", "WORDS", "-o", "NEW"], "one of"),
-        (["prune", "WORDS", "-o", "NEW", "--heads", "2"], "means 200 %"),
-        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--speedup", "2"], "one of"),
-        (["prune", "WORDS", "-o", "FILE", "--heads", "0.5"], "is a file"),
-        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--criterion", "luck"], "luck"),
-        (
-            ["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", "TEXT"],
-            "was calibrated or trained on",
-        ),
-        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", "SHORT"], "too short"),
-        (
-            [
-                "prune",
-                "WORDS",
-                "-o",
-                "NEW",
-                "--neurons",
-                "0.5",
-                "--criterion",
-                "entropy",
-                "--text",
-                "TEXT",
-                "--calibration",
-                "OTHER",
-                "--calibration-tokens",
-                "64",
-            ],
-            "scores heads only",
-        ),
-        (
-            [
-                "prune",
-                "WORDS",
-                "-o",
-                "NEW",
-                "--speedup",
-                "0.5",
-                "--text",
-                "TEXT",
-                "--calibration",
-                "OTHER",
-                "--calibration-tokens",
-                "64",
-            ],
-            "above 1",
-        ),
-        (
-            [
-                "prune",
-                "WORDS",
-                "-o",
-                "NEW",
-                "--max-memory",
-                "0.001",
-                "--text",
-                "TEXT",
-                "--calibration",
-                "OTHER",
-                "--calibration-tokens",
-                "64",
-                "--criterion",
-                "magnitude",
-                "--no-compensate",
-            ],
-            "out of reach",
-        ),
-        (["evaluate", "WORDS", "--text", "/nowhere.txt"], "no text file"),
-        (["evaluate", "WORDS", "--text", "TEXT", "--context", "4096"], "context"),
-        (["evaluate", "WORDS", "--text", "TEXT", "--teacher", "TINY", "--context", "16"], "same vocabulary"),
-        (["evaluate", "TINY", "--text", "TEXT", "--random-weights", "0"], "random weights"),
-        (["evaluate", "WORDS", "--text", "sotu:half"], "no split"),
-        (["importance", "WORDS", "--chart", "x.png"], ".html or .svg"),
-        (["importance", "WORDS", "--json", "FOLDER"], "is a folder"),
-        (["importance", "WORDS", "--seed", "9" * 30], "too large"),
-        (["importance", "TINY", "--random-weights", "9" * 30], "too large"),
-        (["evaluate", "WORDS", "--text", "TEXT", "--json", "FOLDER"], "is a folder"),
-        (["evaluate", "WORDS", "--text", "TEXT", "--json", ""], "is a folder"),
-        (["evaluate", "WORDS", "--text", "TEXT", "--context", "16", "--teacher", ""], "name is empty"),
-        (["evaluate", "WORDS", "--text", ""], "name of a text is empty"),
-        (["prune", "WORDS", "-o", "NEW", "--heads", "0.5", "--text", "TEXT", "--calibration", ","], "text is empty"),
-        (["prune", "WORDS", "-o", "WORDS", "--heads", "0.5"], "would be lost"),
-        (["quantize", "WORDS", "-o", "WORDS"], "would be lost"),
-        (["integrate", "TINY", "-o", "WORDS", "--baseline", "WORDS"], "would be lost"),
-        (["recover", "TINY", "-o", "WORDS", "--teacher", "WORDS"], "would be lost"),
-        (["adapt", "WORDS", "-o", "WORDS", "--budget", "0.5"], "would be lost"),
-        (["adapt", "WORDS", "-o", "NEW", "--budget", "0.5", "--minutes", "0"], "minutes must be above 0"),
-        (["bench", "decode", "TINY", "--json", "FOLDER"], "is a folder"),
-        (["generate", "WORDS", "a", "--lookup", "--seed", "-1"], "at least 0"),
-        (["info", "TINY", "--json", "FOLDER"], "is a folder"),
-        (["bench", "speed"], "speed"),
-        (["bench", "decode", "TINY", "--prompt-tokens", "60"], "context"),
-        (["bench", "decode", "TINY", "--levels", "0,0"], "twice"),
-        (["bench", "attention", "TINY", "--lengths", "32,64"], "context"),
-        (["bench", "attention", "TINY", "--levels", "1"], "takes no --levels"),
-        (["bench", "decode", "TINY", "--json", "/proc/none/x.json"], "/proc/none"),
-        (["report", "TINY", "-o", "FILE"], "is a file"),
-        (["report", "TINY", "--from", "/nowhere.json"], "can't be read"),
-    ],
-)
-def test_bad_input_is_one_clear_sentence(arguments, said, tiny, worded, tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    places = {
-        "TINY": tiny,
-        "WORDS": worded,
-        "FILE": str(tmp_path / "file"),
-        "NEW": str(tmp_path / "new"),
-        "FOLDER": str(tmp_path),
-    }
-    for name, words in (("TEXT", "a b c d e f g h " * 40), ("OTHER", "h g f e d c b a " * 90), ("SHORT", "a b c")):
-        (tmp_path / name).write_text(words)
-        places[name] = str(tmp_path / name)
-    assert said in refused(capsys, *(places.get(a, a) for a in arguments))
-    assert (tmp_path / "file").read_text() == "mine"
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_named(value, worded, tmp_path, capsys):
-    bad = tmp_path / "bad"
-    shutil.copytree(worded, bad)
-    weights = load_file(bad / "model.safetensors")
-    weights["layers.1.mlp.up_proj.weight"][3, 4] = value
-    save_file(weights, bad / "model.safetensors", metadata={"format": "pt"})
-    new = str(tmp_path / "new")
-    for command in (
-        ["prune", str(bad), "-o", new, "--heads", "0.5", "--criterion", "magnitude", "--no-compensate"],
-        ["integrate", worded, "-o", new, "--baseline", str(bad)],
-        ["recover", worded, "-o", new, "--teacher", str(bad)],
-        ["evaluate", str(bad)],
-    ):
-        assert f"{bad}: tensor 'layers.1.mlp.up_proj.weight' holds NaN" in refused(capsys, *command)
-    assert not Path(new).exists()
-
-
-@pytest.mark.parametrize("record", ["yes", None, {"calibration_documents": 5}, {"calibration_documents": [1]}])
-def test_a_damaged_record_of_seen_text_is_refused(record, worded, letters, tmp_path, capsys):
-    bad = tmp_path / "bad"
-    shutil.copytree(worded, bad)
-    config = json.loads((bad / "config.json").read_text())
-    del config["record"]  # as version 0.1 wrote it
-    (bad / "config.json").write_text(json.dumps({**config, "pruning": record}))
-    assert "record of pruning is damaged" in refused(capsys, "evaluate", str(bad), "--text", letters["test"])
-
-
-def test_floors_are_kept_or_refused(worded, tmp_path, capsys):
-    command = ["prune", worded, "-o", str(tmp_path / "new"), "--criterion", "magnitude", "--no-compensate"]
-    text = tmp_path / "text.txt"
-    text.write_text("a b c d e f g h " * 40)
-    command += ["--text", str(text)]
-    for unit in ("heads", "neurons"):
-        ratios = ["--heads", "0.5", "--neurons", "0.5", f"--floor-{unit}", "99"]
-        assert f"50% of {unit} can't be removed" in refused(capsys, *command, *ratios)
-    assert not (tmp_path / "new").exists()
-    assert main([*command, "--heads", "0.5", "--floor-heads", "1"]) == 0
-    assert all(layer.n_kv_head >= 1 for layer in load_checkpoint(tmp_path / "new").spec.layers)
-
-
-def test_models_that_can_not_be_read_are_named(tiny, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    assert "no config.json" in refused(capsys, "info", str(tmp_path / "empty"))
-    (tmp_path / "mamba").mkdir()
-    (tmp_path / "mamba" / "config.json").write_text('{"model_type": "mamba"}')
-    assert "gpt2, llama" in refused(capsys, "info", str(tmp_path / "mamba"))
-    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
-    assert "GGUF" in refused(capsys, "info", str(tmp_path / "model.gguf"))
-    (tmp_path / "notes.txt").write_text("x")
-    assert "not a .gguf file" in refused(capsys, "info", str(tmp_path / "notes.txt"))
 
 
 def test_hub_out_of_reach_is_said():
@@ -493,3 +290,34 @@ def test_a_quantised_model_is_judged_and_keeps_the_record_of_seen_text(worded, l
     assert (found[quantised]["level"], found[quantised]["precision"]) == (3, "int8")
     assert found[quantised]["perplexity"] == pytest.approx(found[str(pruned)]["perplexity"], rel=0.02)
     assert "calibrated or trained on" in refused(capsys, "evaluate", quantised, "--text", letters["calibration"])
+
+
+def test_integrate_from_the_command_line(tmp_path, capsys):
+    source, out = str(tmp_path / "source"), str(tmp_path / "out")
+    made = Record().then(Pruned(source="m", criterion="fisher", heads=(0.5,), neurons=(0.0,), documents=("a",)))
+    save_checkpoint(filled_decoder(spec_of("gpt2")), source, None, made)
+    assert main(["integrate", source, "-o", out, "--rank", "2"]) == 0
+    said = capsys.readouterr().out
+    spec = load_checkpoint(out).spec
+    assert spec.integration is not None and spec.integration.rank == 2
+    assert f"{spec.fusion_weights:,} new ones" in said and "frozen" in said
+    record = read_record(tmp_path / "out")
+    assert record.steps[0] == made.steps[0] and isinstance(record.steps[1], Integrated)
+    assert record.steps[1].configuration == "all" and record.steps[1].others_seen == ("a",)
+    assert main(["info", out, "--json", str(tmp_path / "info.json")]) == 0
+    assert "U-Net skips and baseline integration" in capsys.readouterr().out
+    assert json.loads((tmp_path / "info.json").read_text())["fusion_parameters"] == spec.fusion_weights
+    options = ["--configuration", "no-unet", "--rank", "full", "--baseline", source]
+    assert main(["integrate", source, "-o", out, "--force", *options]) == 0
+    again = load_checkpoint(out).spec.integration
+    assert again is not None and not again.skips and again.rank is None and again.baseline is not None
+    assert main(["integrate", out, "-o", str(tmp_path / "plain"), "--configuration", "original"]) == 0
+    assert "--level 0" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "plain").spec == spec_of("gpt2")
+    for arguments, word in (
+        ((source, "--configuration", "no-baseline", "--baseline", source), "leave out --baseline"),
+        ((out,), "already"),
+    ):
+        assert main(["integrate", *arguments, "-o", str(tmp_path / "refused")]) == 2
+        assert word in capsys.readouterr().err
+        assert not (tmp_path / "refused").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 
 import native_oracle as oracle
 import numpy as np
@@ -22,7 +21,6 @@ from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
-from sentinel.formats.folder import read_record
 from sentinel.formats.hugging_face.model import SentinelForCausalLM
 from sentinel.formats.sources import KNOWN_SHAPES
 from sentinel.infer.cpu_engine import CpuEngine, pack
@@ -32,7 +30,7 @@ from sentinel.infer.native import NativeWeights
 from sentinel.infer.native.weights import ENDS, matrices_of
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
-from sentinel.models.record import Integrated, Pruned, Record
+from sentinel.models.record import Record
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
 FEATURES = ("all", "no-baseline", "no-unet")
@@ -372,34 +370,3 @@ def windows():
     from sentinel.adapt.text.corpora import Windows
 
     return Windows(some_tokens(SPECS["gpt2"]), ())
-
-
-def test_command_line(tmp_path, capsys):
-    source, out = str(tmp_path / "source"), str(tmp_path / "out")
-    made = Record().then(Pruned(source="m", criterion="fisher", heads=(0.5,), neurons=(0.0,), documents=("a",)))
-    save_checkpoint(filled_decoder(SPECS["gpt2"]), source, None, made)
-    assert main(["integrate", source, "-o", out, "--rank", "2"]) == 0
-    said = capsys.readouterr().out
-    spec = load_checkpoint(out).spec
-    assert spec.integration is not None and spec.integration.rank == 2
-    assert f"{spec.fusion_weights:,} new ones" in said and "frozen" in said
-    record = read_record(tmp_path / "out")
-    assert record.steps[0] == made.steps[0] and isinstance(record.steps[1], Integrated)
-    assert record.steps[1].configuration == "all" and record.steps[1].others_seen == ("a",)
-    assert main(["info", out, "--json", str(tmp_path / "info.json")]) == 0
-    assert "U-Net skips and baseline integration" in capsys.readouterr().out
-    assert json.loads((tmp_path / "info.json").read_text())["fusion_parameters"] == spec.fusion_weights
-    options = ["--configuration", "no-unet", "--rank", "full", "--baseline", source]
-    assert main(["integrate", source, "-o", out, "--force", *options]) == 0
-    again = load_checkpoint(out).spec.integration
-    assert again is not None and not again.skips and again.rank is None and again.baseline is not None
-    assert main(["integrate", out, "-o", str(tmp_path / "plain"), "--configuration", "original"]) == 0
-    assert "--level 0" in capsys.readouterr().out
-    assert load_checkpoint(tmp_path / "plain").spec == SPECS["gpt2"]
-    for arguments, word in (
-        ((source, "--configuration", "no-baseline", "--baseline", source), "leave out --baseline"),
-        ((out,), "already"),
-    ):
-        assert main(["integrate", *arguments, "-o", str(tmp_path / "refused")]) == 2
-        assert word in capsys.readouterr().err
-        assert not (tmp_path / "refused").exists()

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of
-from helpers import byte_tokenizer, character_tokenizer, filled_decoder, letter_tokenizer, refused
+from helpers import (
+    byte_tokenizer,
+    filled_decoder,
+    letter_tokenizer,
+    refused,
+    text_of,
+    word_tokenizer,
+)
 from synthetic_results import PLACE, all_results, quality, row
-from tokenizers import Tokenizer, normalizers, processors
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers import normalizers, processors
 
 from sentinel.adapt.recovery.likelihood import perplexity_of
-from sentinel.adapt.text.corpora import Document, Text, load_texts, sample_windows
 from sentinel.cli import main
 from sentinel.commands.arguments import share
 from sentinel.commands.compare import lines
@@ -44,20 +48,6 @@ def decoder_of(vocab_size: int = 257, *, config: str = "gpt2", **changes) -> Dec
     return filled_decoder(dataclasses.replace(spec_of(config), vocab_size=vocab_size, **changes))
 
 
-def text(*documents: str) -> Text:
-    return Text("t", tuple(Document(str(number), content) for number, content in enumerate(documents)))
-
-
-def words(*vocabulary: str, special: str | None = None) -> Tokenizer:
-    """A tokenizer of words, "?" for all others; it drops the spaces between."""
-    names = ["?", *([special] if special else []), *vocabulary]
-    made = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, "?"))
-    made.pre_tokenizer = Whitespace()
-    if special:
-        made.add_special_tokens([special])
-    return made
-
-
 # --- bits per byte --------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +55,7 @@ def words(*vocabulary: str, special: str | None = None) -> Tokenizer:
 @pytest.mark.parametrize("stride", [1, 4, 32])
 def test_bits_per_byte_count_the_bytes_of_the_text_whatever_a_stride_cuts(written, stride):
     model, tokenizer = decoder_of(), byte_tokenizer()
-    found = evaluate(model, tokenizer, [text(written)], context=64, stride=stride)
+    found = evaluate(model, tokenizer, [text_of(written)], context=64, stride=stride)
     whole = len(written.encode())
     judged = whole - sum(token_bytes(tokenizer, written)[1][:1])  # of a document the first token is not predicted
     assert found.tokens == whole - 1
@@ -77,25 +67,25 @@ def test_every_byte_of_a_text_belongs_to_one_token():
         ids, sizes = token_bytes(byte_tokenizer(), written)
         assert ids == byte_tokenizer().encode(written)
         assert sizes.tolist() == pytest.approx([1.0] * len(written.encode()))
-    ids, sizes = token_bytes(TextTokenizer(words("the", "fox"), ()), " the  fox 你好 ")
+    ids, sizes = token_bytes(TextTokenizer(word_tokenizer("the", "fox"), ()), " the  fox 你好 ")
     assert ids == [1, 2, 0] and sizes.tolist() == [4, 5, 8]  # dropped spaces, and a word that is not known
 
 
 def test_special_tokens_are_no_text():
     _, sizes = token_bytes(byte_tokenizer(), "ab<end>c<end>")
     assert sizes.tolist() == [1, 1, 0, 1, 0]
-    begun = words("the", "fox", special="<s>")
+    begun = word_tokenizer("the", "fox", special="<s>")
     begun.post_processor = processors.TemplateProcessing(single="<s> $A <s>", special_tokens=[("<s>", 1)])
     ids, sizes = token_bytes(TextTokenizer(begun, ()), "the fox")
     assert ids == [1, 2, 3, 1] and sizes.tolist() == [0, 3, 4, 0]
     model = decoder_of(4)
-    found = evaluate(model, TextTokenizer(begun, ()), [text("the fox")], context=8)
+    found = evaluate(model, TextTokenizer(begun, ()), [text_of("the fox")], context=8)
     assert found.tokens == 3  # with a token before it the first word is predicted too
     assert found.bits_per_byte == pytest.approx(found.nll * 3 / math.log(2) / 7)
 
 
 def test_a_tokenizer_that_rewrites_is_judged_by_the_bytes_of_the_text_as_it_stands():
-    made = words("cafe", "fine")
+    made = word_tokenizer("cafe", "fine")
     made.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
     ids, sizes = token_bytes(TextTokenizer(made, ()), "Café ﬁne")
     assert ids == [1, 2] and sizes.tolist() == [5, 6]
@@ -104,7 +94,7 @@ def test_a_tokenizer_that_rewrites_is_judged_by_the_bytes_of_the_text_as_it_stan
 @pytest.mark.parametrize("written", ["<end>" * 9, "", "<end>"])
 def test_a_text_without_text_is_refused_in_a_sentence(written):
     with pytest.raises(InputError, match="evaluation text is"):
-        evaluate(decoder_of(), byte_tokenizer(), [text(written)], context=16)
+        evaluate(decoder_of(), byte_tokenizer(), [text_of(written)], context=16)
 
 
 # --- losses, vocabularies and contexts at their ends ----------------------------------------------------------------
@@ -116,7 +106,7 @@ def test_a_perplexity_beyond_a_float_is_infinite_and_null_in_json():
     wild = decoder_of()
     with torch.no_grad():
         wild.final_norm.weight.mul_(1e5)
-    texts = [text("some text that goes on " * 20)]
+    texts = [text_of("some text that goes on " * 20)]
     found = evaluate(wild, byte_tokenizer(), texts, context=16)
     assert found.nll > 709 and found.perplexity == math.inf and found.perplexity_stderr is None
     assert math.isfinite(found.bits_per_byte) and found.nll_stderr is not None
@@ -129,13 +119,13 @@ def test_a_perplexity_beyond_a_float_is_infinite_and_null_in_json():
 
 def test_a_token_beyond_the_vocabulary_is_refused():
     with pytest.raises(InputError, match="has only 100 tokens"):
-        evaluate(decoder_of(100), byte_tokenizer(), [text("some words")], context=16)
+        evaluate(decoder_of(100), byte_tokenizer(), [text_of("some words")], context=16)
 
 
 @pytest.mark.parametrize("context", [2, 3, 16, 32, 33])
 def test_short_contexts_are_judged_and_sampled(context):
     model = decoder_of(max_seq_len=context)
-    texts = [text("", "The quick brown fox " * 9)]
+    texts = [text_of("", "The quick brown fox " * 9)]
     found = evaluate(model, byte_tokenizer(), texts)
     assert found.context == context and found.tokens == 179
     variety = sample_variety(make_engine(model, 1), byte_tokenizer(), texts)
@@ -166,10 +156,10 @@ def test_a_padding_token_beyond_the_model_is_no_hindrance(tmp_path):
     tokenizer.fast.add_special_tokens(["<pad>"])
     save_checkpoint(decoder_of(), tmp_path / "m", tokenizer, Record())
     loaded = load(str(tmp_path / "m"))
-    texts = [text("some words")]
+    texts = [text_of("some words")]
     assert evaluate(loaded.decoder, loaded.require_tokenizer(), texts).tokens == 9
     with pytest.raises(InputError, match="token 257"):
-        evaluate(loaded.decoder, loaded.require_tokenizer(), [text("some<pad>")])
+        evaluate(loaded.decoder, loaded.require_tokenizer(), [text_of("some<pad>")])
 
 
 # --- standard errors ------------------------------------------------------------------------------------------------
@@ -185,7 +175,7 @@ def test_no_standard_error_of_few_windows():
     few = losses[: FEWEST - 1]
     assert mean_with_error(windows_of([0] * len(few), few), few) == (sum(few) / 10 / len(few), None)
     model, other = decoder_of(), decoder_of(config="gpt2-relu-untied")
-    short = [text("a few words")]
+    short = [text_of("a few words")]
     judge = Judge(model, byte_tokenizer(), short, Record(), tokens_per_text=None, context=16)
     assert judge(other)["perplexity_stderr"] is None and judge(other)["perplexity_ratio_stderr"] is None
     assert judge(model)["perplexity_ratio"] == 1.0
@@ -193,7 +183,7 @@ def test_no_standard_error_of_few_windows():
 
 def test_one_text_without_a_standard_error_leaves_the_whole_without():
     model, other = decoder_of(), filled_decoder(dataclasses.replace(spec_of("gpt2"), vocab_size=257), seed=3)
-    texts = [text("a few words"), text("many more words than that " * 20)]
+    texts = [text_of("a few words"), text_of("many more words than that " * 20)]
     found, dense = ([evaluate(m, byte_tokenizer(), [t], context=16) for t in texts] for m in (other, model))
     assert found[0].nll_stderr is None and found[1].nll_stderr is not None
     assert perplexity_ratio(found, dense)[1] is None
@@ -318,84 +308,3 @@ def test_ratios_may_be_percentages():
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=said):
             ratio(text_)
-
-
-# --- texts and windows ----------------------------------------------------------------------------------------------
-
-
-def test_short_documents_are_packed_with_the_end_token_between():
-    documents = [f"{chr(97 + n % 26)}" * 510 for n in range(128)]
-    texts = [Text("t", tuple(Document(str(n), f"{d}{n:03}"[-510:]) for n, d in enumerate(documents)))]
-    found = sample_windows(texts, byte_tokenizer(), 127 * 512, 512)
-    assert found.tokens.shape == (127, 512)
-    assert len(found.fingerprints) == 128  # every document is in one of them
-    ends = torch.nonzero(found.tokens.flatten() == 0).flatten()
-    assert torch.equal(ends, torch.arange(510, 127 * 512, 511))
-    again = sample_windows(texts, byte_tokenizer(), 127 * 512, 512)
-    assert torch.equal(found.tokens, again.tokens) and found.fingerprints == again.fingerprints
-    assert not torch.equal(found.tokens, sample_windows(texts, byte_tokenizer(), 127 * 512, 512, seed=1).tokens)
-    with pytest.raises(InputError, match="128 windows of 512 tokens are needed and it gives 127"):
-        sample_windows(texts, byte_tokenizer(), 128 * 512, 512)
-
-
-def test_packed_windows_name_just_the_documents_that_they_hold():
-    texts = [text(*(chr(97 + n) * 5 for n in range(26)))]
-    found = sample_windows(texts, byte_tokenizer(), 24, 12)
-    letters = {chr(97 + n): Document("", chr(97 + n) * 5).fingerprint for n in range(26)}
-    held = byte_tokenizer().decode(found.tokens.flatten().tolist())
-    assert set(found.fingerprints) == {letters[c] for c in held}
-
-
-def test_packing_without_an_end_token_and_with_one_that_the_tokenizer_adds():
-    texts = [text(*("abcdefg"[n:] for n in range(7)))]
-    found = sample_windows(texts, character_tokenizer(), 28, 4)
-    assert found.tokens.shape == (7, 4)  # 28 letters, nothing between
-    ended = words("x", special="<e>")
-    ended.post_processor = processors.TemplateProcessing(single="$A <e>", special_tokens=[("<e>", 1)])
-    found = sample_windows([text("x x", "x x ")], TextTokenizer(ended, (1,)), 6, 6)
-    assert found.tokens.tolist() == [[2, 2, 1, 2, 2, 1]]
-
-
-def test_long_documents_give_all_they_have():
-    """One document holds nearly all the text, and what is left over after whole windows is used when it is needed."""
-    texts = [text("a" * 1000, "b" * 17, "c" * 23)]
-    found = sample_windows(texts, byte_tokenizer(), 1040, 10)
-    assert found.tokens.shape == (104, 10) and len(found.fingerprints) == 3
-    with pytest.raises(InputError, match="too short"):
-        sample_windows(texts, byte_tokenizer(), 1050, 10)
-
-
-def test_documents_of_files_and_folders(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeffone\n".encode())
-    (tmp_path / "b.txt").write_text("")
-    (tmp_path / "c.jsonl").write_text('{"text": "two \\u2028 lines"}\n\n{"text": "three", "id": 3}\n{"text": ""}\n')
-    (found,) = load_texts(str(tmp_path), "train")
-    assert [(d.name, d.text) for d in found.documents] == [
-        ("a.txt", "one\n"),
-        ("c.jsonl:1", "two \u2028 lines"),
-        ("c.jsonl:3", "three"),
-    ]
-    assert found.documents[0].fingerprint == Document("", "one").fingerprint
-    assert [d.text for d in load_texts(str(tmp_path / "c.jsonl"), "train")[0].documents][1] == "three"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("empty.txt", b"", "is empty"),
-        ("blank.txt", b" \n\t", "is empty"),
-        ("mark.txt", b"\xef\xbb\xbf", "is empty"),
-        ("latin.txt", "café".encode("latin-1"), "UTF-8"),
-        ("wide.txt", "words".encode("utf-16"), "UTF-8"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
-        ("other.jsonl", b'{"content": "a"}\n', "line 1 holds no document"),
-        ("list.jsonl", b'["a"]\n', "line 1 holds no document"),
-        ("half.jsonl", b'{"text": "\\ud83d"}\n', "line 1 holds no document"),
-        ("nothing.jsonl", b"\n", "is empty"),
-    ],
-)
-def test_files_that_hold_no_text_are_refused_by_name(tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=said) as refusal:
-        load_texts(str(tmp_path / name), "train")
-    assert name in str(refusal.value) and "\n" not in str(refusal.value)

@@ -66,25 +66,10 @@ def byte_level(**options) -> Tokenizer:
 
 def metaspace() -> Tokenizer:
     """Llama's kind of tokenizer as of transformers 4: sentencepiece BPE with bytes for what it lacks, BOS in front."""
-    pieces = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *(f"<0x{i:02X}>" for i in range(256)),
-        "▁",
-        *"Tthequickbrownfxjmpsvlazydg.'12345",
-        "▁t",
-        "he",
-    ]
-    tokenizer = Tokenizer(
-        models.BPE(
-            {p: i for i, p in enumerate(pieces)},
-            [("▁", "t"), ("h", "e")],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    alphabet = ["▁", *"Tthequickbrownfxjmpsvlazydg.'12345"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *alphabet, "▁t", "he"]
+    vocabulary, joined = {p: i for i, p in enumerate(pieces)}, [("▁", "t"), ("h", "e")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, joined, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

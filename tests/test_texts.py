@@ -1,0 +1,95 @@
+"""Texts are read whole, packed into windows, and refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import (
+    byte_tokenizer,
+    character_tokenizer,
+    text_of,
+    word_tokenizer,
+)
+from tokenizers import processors
+
+from sentinel.adapt.text.corpora import Document, Text, load_texts, sample_windows
+from sentinel.errors import InputError
+from sentinel.models.tokenizer import TextTokenizer
+
+
+def test_short_documents_are_packed_with_the_end_token_between():
+    documents = [f"{chr(97 + n % 26)}" * 510 for n in range(128)]
+    texts = [Text("t", tuple(Document(str(n), f"{d}{n:03}"[-510:]) for n, d in enumerate(documents)))]
+    found = sample_windows(texts, byte_tokenizer(), 127 * 512, 512)
+    assert found.tokens.shape == (127, 512)
+    assert len(found.fingerprints) == 128  # every document is in one of them
+    ends = torch.nonzero(found.tokens.flatten() == 0).flatten()
+    assert torch.equal(ends, torch.arange(510, 127 * 512, 511))
+    again = sample_windows(texts, byte_tokenizer(), 127 * 512, 512)
+    assert torch.equal(found.tokens, again.tokens) and found.fingerprints == again.fingerprints
+    assert not torch.equal(found.tokens, sample_windows(texts, byte_tokenizer(), 127 * 512, 512, seed=1).tokens)
+    with pytest.raises(InputError, match="128 windows of 512 tokens are needed and it gives 127"):
+        sample_windows(texts, byte_tokenizer(), 128 * 512, 512)
+
+
+def test_packed_windows_name_just_the_documents_that_they_hold():
+    texts = [text_of(*(chr(97 + n) * 5 for n in range(26)))]
+    found = sample_windows(texts, byte_tokenizer(), 24, 12)
+    letters = {chr(97 + n): Document("", chr(97 + n) * 5).fingerprint for n in range(26)}
+    held = byte_tokenizer().decode(found.tokens.flatten().tolist())
+    assert set(found.fingerprints) == {letters[c] for c in held}
+
+
+def test_packing_without_an_end_token_and_with_one_that_the_tokenizer_adds():
+    texts = [text_of(*("abcdefg"[n:] for n in range(7)))]
+    found = sample_windows(texts, character_tokenizer(), 28, 4)
+    assert found.tokens.shape == (7, 4)  # 28 letters, nothing between
+    ended = word_tokenizer("x", special="<e>")
+    ended.post_processor = processors.TemplateProcessing(single="$A <e>", special_tokens=[("<e>", 1)])
+    found = sample_windows([text_of("x x", "x x ")], TextTokenizer(ended, (1,)), 6, 6)
+    assert found.tokens.tolist() == [[2, 2, 1, 2, 2, 1]]
+
+
+def test_long_documents_give_all_they_have():
+    """One document holds nearly all the text, and what is left over after whole windows is used when it is needed."""
+    texts = [text_of("a" * 1000, "b" * 17, "c" * 23)]
+    found = sample_windows(texts, byte_tokenizer(), 1040, 10)
+    assert found.tokens.shape == (104, 10) and len(found.fingerprints) == 3
+    with pytest.raises(InputError, match="too short"):
+        sample_windows(texts, byte_tokenizer(), 1050, 10)
+
+
+def test_documents_of_files_and_folders(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\n".encode())
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.jsonl").write_text('{"text": "two \\u2028 lines"}\n\n{"text": "three", "id": 3}\n{"text": ""}\n')
+    (found,) = load_texts(str(tmp_path), "train")
+    assert [(d.name, d.text) for d in found.documents] == [
+        ("a.txt", "one\n"),
+        ("c.jsonl:1", "two \u2028 lines"),
+        ("c.jsonl:3", "three"),
+    ]
+    assert found.documents[0].fingerprint == Document("", "one").fingerprint
+    assert [d.text for d in load_texts(str(tmp_path / "c.jsonl"), "train")[0].documents][1] == "three"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b" \n\t", "is empty"),
+        ("mark.txt", b"\xef\xbb\xbf", "is empty"),
+        ("latin.txt", "café".encode("latin-1"), "UTF-8"),
+        ("wide.txt", "words".encode("utf-16"), "UTF-8"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("other.jsonl", b'{"content": "a"}\n', "line 1 holds no document"),
+        ("list.jsonl", b'["a"]\n', "line 1 holds no document"),
+        ("half.jsonl", b'{"text": "\\ud83d"}\n', "line 1 holds no document"),
+        ("nothing.jsonl", b"\n", "is empty"),
+    ],
+)
+def test_files_that_hold_no_text_are_refused_by_name(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as refusal:
+        load_texts(str(tmp_path / name), "train")
+    assert name in str(refusal.value) and "\n" not in str(refusal.value)
