@@ -155,7 +155,7 @@ def test_bad_input_is_one_clear_sentence(arguments, said, tiny, worded, tmp_path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_named(value, worded, tmp_path, capsys):
+def test_weights_that_are_not_finite_are_named(value, worded, letters, tmp_path, capsys):
     bad = tmp_path / "bad"
     shutil.copytree(worded, bad)
     weights = load_file(bad / "model.safetensors")
@@ -166,7 +166,7 @@ def test_weights_that_are_not_finite_are_named(value, worded, tmp_path, capsys):
         ["prune", str(bad), "-o", new, "--heads", "0.5", "--criterion", "magnitude", "--no-compensate"],
         ["integrate", worded, "-o", new, "--baseline", str(bad)],
         ["recover", worded, "-o", new, "--teacher", str(bad)],
-        ["evaluate", str(bad)],
+        ["evaluate", str(bad), "--text", letters["test"]],
     ):
         assert f"{bad}: tensor 'layers.1.mlp.up_proj.weight' holds NaN" in refused(capsys, *command)
     assert not Path(new).exists()
