@@ -6,8 +6,12 @@ import math
 
 import numpy as np
 
-from sentinel.infer.native import NativeEngine, NativeWeights, memory, packing, quantise
-from sentinel.infer.native.kernels.tiles import float_block, half_block, int4_block, int8_block
+from sentinel.infer.native import NativeEngine, NativeWeights, memory
+from sentinel.infer.native.blocks import padded
+from sentinel.infer.native.kernels.precision_fp32 import float_block, half_block
+from sentinel.infer.native.kernels.precision_int4 import int4_block
+from sentinel.infer.native.kernels.precision_int8 import int8_block
+from sentinel.infer.native.precisions import PRECISIONS, fp32, int4, int8
 from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 TOKENS = np.random.default_rng(0).integers(0, 131, 40).tolist()
@@ -187,14 +191,8 @@ def plain_logits(spec, arrays, tokens):
 
 def dequantised(weight, kind):
     """The float32 weights that a packed matrix of that precision stands for."""
-    if kind == "fp32":
-        return weight
-    if kind == "int8":
-        q, scale = quantise.int8(weight)
-        return q * scale[:, None]
-    q, step, low, scale = quantise.int4(weight)
-    wide_step, wide_low = (np.repeat(v.astype(np.float32), 32, axis=1) for v in (step, low))
-    return ((q * wide_step + wide_low) * scale[:, None])[:, : weight.shape[1]]
+    stored, scale = PRECISIONS[kind].quantise(weight)
+    return PRECISIONS[kind].dequantise(stored, scale)[:, : weight.shape[1]]
 
 
 def placed(array):
@@ -208,7 +206,7 @@ def run_float(x, w, half=False):
     """Products of one block, x [t, k] @ w [up to 32, k].T, as the float kernel makes them."""
     t, k = x.shape
     y = np.zeros((t, 32), np.float32)
-    packed = packing.pack_fp32(w)
+    packed = fp32.pack((w,))
     data = placed(packed.view(np.float32).astype(np.float16) if half else packed)
     block, stride = (half_block, 64) if half else (float_block, 128)
     block(t, x.ctypes.data, x.strides[0], data.ctypes.data, stride, k, 0, y.ctypes.data, y.strides[0])
@@ -218,10 +216,10 @@ def run_float(x, w, half=False):
 def run_int8(x, w, x_scale, w_scale):
     """Likewise of whole numbers x and w, with a scale per row of each."""
     t, k = x.shape
-    n_group = packing.padded(k) // 32
+    n_group = padded(k) // 32
     full = np.zeros((t, n_group * 32), np.int16)
     full[:, :k] = x
-    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int8(w))
+    y, data = np.zeros((t, 32), np.float32), placed(int8.pack((w,)))
     row_scale = np.zeros(32, np.float32)
     row_scale[: len(w)] = w_scale
     int8_block(
@@ -234,11 +232,11 @@ def run_int8(x, w, x_scale, w_scale):
 def run_int4(x, values, step, low, x_scale, w_scale):
     """Likewise of weights values * step + low, by groups of 32."""
     t, k = x.shape
-    n_group = packing.padded(k) // 32
+    n_group = padded(k) // 32
     full = np.zeros((t, n_group * 32), np.int16)
     full[:, :k] = x
     sums = full.astype(np.float32).reshape(t, n_group, 32).sum(2)
-    y, data = np.zeros((t, 32), np.float32), placed(packing.pack_int4(values, step, low))
+    y, data = np.zeros((t, 32), np.float32), placed(int4.pack((values, step, low)))
     row_scale = np.zeros(32, np.float32)
     row_scale[: len(values)] = w_scale
     int4_block(

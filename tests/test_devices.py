@@ -18,7 +18,7 @@ from sentinel.adapt.cycles.controller import Controller, ControllerSettings
 from sentinel.adapt.integration import integrate
 from sentinel.adapt.pruning.calibrate import calibrate
 from sentinel.adapt.pruning.compact import compact, expand_kv
-from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.prune import CRITERION_NAMES, Pruner, Settings, make_elastic
 from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
@@ -118,7 +118,7 @@ def test_statistics_are_taken_up_again(model, windows, tmp_path):
 
 
 def test_models_are_quantised(model, windows):
-    engine = CpuEngine(pack(integrate(model), "int4", InputGrams(integrate(model), windows.tokens)))
+    engine = CpuEngine(pack(integrate(model), "int4", input_grams(integrate(model), windows.tokens)))
     assert len(list(generate_tokens(engine, [[5, 9]], 2))) == 2
     engine.close()
     assert pack_level(model, "int8").projections is None

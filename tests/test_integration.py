@@ -15,7 +15,7 @@ from helpers import LETTERS, filled_decoder, largest_difference, letter_tokenize
 from sentinel.adapt.integration import CONFIGURATIONS, baseline_spec, fresh_fusions, integrate, plain
 from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, select
 from sentinel.adapt.pruning.criteria import CRITERIA
-from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.plan import removal_order
 from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
 from sentinel.cli import main
@@ -219,13 +219,10 @@ def test_calibration_reads_what_the_projections_of_an_integrated_model_read():
         decoder(windows)
     for hook in hooks:
         hook.remove()
-    grams = InputGrams(decoder, windows)
     names = [name for name, *_ in matrices_of(decoder.spec) if name.endswith("qkv_proj")]
     assert any(name.startswith("baseline.") for name in names) and set(names) == set(seen)
-    for name in names:
-        found = grams(name)
-        assert found is not None
-        np.testing.assert_allclose(found, seen[name].T @ seen[name], rtol=1e-4, atol=1e-3)
+    for name, grams in zip(names, input_grams(decoder, windows), strict=True):
+        np.testing.assert_allclose(grams[name], seen[name].T @ seen[name], rtol=1e-4, atol=1e-3)
 
 
 def test_an_integrated_folder_is_quantised_on_text_and_generates(tmp_path, capsys):

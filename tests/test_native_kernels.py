@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 from native_oracle import dense_int4, run_float, run_int4, run_int8
 
-from sentinel.infer.native import packing, quantise
-from sentinel.infer.native.kernels import vector
-from sentinel.infer.native.kernels.layout import ACTIVATIONS, INT4, INT8
-from sentinel.infer.native.kernels.matrix import input_top
+from sentinel.infer.native.blocks import padded
+from sentinel.infer.native.kernels import inputs, vector
+from sentinel.infer.native.kernels.names import Activation
+from sentinel.infer.native.kernels.precision_int4 import INPUT_TOP
+from sentinel.infer.native.kernels.precision_int8 import input_top
+from sentinel.infer.native.precisions import PRECISIONS, fp32, int4, int8, packed_bytes
 
 RNG = np.random.default_rng(0)
+
+
+def quantised_int4(weight, gram=None):
+    stored, scale = int4.quantise(weight, gram)
+    return (*stored, scale)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 13])
@@ -35,7 +42,7 @@ def test_int_blocks_on_random_values(tokens, k):
     exact = (x.astype(float) @ w8.T.astype(float)) * x_scale[:, None] * w_scale
     np.testing.assert_allclose(run_int8(x, w8, x_scale, w_scale), exact, rtol=1e-6, atol=1e-3)
     w4 = RNG.integers(0, 16, (21, k)).astype(np.uint8)
-    step, low = (RNG.random((2, 21, packing.padded(k) // 32)) * [[[1]], [[-9]]]).astype(np.float16)
+    step, low = (RNG.random((2, 21, padded(k) // 32)) * [[[1]], [[-9]]]).astype(np.float16)
     exact = (x.astype(float) @ dense_int4(w4, step, low).T) * x_scale[:, None] * w_scale
     found = run_int4(x, w4, step, low, x_scale, w_scale)
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
@@ -45,7 +52,7 @@ def test_int_blocks_on_random_values(tokens, k):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_int8_does_not_overflow_at_full_range(k, sign):
     one = np.ones(1, np.float32)
-    top = int(input_top(INT8, k))
+    top = int(input_top(k))
     x, w = np.full((1, k), top, np.int16), np.full((32, k), 127 * sign, np.int8)
     np.testing.assert_allclose(run_int8(x, w, one, one), float(sign) * 127 * top * k, rtol=1e-6)
     if k == 8192:
@@ -55,7 +62,7 @@ def test_int8_does_not_overflow_at_full_range(k, sign):
 @pytest.mark.parametrize("value", [0, 7, 15])
 def test_int4_does_not_overflow_at_full_range(value):
     k, one = 8192, np.ones(1, np.float32)
-    top = int(input_top(INT4, k))
+    top = int(INPUT_TOP)
     x, w = np.full((1, k), -top, np.int16), np.full((32, k), value, np.uint8)
     step, low = np.full((32, k // 32), 1, np.float16), np.full((32, k // 32), -8, np.float16)
     found = run_int4(x, w, step, low, one, one)
@@ -66,27 +73,39 @@ def test_int4_does_not_overflow_at_full_range(value):
 def test_packing_and_back(shape):
     n, k = shape
     w = RNG.standard_normal(shape).astype(np.float32)
-    np.testing.assert_array_equal(packing.unpack_fp32(packing.pack_fp32(w), n, k), w)
+    np.testing.assert_array_equal(fp32.unpack(fp32.pack((w,)), n, k)[0], w)
     q = RNG.integers(-127, 128, shape).astype(np.int8)
-    np.testing.assert_array_equal(packing.unpack_int8(packing.pack_int8(q), n, k), q)
+    np.testing.assert_array_equal(int8.unpack(int8.pack((q,)), n, k)[0], q)
     u = RNG.integers(0, 16, shape).astype(np.uint8)
-    s, m = RNG.random((2, n, packing.padded(k) // 32)).astype(np.float16)
-    values, step, low = packing.unpack_int4(packing.pack_int4(u, s, m), n, k)
+    s, m = RNG.random((2, n, padded(k) // 32)).astype(np.float16)
+    values, step, low = int4.unpack(int4.pack((u, s, m)), n, k)
     np.testing.assert_array_equal(values, u)
     np.testing.assert_array_equal(step, s)
     np.testing.assert_array_equal(low, m)
-    packed = {"fp32": packing.pack_fp32(w), "int8": packing.pack_int8(q), "int4": packing.pack_int4(u, s, m)}
+    packed = {"fp32": fp32.pack((w,)), "int8": int8.pack((q,)), "int4": int4.pack((u, s, m))}
     for kind, data in packed.items():
-        assert data.nbytes == packing.packed_bytes(kind, n, k)
+        assert data.nbytes == packed_bytes(kind, n, k)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_what_is_stored_survives_packing(name):
+    """Every precision keeps one contract: what was packed stands for the weights that quantising gave."""
+    precision, w = PRECISIONS[name], RNG.standard_normal((40, 70)).astype(np.float32)
+    stored, scale = precision.quantise(w, np.eye(70, dtype=np.float32))
+    data = precision.pack(stored)
+    assert data.nbytes == packed_bytes(name, 40, 70) and (scale is not None) == precision.SCALED
+    back = precision.dequantise(precision.unpack(data, 40, 70), scale)
+    np.testing.assert_array_equal(back, precision.dequantise(stored, scale)[:, :70])
+    assert np.abs(back - w).max() < {"fp32": 1e-9, "int8": 0.02, "int4": 0.3}[name]
 
 
 def test_quantised_weights_are_close():
     w = RNG.standard_normal((40, 100)).astype(np.float32)
     w[3] = 0
     w[5] *= 1e-6
-    values, scale = quantise.int8(w)
+    (values,), scale = int8.quantise(w)
     assert np.all(np.abs(values * scale[:, None] - w) <= 0.5001 * scale[:, None])
-    error = dense_int4(*quantise.int4(w))[:, :100] - w
+    error = dense_int4(*quantised_int4(w))[:, :100] - w
     assert np.sqrt((error**2).sum(1) / np.maximum((w**2).sum(1), 1e-30)).max() < 0.09
     assert not error[3].any()
 
@@ -95,29 +114,29 @@ def test_int4_recovers_a_grid_of_sixteen_values():
     values = RNG.integers(0, 16, (8, 64)).astype(np.float32)
     values[:, ::32], values[:, 1::32] = 0, 15
     w = values * np.float32(0.25) - np.float32(1.5)
-    np.testing.assert_allclose(dense_int4(*quantise.int4(w)), w, atol=2e-3)
+    np.testing.assert_allclose(dense_int4(*quantised_int4(w)), w, atol=2e-3)
 
 
 def test_int4_loses_less_when_it_knows_the_inputs():
     x = RNG.standard_normal((500, 20)) @ RNG.standard_normal((20, 70))
     w = RNG.standard_normal((40, 70)).astype(np.float32)
-    plain, informed = (dense_int4(*quantise.int4(w, gram))[:, :70] for gram in (None, (x.T @ x).astype(np.float32)))
+    plain, informed = (dense_int4(*quantised_int4(w, gram))[:, :70] for gram in (None, (x.T @ x).astype(np.float32)))
     assert np.linalg.norm(x @ (informed - w).T) < 0.6 * np.linalg.norm(x @ (plain - w).T)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", Activation)
 def test_activations(activation):
     hard = [0, -0.0, 1e-30, -1e-30, 100, -100, 1e30, -1e30]
     x = np.concatenate([RNG.standard_normal(61) * 3, hard]).astype(np.float32)
     y = x.copy()
-    vector.activate(y.ctypes.data, y.size, ACTIVATIONS.index(activation))
+    vector.activate(y.ctypes.data, y.size, activation)
     v = x.astype(float)
     with np.errstate(over="ignore"):
         exact = {
-            "relu": np.maximum(v, 0),
-            "silu": v / (1 + np.exp(-v)),
-            "gelu": 0.5 * v * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
-            "gelu_new": 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
+            Activation.RELU: np.maximum(v, 0),
+            Activation.SILU: v / (1 + np.exp(-v)),
+            Activation.GELU: 0.5 * v * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
+            Activation.GELU_NEW: 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
         }[activation]
     np.testing.assert_allclose(y, exact, rtol=2e-6, atol=4e-7)
 
@@ -146,10 +165,10 @@ def test_softmax(scores):
 @pytest.mark.parametrize("x", [np.zeros(40), RNG.standard_normal(100), np.array([1e-30] * 33), np.array([3e38, -3e38])])
 def test_rounding_activations(x):
     x = x.astype(np.float32)
-    n, padded = x.size, packing.padded(x.size)
-    q, scale = np.full(padded, 9, np.int16), np.zeros(1, np.float32)
-    sums = np.zeros(padded // 32, np.float32)
-    vector.quantise_row(x.ctypes.data, q.ctypes.data, scale.ctypes.data, sums.ctypes.data, n, padded, np.float32(2047))
+    n, size = x.size, padded(x.size)
+    q, scale = np.full(size, 9, np.int16), np.zeros(1, np.float32)
+    sums = np.zeros(size // 32, np.float32)
+    inputs.quantise_row(x.ctypes.data, q.ctypes.data, scale.ctypes.data, sums.ctypes.data, n, size, np.float32(2047))
     assert np.all(np.abs(q[:n] * scale[0].astype(float) - x) <= 0.501 * scale[0] + 1e-38)
     assert np.all(q[n:] == 0) and np.abs(q).max() <= 2047
     np.testing.assert_array_equal(sums, q.astype(int).reshape(-1, 32).sum(1))

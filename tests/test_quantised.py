@@ -14,7 +14,7 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import LETTERS, filled_decoder, letter_tokenizer, refused, some_order, some_tokens
 
-from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.prune import make_elastic
 from sentinel.cli import main
 from sentinel.cores import physical_cores
@@ -67,20 +67,27 @@ def test_grams_are_those_of_what_the_projections_read(spec):
         decoder(windows)
     for hook in hooks:
         hook.remove()
-    grams = InputGrams(decoder, windows)
-    for i, layer in enumerate(spec.layers):
+    count = 0
+    for i, grams in enumerate(input_grams(decoder, windows)):
+        layer, count = spec.layers[i], count + 1
         for name, source, there in (
             ("attn.qkv_proj", "in", layer.n_head), ("mlp.up_proj", "mid", layer.intermediate_size)
         ):  # fmt: skip
             if there:
                 x = seen[f"{i}.{source}"]
-                np.testing.assert_allclose(grams(f"layers.{i}.{name}"), x.T @ x, rtol=1e-4, atol=1e-3)
-        inner = grams(f"layers.{i}.attn.out_proj")
+                np.testing.assert_allclose(grams[f"layers.{i}.{name}"], x.T @ x, rtol=1e-4, atol=1e-3)
+        inner = grams[f"layers.{i}.attn.out_proj"]
         assert inner.shape == (layer.n_head * layer.head_dim,) * 2
-        assert grams(f"layers.{i}.mlp.down_proj").shape == (layer.intermediate_size,) * 2
-    assert grams("lm_head") is None
-    with pytest.raises(InputError, match="layer 0"):
-        grams("layers.0.attn.qkv_proj")
+        assert grams[f"layers.{i}.mlp.down_proj"].shape == (layer.intermediate_size,) * 2
+    assert count == spec.n_layer
+
+
+def test_one_layers_grams_are_kept_at_a_time():
+    layers = input_grams(filled_decoder(spec_of("gpt2")), some_tokens(spec_of("gpt2"), batch=2, length=5))
+    first = next(layers)
+    assert all(name.startswith("layers.0.") for name in first)
+    second = next(layers)
+    assert not first and all(name.startswith("layers.1.") for name in second)
 
 
 def test_out_projection_gram_is_before_the_gates():
@@ -89,10 +96,10 @@ def test_out_projection_gram_is_before_the_gates():
     windows = some_tokens(spec, batch=3, length=12)
     with torch.no_grad():
         decoder.blocks[0].attn.gate[1] = 0.0
-    gated = InputGrams(decoder, windows)("layers.0.attn.out_proj")
+    gated = next(input_grams(decoder, windows))["layers.0.attn.out_proj"]
     with torch.no_grad():
         decoder.blocks[0].attn.gate.fill_(1.0)
-    plain = InputGrams(decoder, windows)("layers.0.attn.out_proj")
+    plain = next(input_grams(decoder, windows))["layers.0.attn.out_proj"]
     off = np.zeros(spec.layers[0].n_head * 8, bool)
     off[8:16] = True
     assert not gated[off].any() and not gated[:, off].any()
@@ -108,7 +115,7 @@ def test_calibrated_int4_is_closer(name):
     windows, text = some_tokens(decoder.spec, 40, 48), some_tokens(decoder.spec, 1, 60, seed=9)[0].tolist()
     exact = engine_of(decoder, "fp32").score(text)
     plain = CpuEngine(pack(decoder, "int4")).score(text)
-    informed = CpuEngine(pack(decoder, "int4", InputGrams(decoder, windows))).score(text)
+    informed = CpuEngine(pack(decoder, "int4", input_grams(decoder, windows))).score(text)
     assert np.square(informed - exact).mean() < 0.9 * np.square(plain - exact).mean()
 
 

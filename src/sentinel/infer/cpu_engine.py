@@ -155,7 +155,7 @@ def _warn_of_slow_path() -> None:
 def pack(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> NativeWeights:
     """The native engine's weights of a decoder; an elastic one gives those of its dense level, in nested order.
 
-    ``grams``: Gram matrices of the inputs of every projection, by its name, for int4 (`adapt.grams.InputGrams`).
+    ``grams``: Gram matrices of the inputs of every projection, layer after layer, for int4 (`gram_matrices.input_grams`).
     """
     from sentinel.models.elastic import ElasticDecoder, dense_state
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer.cpu_engine import pack, pack_level
 from sentinel.infer.native import NativeWeights, Precision
+from sentinel.infer.native.weights import Grams
 from sentinel.infer.quantised import StoredLevel
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import ElasticDecoder
@@ -38,8 +39,8 @@ def quantise(
     elastic = decoder if isinstance(decoder, ElasticDecoder) else None
     pruned = [level for level in elastic.levels if level.heads or level.neurons] if elastic is not None else []
 
-    def grams() -> InputGrams | None:
-        return None if windows is None else InputGrams(decoder, windows.tokens)
+    def grams() -> Grams | None:
+        return None if windows is None else input_grams(decoder, windows.tokens)
 
     weights = pack(decoder, precision, grams())
     stored = []

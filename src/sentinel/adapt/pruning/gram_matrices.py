@@ -1,4 +1,4 @@
-"""Gram matrices, and those of the inputs of every projection, one layer at a time, which quantisation needs.
+"""Gram matrices, and those of the inputs of every projection, layer after layer, which quantisation needs.
 
 Shape letters as in the decoder: T tokens, C width, H * D outputs of the heads, F neurons.
 """
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sentinel.adapt.pruning.residual_stream import HALVES, Half, Stream, positions_of
-from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.integration import Borrowing
 
@@ -32,63 +31,57 @@ def gram_of(z: Tensor) -> Tensor:
     return gram
 
 
-class InputGrams:
-    """Sums over calibration tokens of x x^T [K, K] in float32, x being the inputs of a projection.
+def input_grams(decoder: Decoder, windows: Tensor) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Of one layer after the other: sums over calibration tokens of x x^T [K, K], x being the inputs of a projection.
 
-    Called with a projection's name (``layers.3.mlp.up_proj``), layers in ascending order: only one layer's matrices
-    are kept, 4 bytes x (2 C^2 + (H D)^2 + F^2), and the residual stream of all windows, 4 C bytes a token, with skips
-    half as many times as there are layers. Inputs are those of the unquantised model; an output projection's are the
-    heads' outputs before their gates. The layers of a baseline (``baseline.layers.3...``) come after the model's own.
+    A layer's are by the projections' names (``layers.3.mlp.up_proj``); after the model's own layers come those of its
+    baseline (``baseline.layers.3...``). What is given is emptied when the next layer is asked for: only one layer's
+    matrices are kept, 4 bytes x (C^2 or 2 C^2 + (H D)^2 + F^2), and the residual stream of all windows, 4 C bytes a
+    token, with skips half as many times as there are layers. Inputs are those of the unquantised model; an output
+    projection's are the heads' outputs before their gates.
     """
+    stream = Stream(decoder, windows)
+    borrowings = _borrowings(decoder, windows, stream)
+    for index in range(decoder.spec.n_layer):
+        found = _of_layer(stream, borrowings, index)
+        yield found
+        found.clear()
+    if decoder.baseline is not None:
+        for found in input_grams(decoder.baseline, windows):
+            given = {f"baseline.{name}": gram for name, gram in found.items()}
+            yield given
+            given.clear()
 
-    def __init__(self, decoder: Decoder, windows: Tensor) -> None:
-        self._decoder = decoder
-        self._stream = Stream(decoder, windows)
-        self._borrowings = _borrowings(decoder, windows, self._stream)
-        self._baseline = None if decoder.baseline is None else InputGrams(decoder.baseline, windows)
-        self._index = -1
-        self._found: dict[str, Tensor] = {}
 
-    def __call__(self, name: str) -> NDArray[np.float32] | None:
-        """The Gram matrix of that projection's inputs; None for a matrix outside the layers."""
-        if self._baseline is not None and name.startswith("baseline."):
-            return self._baseline(name.removeprefix("baseline."))
-        if not name.startswith("layers."):
-            return None
-        index = int(name.split(".")[1])
-        if index < self._index:
-            raise InputError(f"Gram matrices of layer {index} are asked for after those of layer {self._index}")
-        while self._index < index:
-            self._index += 1
-            self._found = self._layer(self._index)
-        return self._found[name.split(".", 2)[2]].cpu().numpy()
+@torch.no_grad()
+def _of_layer(stream: Stream, borrowings: list[Borrowing], index: int) -> dict[str, NDArray[np.float32]]:
+    """All Gram matrices of one layer; the stream moves on to the next."""
+    block, found = stream.decoder.blocks[index], {}
+    if borrowings:
+        for batch, borrowing in zip(stream.batches(), borrowings, strict=True):
+            states = stream.states[batch]
+            states[:] = borrowing.enter(index, states.clone())  # it keeps some of what it is given
+    norms = {"attn": block.attn_norm, "mlp": block.mlp_norm}
+    for half in HALVES:
+        entering, leaving = _NAMES[half]
+        first = _sum(norms[half](stream.states[batch]) for batch in stream.batches())
+        last = _sum(stream.inputs(index, half, batch) for batch in stream.batches())
+        if half == "attn":
+            last = _before_gates(last, block.attn.gate, block.attn.layer.head_dim)
+        found.update(dict.fromkeys(entering, first.cpu().numpy()))
+        found[leaving] = last.cpu().numpy()
+        stream.advance(index, half)
+    return {f"layers.{index}.{name}": gram for name, gram in found.items()}
 
-    @torch.no_grad()
-    def _layer(self, index: int) -> dict[str, Tensor]:
-        """All Gram matrices of one layer; the stream moves on to the next."""
-        block, found = self._decoder.blocks[index], {}
-        if self._borrowings:
-            for batch, borrowing in zip(self._stream.batches(), self._borrowings, strict=True):
-                states = self._stream.states[batch]
-                states[:] = borrowing.enter(index, states.clone())  # it keeps some of what it is given
-        norms = {"attn": block.attn_norm, "mlp": block.mlp_norm}
-        for half in HALVES:
-            entering, leaving = _NAMES[half]
-            first = self._gram(norms[half](self._stream.states[batch]) for batch in self._stream.batches())
-            found.update(dict.fromkeys(entering, first))
-            last = self._gram(self._stream.inputs(index, half, batch) for batch in self._stream.batches())
-            found[leaving] = _before_gates(last, block.attn.gate, block.attn.layer.head_dim) if half == "attn" else last
-            self._stream.advance(index, half)
-        return found
 
-    def _gram(self, batches: Iterator[Tensor]) -> Tensor:
-        total: Tensor | None = None
-        for x in batches:
-            rows = x.flatten(0, 1)
-            part = gram_of(rows)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
+def _sum(batches: Iterator[Tensor]) -> Tensor:
+    """The Gram matrix of all batches [B, T, K] together."""
+    total: Tensor | None = None
+    for x in batches:
+        part = gram_of(x.flatten(0, 1))
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
 
 
 def _borrowings(decoder: Decoder, windows: Tensor, stream: Stream) -> list[Borrowing]:

@@ -6,6 +6,7 @@ Imported lazily. Only what quantises, and the first compilation, import Numba.
 from .engine import MAX_BATCH, NativeEngine
 from .kernels.cpu import HAS_FAST_VECTORS
 from .levels import Level
-from .weights import NativeWeights, Precision
+from .precisions import Precision
+from .weights import NativeWeights
 
 __all__ = ["HAS_FAST_VECTORS", "MAX_BATCH", "Level", "NativeEngine", "NativeWeights", "Precision"]

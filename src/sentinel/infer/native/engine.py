@@ -15,6 +15,7 @@ from sentinel.progress import say
 
 from .kernels import layout
 from .kernels.layout import S
+from .kernels.names import Part
 from .levels import Level, check_counts
 from .tables import Tables
 from .threads import MAX_THREADS, CallerLock, Team, one_at_a_time
@@ -153,7 +154,7 @@ class NativeEngine:
 
     def profile(self) -> dict[str, int]:
         """Time-stamp counts of the first thread per part of the passes since the last call (all 0 if not x86)."""
-        counts: dict[str, int] = dict(zip(layout.PARTS, self._tables.profile.tolist(), strict=True))
+        counts: dict[str, int] = {part.name.lower(): int(self._tables.profile[part]) for part in Part}
         self._tables.profile[:] = 0
         self.pass_ns = 0
         return counts

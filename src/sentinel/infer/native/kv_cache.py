@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from sentinel.models.spec import LayerSpec
 
-from . import memory, packing
+from . import memory
+from .blocks import padded
 
 BLOCK = 32  # positions of a block of keys, and columns of a chunk of values
 
@@ -27,10 +28,10 @@ class KvArea:
         size, kind = (2, np.float16) if half else (4, np.float32)
         shapes: list[tuple[int, ...]] = []
         for y in layers:
-            chunks = packing.padded(y.head_dim) // BLOCK
+            chunks = padded(y.head_dim) // BLOCK
             shapes.append((n_slot, y.n_kv_head, context // BLOCK, y.head_dim * BLOCK))
             shapes.append((n_slot, y.n_kv_head, chunks, context, BLOCK))
-        sizes = [packing.padded(size * int(np.prod(shape)), 64) for shape in shapes]
+        sizes = [padded(size * int(np.prod(shape)), 64) for shape in shapes]
         self._area = memory.buffer(sum(sizes), huge=False)
         self.arrays: list[NDArray[Any]] = []  # keys and values of the first layer, of the second, ...
         start = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import track
 
-from . import packing
+from .blocks import padded
 from .packed_file import Collector, PackedTensors, read_packed, write_packed
-from .weights import Grams, Precision, add_matrix, checked
+from .precisions import Precision
+from .weights import Grams, add_matrix, checked, layer_of, next_grams
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ class Level:
             if name not in known:
                 raise InputError(f"a level can't replace {name}, only out_proj and down_proj weights and biases")
         tensors = Collector()
-        own = [(name, shape) for name, shape in known.items() if name in arrays]
-        for name, shape in track(own, f"Packing a pruning level in {precision}", len(own)):
-            array = checked(arrays, name, shape)
-            if name.endswith(".bias"):
-                tensors.add_vector(name, array)
-            elif array.size:
-                add_matrix(tensors, name.removesuffix(".weight"), precision, array, grams)
+        wanted = track(list(known.items()), f"Packing a pruning level in {precision}", len(known)) if arrays else ()
+        for _, its in itertools.groupby(wanted, lambda tensor: layer_of(tensor[0])):
+            gram_of = next_grams(grams, precision)
+            for name, shape in ((name, shape) for name, shape in its if name in arrays):
+                array, matrix = checked(arrays, name, shape), name.removesuffix(".weight")
+                if name.endswith(".bias"):
+                    tensors.add_vector(name, array)
+                elif array.size:
+                    add_matrix(tensors, matrix, precision, array, gram_of.get(matrix))
         return cls(heads, neurons, PackedTensors(*tensors.joined()) if arrays else None)
 
     def save(self, path: str | Path, precision: Precision) -> None:
@@ -91,7 +95,7 @@ class Level:
         for name, shape in _shapes(spec, heads, neurons).items():
             matrix = name.removesuffix(".weight")
             if name in own.parts:
-                own.require(path, name, 4 * packing.padded(shape[0]))
+                own.require(path, name, 4 * padded(shape[0]))
             elif f"{matrix}.packed" in own.parts:
                 own.require_matrix(path, matrix, shape[0], shape[1])
                 if own.parts[f"{matrix}.packed"].kind != precision:

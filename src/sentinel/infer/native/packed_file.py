@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from sentinel.errors import InputError
 
-from . import memory, packing
+from . import memory
+from .blocks import padded
+from .precisions import PRECISIONS, packed_bytes
 
 FORMAT = "sentinel-native-1"
 _ALIGN = 64
@@ -26,7 +28,7 @@ _DTYPES = {"U8": np.uint8, "F32": np.float32}
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedTensor:
     """One tensor in the buffer: its bytes, and what they are (a vector, or a packed matrix with its sizes)."""
 
     start: int
@@ -40,7 +42,7 @@ class Part:
 class PackedTensors:
     """Tensors by name: ``<matrix>.packed``, ``<matrix>.scale``, ``<matrix>.bias``, and vectors by their own names."""
 
-    def __init__(self, parts: dict[str, Part], data: NDArray[np.uint8]) -> None:
+    def __init__(self, parts: dict[str, PackedTensor], data: NDArray[np.uint8]) -> None:
         self.parts = parts
         self.data = data
 
@@ -68,18 +70,18 @@ class PackedTensors:
     def require_matrix(self, source: Path, name: str, n_row: int, n_column: int) -> None:
         """`require` for the packed values and the scales of a matrix."""
         part = self.parts.get(f"{name}.packed")
-        if part is None or part.kind not in packing.KINDS or (part.n_row, part.n_column) != (n_row, n_column):
+        if part is None or part.kind not in PRECISIONS or (part.n_row, part.n_column) != (n_row, n_column):
             raise InputError(f"{source}: matrix {name} is missing or has the wrong size")
-        self.require(source, f"{name}.packed", packing.packed_bytes(part.kind, n_row, n_column))
-        if part.kind != "fp32":
-            self.require(source, f"{name}.scale", 4 * packing.padded(n_row))
+        self.require(source, f"{name}.packed", packed_bytes(part.kind, n_row, n_column))
+        if PRECISIONS[part.kind].SCALED:
+            self.require(source, f"{name}.scale", 4 * padded(n_row))
 
 
 class Collector:
     """Tensors that are being collected for one buffer."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[Part, NDArray[np.uint8]]] = {}
+        self._found: dict[str, tuple[PackedTensor, NDArray[np.uint8]]] = {}
         self._end = 0
 
     def add_matrix(
@@ -92,16 +94,16 @@ class Collector:
 
     def add_vector(self, name: str, vector: NDArray[np.float32]) -> None:
         """A vector; zeros follow up to a multiple of 32, since kernels read whole blocks of rows."""
-        full = np.zeros(packing.padded(vector.size), np.float32)
+        full = np.zeros(padded(vector.size), np.float32)
         full[: vector.size] = vector
         self._add(name, full.view(np.uint8), "F32")
 
     def _add(self, name: str, data: NDArray[np.uint8], dtype: Literal["U8", "F32"], *matrix: str | int) -> None:
         assert self._end % _ALIGN == 0
-        self._found[name] = (Part(self._end, data.nbytes, dtype, *matrix), data)  # type: ignore[arg-type]
+        self._found[name] = (PackedTensor(self._end, data.nbytes, dtype, *matrix), data)  # type: ignore[arg-type]
         self._end += data.nbytes
 
-    def joined(self) -> tuple[dict[str, Part], NDArray[np.uint8]]:
+    def joined(self) -> tuple[dict[str, PackedTensor], NDArray[np.uint8]]:
         """The parts and one buffer with all of them."""
         data = memory.buffer(self._end)[: self._end]
         for part, tensor in self._found.values():
@@ -152,7 +154,7 @@ def read_packed(path: Path, *, verify: bool = True) -> tuple[PackedTensors, dict
     return tensors, metadata
 
 
-def _read_header(header: bytes, path: Path) -> tuple[dict[str, Part], dict[str, int], dict[str, str]]:
+def _read_header(header: bytes, path: Path) -> tuple[dict[str, PackedTensor], dict[str, int], dict[str, str]]:
     try:
         described = json.loads(header)
         metadata = described.pop("__metadata__")
@@ -169,7 +171,7 @@ def _read_header(header: bytes, path: Path) -> tuple[dict[str, Part], dict[str, 
             kind, n_row, n_column = matrices.get(name, ("", 0, 0))
             if not 0 <= start <= end or entry["dtype"] not in _DTYPES:
                 raise ValueError(f"tensor {name}")
-            parts[name] = Part(start, end - start, entry["dtype"], kind, int(n_row), int(n_column))
+            parts[name] = PackedTensor(start, end - start, entry["dtype"], kind, int(n_row), int(n_column))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its header is damaged ({error}); write the checkpoint again") from error
     return parts, sums, metadata

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from sentinel.models.spec import ModelSpec, RopeSpec
 
-from . import memory, packing
+from . import memory
+from .blocks import padded
 from .kernels import layout
 from .kernels.cpu import TILE_TOKENS
 from .kernels.layout import S
+from .kernels.names import Activation, Kind, Part
 from .kv_cache import KvArea
 from .levels import Level
 from .packed_file import PackedTensors
+from .precisions import PRECISIONS
 from .weights import NativeWeights
 
 
@@ -34,7 +37,7 @@ class Tables:
         self._described = self.spec.with_baseline_layers()  # the model's layers, then those of its baseline
         self.layers = np.zeros((self._described.n_layer, layout.LAYER_FIELDS), np.int64)
         self._threads = threads
-        self._context = packing.padded(max_tokens)
+        self._context = padded(max_tokens)
         self._buffers: dict[str, NDArray[Any]] = {}
         self._level: Level | None = None  # kept alive: the tables point into its projections
         self._allocate()
@@ -86,18 +89,18 @@ class Tables:
         heads = max(y.n_head * y.head_dim for y in spec.layers)
         states = spec.n_embd if fused is None else 2 * spec.n_embd
         neurons = max(0 if fused is None else fused.rank or 0, *(y.intermediate_size for y in spec.layers))
-        widest = packing.padded(max(states, heads, neurons))
-        has_fp32 = any(p.kind == "fp32" for p in self.weights.parts.values())
+        widest = padded(max(states, heads, neurons))
+        input_bytes = max(PRECISIONS[p.kind].INPUT_BYTES for p in self.weights.parts.values() if p.kind)
         scores = max(TILE_TOKENS) * (self._context + 32) * 4
         return {
-            S.X_STRIDE: _odd_lines(4 * packing.padded(spec.n_embd)),
-            S.QKV_STRIDE: _odd_lines(4 * packing.padded(max(y.qkv_rows for y in spec.layers))),
-            S.ATTENTION_STRIDE: _odd_lines(4 * packing.padded(heads)),
-            S.HIDDEN_STRIDE: _odd_lines(4 * packing.padded(neurons)),
-            S.INPUT_STRIDE: _odd_lines((4 if has_fp32 else 2) * widest),
+            S.X_STRIDE: _odd_lines(4 * padded(spec.n_embd)),
+            S.QKV_STRIDE: _odd_lines(4 * padded(max(y.qkv_rows for y in spec.layers))),
+            S.ATTENTION_STRIDE: _odd_lines(4 * padded(heads)),
+            S.HIDDEN_STRIDE: _odd_lines(4 * padded(neurons)),
+            S.INPUT_STRIDE: _odd_lines(input_bytes * widest),
             S.INPUT_SUM_STRIDE: _odd_lines(4 * widest // 32),
-            S.LOGITS_STRIDE: _odd_lines(4 * packing.padded(spec.vocab_size)),
-            S.PRIVATE_STRIDE: _odd_lines(layout.P_SCORES + max(scores, 4 * packing.padded(states))),
+            S.LOGITS_STRIDE: _odd_lines(4 * padded(spec.vocab_size)),
+            S.PRIVATE_STRIDE: _odd_lines(layout.P_SCORES + max(scores, 4 * padded(states))),
         }
 
     def _sizes(self, strides: dict[S, int]) -> dict[S, int]:
@@ -116,7 +119,7 @@ class Tables:
             S.PRIVATE: strides[S.PRIVATE_STRIDE] * self._threads,
             S.SYNC: layout.Y_PARKED + 64 * self._threads,
             S.PLAN: 8 * layout.PLAN_INTS,
-            S.PROFILE: 8 * len(layout.PARTS),
+            S.PROFILE: 8 * len(Part),
             S.ROWS: 8 * layout.ROW_FIELDS * n_row,
         }
 
@@ -135,7 +138,7 @@ class Tables:
         st[S.VOCAB], st[S.CONTEXT] = spec.vocab_size, self._context
         st[S.LAYERNORM] = spec.norm == "layernorm"
         st[S.EPS_BITS] = np.float32(spec.norm_eps).view(np.int32)
-        st[S.ACTIVATION] = layout.ACTIVATIONS.index(spec.activation)
+        st[S.ACTIVATION] = Activation[spec.activation.upper()]
         st[S.LAYERS] = self.layers.ctypes.data
         matrices = np.zeros((2, layout.MATRIX_FIELDS), np.int64)
         self._buffers["matrices"] = matrices
@@ -236,10 +239,18 @@ def _matrix(tensors: PackedTensors, name: str, n_row: int, n_column: int) -> lis
     part = tensors.parts.get(f"{name}.packed")
     bias = tensors.address(f"{name}.bias")
     if part is None:
-        return [layout.FP32, 0, 0, bias, 0, n_row, 0]
-    stride = packing.block_bytes(part.kind, part.n_column)
-    kind = packing.KINDS.index(part.kind)
-    return [kind, tensors.address(f"{name}.packed"), tensors.address(f"{name}.scale"), bias, stride, n_row, n_column]
+        return [Kind.FP32, 0, 0, bias, 0, n_row, 0]
+    stored = PRECISIONS[part.kind]
+    stride = stored.block_bytes(part.n_column)
+    return [
+        stored.KIND,
+        tensors.address(f"{name}.packed"),
+        tensors.address(f"{name}.scale"),
+        bias,
+        stride,
+        n_row,
+        n_column,
+    ]
 
 
 def _own(projections: PackedTensors, name: str, matrix: list[int], n_row: int) -> list[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,13 @@ from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import track
 
-from . import packing
-from .packed_file import Collector, PackedTensors, Part, read_packed, write_packed
+from .blocks import padded
+from .packed_file import Collector, PackedTensor, PackedTensors, read_packed, write_packed
+from .precisions import PRECISIONS, Precision
 
-Precision = Literal["fp32", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 ENDS = ("embed", "lm_head", "baseline.embed")
-Grams = Callable[[str], "NDArray | None"]
+# Of one layer after the other, those of the baseline last: Gram matrices of what its matrices read, by their names.
+Grams = Iterator[Mapping[str, NDArray]]
 
 
 class NativeWeights(PackedTensors):
@@ -29,7 +30,9 @@ class NativeWeights(PackedTensors):
     the head is tied.
     """
 
-    def __init__(self, spec: ModelSpec, precision: Precision, parts: dict[str, Part], data: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, spec: ModelSpec, precision: Precision, parts: dict[str, PackedTensor], data: NDArray[np.uint8]
+    ) -> None:
         super().__init__(parts, data)
         self.spec = spec
         self.precision: Precision = precision
@@ -50,26 +53,30 @@ class NativeWeights(PackedTensors):
 
         ``head_precision`` is that of embeddings, LM head and fusions: that of the rest by default, but int8 where it is
         int4.
-        ``grams`` gives, for a matrix name (as ``layers.0.mlp.up_proj``), the sum [K, K] of x x^T over its inputs x on
-        some text, or None; with it int4 loses less. It is asked once per int4 matrix, in the order of `matrices_of`. An
-        output projection's inputs are the heads' outputs before their gates.
+        ``grams`` gives, layer after layer and for every matrix of it (as ``layers.0.mlp.up_proj``), the sum [K, K] of
+        x x^T over its inputs x on some text; with it int4 loses less, and others do not ask. An output projection's
+        inputs are the heads' outputs before their gates.
         """
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r} is not one of fp32, int8 and int4")
-        head = head_precision or ("int8" if precision == "int4" else precision)
+        head = head_precision or PRECISIONS[precision].ENDS
         tensors = Collector()
         matrices = matrices_of(spec)
-        for name, n_row, n_column, bias in track(matrices, f"Packing weights in {precision}", len(matrices)):
-            kind = head if name in ENDS or name.startswith("integration.") else precision
-            source = "embed" if name == "lm_head" and spec.tied_head else name
-            if n_row and n_column:
-                weight = checked(arrays, f"{source}.weight", (n_row, n_column))
-                columns = _gates(spec, arrays, name)
-                add_matrix(tensors, name, kind, weight if columns is None else weight * columns, grams)
-            if bias and n_row:
-                gate = _fusion_gate(arrays, name)
-                vector = checked(arrays, f"{name}.bias", (n_row,))
-                tensors.add_vector(f"{name}.bias", vector if gate is None else vector * gate)
+        packed = track(matrices, f"Packing weights in {precision}", len(matrices))
+        for layer, its in itertools.groupby(packed, lambda matrix: layer_of(matrix[0])):
+            gram_of = next_grams(grams, precision) if layer else {}
+            for name, n_row, n_column, bias in its:
+                kind = head if name in ENDS or name.startswith("integration.") else precision
+                source = "embed" if name == "lm_head" and spec.tied_head else name
+                if n_row and n_column:
+                    weight = checked(arrays, f"{source}.weight", (n_row, n_column))
+                    columns = _gates(spec, arrays, name)
+                    weight = weight if columns is None else weight * columns
+                    add_matrix(tensors, name, kind, weight, gram_of.get(name))
+                if bias and n_row:
+                    gate = _fusion_gate(arrays, name)
+                    vector = checked(arrays, f"{name}.bias", (n_row,))
+                    tensors.add_vector(f"{name}.bias", vector if gate is None else vector * gate)
         for name, shape in vectors_of(spec):
             tensors.add_vector(name, checked(arrays, name, shape).reshape(-1))
         return cls(spec, precision, *tensors.joined())
@@ -158,25 +165,24 @@ def vectors_of(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-def pack_matrix(
-    kind: str, weight: NDArray[np.float32], gram: NDArray | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-    """Packed bytes of float32 [N, K] and, if quantised, the scales of its rows."""
-    if kind == "fp32":
-        return packing.pack_fp32(weight), None
-    from . import quantise  # not needed to run a quantised file, and slow to import
-
-    if kind == "int8":
-        values, scale = quantise.int8(weight)
-        return packing.pack_int8(values), scale
-    values, step, low, scale = quantise.int4(weight, gram)
-    return packing.pack_int4(values, step, low), scale
+def layer_of(name: str) -> str:
+    """The layer, as ``baseline.layers.3``, that a matrix belongs to; empty for one outside the layers."""
+    place, _, rest = name.partition("layers.")
+    return f"{place}layers.{rest.partition('.')[0]}" if rest else ""
 
 
-def add_matrix(tensors: Collector, name: str, kind: str, weight: NDArray[np.float32], grams: Grams | None) -> None:
-    """Pack ``weight`` [N, K] as ``kind`` and collect it; int4 with the Gram matrix of its inputs, if there is one."""
-    gram = grams(name) if grams is not None and kind == "int4" else None
-    tensors.add_matrix(name, kind, *pack_matrix(kind, weight, gram), (weight.shape[0], weight.shape[1]))
+def next_grams(grams: Grams | None, precision: Precision) -> Mapping[str, NDArray]:
+    """The next layer's Gram matrices; none, and nothing is computed, where the precision makes no use of them."""
+    return {} if grams is None or not PRECISIONS[precision].CALIBRATED else next(grams)
+
+
+def add_matrix(
+    tensors: Collector, name: str, kind: str, weight: NDArray[np.float32], gram: NDArray | None = None
+) -> None:
+    """Pack ``weight`` [N, K] as ``kind`` and collect it; ``gram`` [K, K] is the Gram matrix of its inputs."""
+    storage = PRECISIONS[kind]
+    stored, scale = storage.quantise(weight, gram)
+    tensors.add_matrix(name, kind, storage.pack(stored), scale, (weight.shape[0], weight.shape[1]))
 
 
 def checked(arrays: Mapping[str, NDArray], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -218,6 +224,6 @@ def _check_parts(weights: NativeWeights, path: Path) -> None:
         if n_row and n_column:
             weights.require_matrix(path, name, n_row, n_column)
         if bias and n_row:
-            weights.require(path, f"{name}.bias", 4 * packing.padded(n_row))
+            weights.require(path, f"{name}.bias", 4 * padded(n_row))
     for name, shape in vectors_of(weights.spec):
-        weights.require(path, name, 4 * packing.padded(int(np.prod(shape))))
+        weights.require(path, name, 4 * padded(int(np.prod(shape))))

@@ -22,7 +22,7 @@ from sentinel.measure.profiling.spans import (
     greedy_steps,
 )
 
-# Component of each part of the compiled step (`sentinel.infer.native.kernels.layout.PARTS`).
+# Component of each part of the compiled step (`sentinel.infer.native.kernels.names.Part`).
 PART_COMPONENTS = {
     "embed": "embedding",
     "norm": "norms",

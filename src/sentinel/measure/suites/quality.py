@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import cast
 
 from sentinel.adapt.pruning.compact import expand_kv
-from sentinel.adapt.pruning.gram_matrices import InputGrams
+from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.plan import RemovalOrder
 from sentinel.adapt.pruning.prune import CRITERION_NAMES, WINDOW, Pruner
 from sentinel.adapt.pruning.prune import Settings as PruningSettings
@@ -116,7 +116,7 @@ def _quantised(
         with working(f"Quantising to {precision}"):
             grams = None
             if precision == "int4" and windows is not None:
-                grams = InputGrams(model, windows.tokens)
+                grams = input_grams(model, windows.tokens)
             engine = CpuEngine(pack(model, cast(Precision, precision), grams))
         found.append(
             replace(

@@ -27,7 +27,7 @@ from .layout import (
     R_SEQUENCE,
     S,
 )
-from .tiles import float_block, half_block
+from .precision_fp32 import float_block, half_block
 from .vector import FAST, softmax_weights
 
 _CONTEXT, _HALF_KV, _TOO_WIDE = int(S.CONTEXT), int(S.HALF_KV), int(S.TOO_WIDE)

@@ -5,22 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, half_at, i8_view, i64_view
-from .layout import (
-    BLOCK_BYTES,
-    FP32,
-    INT4_GROUP_BYTES,
-    INT8,
-    KIND,
-    MATRIX_FIELDS,
-    N_ROW,
-    P_BEST,
-    P_BLOCK,
-    SCALE,
-    WEIGHT,
-    S,
-)
-from .matrix import add_bias, block_product, block_range
+from .intrinsics import f32_view, i64_view
+from .layout import MATRIX_FIELDS, N_ROW, P_BEST, P_BLOCK, S
+from .matrix import add_bias, block_range
+from .precisions import block_product, embed_row
 from .vector import FAST
 
 _THREADS, _N_EMBD = int(S.THREADS), int(S.N_EMBD)
@@ -32,24 +20,8 @@ _NO_LOGIT = np.float32(-np.inf)
 @njit(**FAST)
 def embed(st, table, positions, token, position, first, end, x):
     """Columns first..end of a token's embedding, from the matrix of fields ``table`` (and its position's, if learned)."""
-    m = i64_view(table, MATRIX_FIELDS)
-    block, row = token // 32, token % 32
-    w = m[WEIGHT] + block * m[BLOCK_BYTES]
     out = f32_view(x, st[_N_EMBD])
-    if m[KIND] == FP32:
-        for k in range(first, end):
-            out[k] = f32_view(w + k * 128 + row * 4, 1)[0]
-    else:
-        scale = f32_view(m[SCALE] + token * 4, 1)[0]
-        for k in range(first, end):
-            if m[KIND] == INT8:
-                out[k] = np.float32(i8_view(w + k // 2 * 64 + row * 2 + k % 2, 1)[0]) * scale
-            else:
-                group = w + k // 32 * INT4_GROUP_BYTES
-                c = k % 32
-                byte = group + (c // 8 * 2 + row // 16) * 64 + (row % 16 * 2 + c % 2) * 2 + c % 8 // 4
-                nibble = (np.int64(i8_view(byte, 1)[0]) >> (c % 4 // 2 * 4)) & 15
-                out[k] = (np.float32(nibble) * half_at(group + 512 + row * 2) + half_at(group + 576 + row * 2)) * scale
+    embed_row(i64_view(table, MATRIX_FIELDS), token, first, end, out)
     if positions != 0:
         added = f32_view(positions + position * st[_N_EMBD] * 4, st[_N_EMBD])
         for k in range(first, end):

@@ -14,6 +14,7 @@ from .ends import embed, gather_best, head_logits
 from .fusion import fuse, keep
 from .intrinsics import cycles, float_bits, i64_table, i64_view
 from .layout import (
+    F_OTHER,
     FUSION_FIELDS,
     L_ADAPTER,
     L_DOWN,
@@ -42,7 +43,6 @@ from .layout import (
     N_WANTED,
     P_BLOCK,
     P_SCORES,
-    PARTS,
     PLAN_INTS,
     R_POSITION,
     R_SEQUENCE,
@@ -52,11 +52,12 @@ from .layout import (
     S,
 )
 from .matrix import neurons, project, put_inputs, put_norm, warm
+from .names import Part
 from .plan import keep_wanted
 from .sync import barrier
 from .vector import FAST
 
-_N_FIELD, _N_PART = int(S.N_FIELD), len(PARTS)
+_N_FIELD, _N_PART = int(S.N_FIELD), len(Part)
 _THREADS, _N_LAYER, _N_EMBD = int(S.THREADS), int(S.N_LAYER), int(S.N_EMBD)
 _EPS, _ACTIVATION, _ROWS = int(S.EPS_BITS), int(S.ACTIVATION), int(S.N_ROW)
 _LAYERS, _ROW_TABLE, _HEAD = int(S.LAYERS), int(S.ROWS), int(S.HEAD)
@@ -69,6 +70,11 @@ _BASELINE_EMBED, _BASELINE_POSITIONS = int(S.BASELINE_EMBED), int(S.BASELINE_POS
 _BASELINE_KEEP = int(S.BASELINE_KEEP)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _SYNC, _PLAN, _PROFILE = int(S.SYNC), int(S.PLAN), int(S.PROFILE)
+_PART_EMBED, _PART_HEAD, _PART_FUSE = int(Part.EMBED), int(Part.HEAD), int(Part.FUSE)
+_PART_NORM, _PART_QKV, _PART_CACHE = int(Part.NORM), int(Part.QKV), int(Part.CACHE)
+_PART_ATTENTION, _PART_OUT = int(Part.ATTENTION), int(Part.OUT)
+_PART_NORM2, _PART_UP = int(Part.NORM2), int(Part.UP)
+_PART_QUANTISE, _PART_DOWN = int(Part.QUANTISE), int(Part.DOWN)
 
 
 @njit(**FAST)
@@ -108,17 +114,17 @@ def _fill_cache(st, layer, rows, n, private, thread, n_thread, clock):
     """Queries, keys and values of ``n`` rows; keys and values go into the cache."""
     qkv = layer[L_QKV : L_QKV + MATRIX_FIELDS]
     _norm_inputs(st, qkv, n, layer[L_NORM1], layer[L_NORM1_BIAS], private, thread, n_thread)
-    clock = _clock(st, thread, 1, clock)
+    clock = _clock(st, thread, _PART_NORM, clock)
     row0 = thread if n == 1 else 0
     project(st, qkv, row0, n, st[_QKV], st[_QKV_STRIDE], False, private, thread, n_thread)
     barrier(st[_SYNC], private, n_thread)
-    clock = _clock(st, thread, 2, clock)
+    clock = _clock(st, thread, _PART_QKV, clock)
     n_item = n * layer[L_KV_HEAD]
     for item in range(n_item * thread // n_thread, n_item * (thread + 1) // n_thread):
         r, g = item // layer[L_KV_HEAD], item % layer[L_KV_HEAD]
         cache_row(st, layer, r, rows[r, R_SEQUENCE], rows[r, R_POSITION], g, private + P_BLOCK)
     barrier(st[_SYNC], private, n_thread)
-    return _clock(st, thread, 3, clock)
+    return _clock(st, thread, _PART_CACHE, clock)
 
 
 @njit(**FAST)
@@ -130,7 +136,7 @@ def _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, cloc
         attend(st, layer, rows, tiles[2 * tile], tiles[2 * tile + 1], h, private)
     warm(layer[L_OUT : L_OUT + MATRIX_FIELDS], thread, n_thread)
     barrier(st[_SYNC], private, n_thread)
-    return _clock(st, thread, 4, clock)
+    return _clock(st, thread, _PART_ATTENTION, clock)
 
 
 @njit(**FAST)
@@ -141,7 +147,7 @@ def _out_projection(st, layer, n, private, thread, n_thread, clock):
     project(st, out, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
     warm(layer[L_UP : L_UP + MATRIX_FIELDS], thread, n_thread)
     barrier(st[_SYNC], private, n_thread)
-    return _clock(st, thread, 5, clock)
+    return _clock(st, thread, _PART_OUT, clock)
 
 
 @njit(**FAST)
@@ -152,21 +158,21 @@ def _mlp(st, layer, following, n, private, thread, n_thread, clock):
     row0 = thread if n == 1 else 0
     if layer[L_NEURON] > 0:
         _norm_inputs(st, up, n, layer[L_NORM2], layer[L_NORM2_BIAS], private, thread, n_thread)
-        clock = _clock(st, thread, 6, clock)
+        clock = _clock(st, thread, _PART_NORM2, clock)
         neurons(
             st, gate, up, layer[L_GATED], st[_ACTIVATION], row0, n, st[_HIDDEN], st[_HIDDEN_STRIDE],
             private, thread, n_thread,
         )  # fmt: skip
         warm(down, thread, n_thread)
         barrier(st[_SYNC], private, n_thread)
-        clock = _clock(st, thread, 7, clock)
+        clock = _clock(st, thread, _PART_UP, clock)
     if down[N_ROW] > 0:
         put_inputs(st, down, n, st[_HIDDEN], st[_HIDDEN_STRIDE], private, thread, n_thread)
-        clock = _clock(st, thread, 8, clock)
+        clock = _clock(st, thread, _PART_QUANTISE, clock)
         project(st, down, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
         warm(following, thread, n_thread)
         barrier(st[_SYNC], private, n_thread)
-        clock = _clock(st, thread, 9, clock)
+        clock = _clock(st, thread, _PART_DOWN, clock)
     return clock
 
 
@@ -174,12 +180,12 @@ def _mlp(st, layer, following, n, private, thread, n_thread, clock):
 def _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clock):
     """Take ``n`` rows through the layers of the baseline; the states that the model borrows are kept."""
     _embed_rows(st, st[_BASELINE_EMBED], st[_BASELINE_POSITIONS], rows, n, private, thread, n_thread)
-    clock = _clock(st, thread, 0, clock)
+    clock = _clock(st, thread, _PART_EMBED, clock)
     first, end = st[_N_LAYER], st[_N_LAYER] + st[_N_BASELINE]
     for i in range(first, end):
         layer = layers[i]
         keep(st, layer[L_KEEP], n, private, thread, n_thread)
-        clock = _clock(st, thread, 11, clock)
+        clock = _clock(st, thread, _PART_FUSE, clock)
         if layer[L_HEAD] > 0:
             clock = _fill_cache(st, layer, rows, n, private, thread, n_thread, clock)
             clock = _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock)
@@ -188,16 +194,18 @@ def _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clo
         following = layers[i + 1 if i + 1 < end else 0][L_QKV : L_QKV + MATRIX_FIELDS]
         clock = _mlp(st, layer, following, n, private, thread, n_thread, clock)
     keep(st, st[_BASELINE_KEEP], n, private, thread, n_thread)
-    return _clock(st, thread, 11, clock)
+    return _clock(st, thread, _PART_FUSE, clock)
 
 
 @njit(**FAST)
 def _borrow(st, layer, n, private, thread, n_thread, clock):
-    """Keep the input of a layer for a later one, and add to it what is borrowed from other states."""
+    """Keep the input of a layer for a later one, and add to it what is borrowed from other states, where any of it is."""
+    if layer[L_KEEP] == 0 and layer[L_SKIP + F_OTHER] == 0 and layer[L_ADAPTER + F_OTHER] == 0:
+        return clock
     keep(st, layer[L_KEEP], n, private, thread, n_thread)
     fuse(st, layer[L_SKIP : L_SKIP + FUSION_FIELDS], n, private, thread, n_thread)
     fuse(st, layer[L_ADAPTER : L_ADAPTER + FUSION_FIELDS], n, private, thread, n_thread)
-    return _clock(st, thread, 11, clock)
+    return _clock(st, thread, _PART_FUSE, clock)
 
 
 @njit(**FAST)
@@ -216,7 +224,7 @@ def forward(state, thread):
     if st[_N_BASELINE] > 0:
         clock = _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clock)
     _embed_rows(st, st[_EMBED], st[_POSITIONS], rows, n, private, thread, n_thread)
-    clock = _clock(st, thread, 0, clock)
+    clock = _clock(st, thread, _PART_EMBED, clock)
     for i in range(n_layer):
         layer = layers[i]
         clock = _borrow(st, layer, n, private, thread, n_thread, clock)
@@ -242,6 +250,6 @@ def forward(state, thread):
         _norm_inputs(st, head, n, st[_FINAL_NORM], st[_FINAL_BIAS], private, thread, n_thread)
         head_logits(st, head, thread if n == 1 else 0, n, private, thread, n_thread)
     barrier(st[_SYNC], private, n_thread)
-    _clock(st, thread, 10, clock)
+    _clock(st, thread, _PART_HEAD, clock)
     if thread == 0:
         gather_best(st, n)

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-# Kinds of matrix, and what a row of activations must be for it: float32, or int16 with one scale.
-FP32, INT8, INT4 = 0, 1, 2
-
 ROWS = 32  # rows of one block
 GROUP = 32  # columns of one int4 group; every packed matrix has a multiple of this many columns
 INT4_NIBBLE_BYTES = ROWS * GROUP // 2
 INT4_GROUP_BYTES = INT4_NIBBLE_BYTES + 2 * ROWS * 2  # 32 rows x 32 columns: nibbles, then two halves per row
 
-# Fields of one matrix.
+# Fields of one matrix; its kind is a number of `names.Kind`.
 KIND, WEIGHT, SCALE, BIAS, BLOCK_BYTES, N_ROW, N_COLUMN = range(7)
 MATRIX_FIELDS = 7
 
@@ -56,7 +53,7 @@ class S(IntEnum):
     CONTEXT = 4  # positions that the KV cache holds, a multiple of 32
     LAYERNORM = 5
     EPS_BITS = 6  # float32 bits of norm_eps
-    ACTIVATION = 7
+    ACTIVATION = 7  # a number of `names.Activation`
     HALF_KV = 8
     N_ROW = 9
     ROWS = 10
@@ -86,7 +83,7 @@ class S(IntEnum):
     PRIVATE_STRIDE = 34
     SYNC = 35
     PLAN = 36  # int64: counts, then attention tiles and wanted rows (below)
-    PROFILE = 37  # int64 [PARTS] cycles of thread 0 per part
+    PROFILE = 37  # int64 [`names.Part`]: cycles of thread 0 per part
     N_BASELINE = 38  # layers of the baseline, which follow those of the model in the table
     BASELINE_EMBED = 39  # address of a matrix's fields
     BASELINE_POSITIONS = 40  # float32 [S, C], or 0
@@ -121,6 +118,3 @@ PLAN_INTS = LAST_ROWS + ROW_FIELDS * MAX_ROWS
 Y_JOB = 0  # number of the newest job
 Y_ARRIVED = 64  # arrivals at barriers
 Y_PARKED = 128  # per thread: 1 while it sleeps
-
-PARTS = ("embed", "norm", "qkv", "cache", "attention", "out", "norm2", "up", "quantise", "down", "head", "fuse")
-ACTIVATIONS = ("gelu_new", "gelu", "silu", "relu")

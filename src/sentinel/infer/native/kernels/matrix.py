@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 from .intrinsics import f32_view, prefetch_line
-from .layout import (
-    BIAS,
-    BLOCK_BYTES,
-    FP32,
-    INT4_GROUP_BYTES,
-    INT8,
-    KIND,
-    MAX_ROWS,
-    N_COLUMN,
-    N_ROW,
-    P_BLOCK,
-    SCALE,
-    WEIGHT,
-    S,
-)
+from .layout import BIAS, BLOCK_BYTES, MAX_ROWS, N_COLUMN, N_ROW, P_BLOCK, WEIGHT, S
+from .precisions import block_product, input_or, put_input
 from .sync import barrier
-from .tiles import float_block, int4_block, int8_block
-from .vector import FAST, activate, copy_row, normalise, quantise_row
+from .vector import FAST, activate, normalise
 
-_X, _X_STRIDE = int(S.INPUT), int(S.INPUT_STRIDE)
-_SCALE, _SUM, _SUM_STRIDE = int(S.INPUT_SCALE), int(S.INPUT_SUM), int(S.INPUT_SUM_STRIDE)
 _LAYERNORM, _SYNC = int(S.LAYERNORM), int(S.SYNC)
-_INT32_MAX = 2**31 - 1
-_INT16_MAX = 32767
 _WARM_BYTES = 16384
-
-
-@njit(**FAST)
-def input_top(kind, n_column):
-    """Largest int16 activation: sums of 127 * top over all columns stay below 2**31 (int4 sums span 32 columns)."""
-    if kind == INT8:
-        return np.float32(min(_INT16_MAX, _INT32_MAX // (127 * max(n_column, 1))))
-    return np.float32(_INT16_MAX)
-
-
-@njit(**FAST)
-def put_input(st, matrix, x, row):
-    """Make row ``row`` of the input of ``matrix`` from float32 values at ``x``: copied, or rounded to int16."""
-    n = matrix[N_COLUMN]
-    n_padded = (n + 31) // 32 * 32
-    target = st[_X] + row * st[_X_STRIDE]
-    if matrix[KIND] == FP32:
-        if x != target:
-            copy_row(x, target, n, n_padded)
-    else:
-        top = input_top(matrix[KIND], n)
-        sums = st[_SUM] + row * st[_SUM_STRIDE]
-        quantise_row(x, target, st[_SCALE] + row * 4, sums, n, n_padded, top)
 
 
 @njit(**FAST)
@@ -71,12 +29,9 @@ def put_inputs(st, matrix, n, x, x_stride, private, thread, n_thread):
 @njit(**FAST)
 def put_norm(st, matrix, x, row, weight, bias, eps, scratch):
     """Make row ``row`` of the input of ``matrix`` from the norm of the values at ``x``."""
-    n = matrix[N_COLUMN]
-    if matrix[KIND] == FP32:
-        normalise(x, st[_X] + row * st[_X_STRIDE], n, weight, bias, st[_LAYERNORM], eps)
-    else:
-        normalise(x, scratch, n, weight, bias, st[_LAYERNORM], eps)
-        put_input(st, matrix, scratch, row)
+    place = input_or(st, matrix, row, scratch)
+    normalise(x, place, matrix[N_COLUMN], weight, bias, st[_LAYERNORM], eps)
+    put_input(st, matrix, place, row)
 
 
 @njit(**FAST)
@@ -89,27 +44,6 @@ def put_pair(st, matrix, x, other, row, norms, eps, scratch):
     normalise(other, scratch, n, norms[0], norms[1], st[_LAYERNORM], eps)
     normalise(x, scratch + 4 * n, n, norms[2], norms[3], st[_LAYERNORM], eps)
     put_input(st, matrix, scratch, row)
-
-
-@njit(**FAST)
-def block_product(st, matrix, block, row0, n_token, y):
-    """One block of ``matrix`` times ``n_token`` rows of the input from ``row0``: float32 [tokens][32 rows] at ``y``."""
-    stride = matrix[BLOCK_BYTES]
-    w = matrix[WEIGHT] + block * stride
-    n = matrix[N_COLUMN]
-    n_group = (n + 31) // 32
-    x = st[_X] + row0 * st[_X_STRIDE]
-    if matrix[KIND] == FP32:
-        float_block(n_token, x, st[_X_STRIDE], w, 128, n, stride - n * 128, y, 128)
-        return
-    row_scale, x_scale = matrix[SCALE] + block * 128, st[_SCALE] + row0 * 4
-    if matrix[KIND] == INT8:
-        skip = stride - n_group * 1024
-        int8_block(n_token, x, st[_X_STRIDE], x_scale, w, row_scale, n_group, skip, y, 128)
-    else:
-        sums, sum_stride = st[_SUM] + row0 * st[_SUM_STRIDE], st[_SUM_STRIDE]
-        skip = stride - n_group * INT4_GROUP_BYTES
-        int4_block(n_token, x, st[_X_STRIDE], x_scale, sums, sum_stride, w, row_scale, n_group, skip, y, 128)
 
 
 @njit(**FAST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from .cpu import TILE_TOKENS
 from .intrinsics import f32_view, i64_table, i64_view
 from .layout import (
     LAST_ROWS,
@@ -21,21 +22,21 @@ from .layout import (
     WANTED,
     S,
 )  # fmt: skip
-from .tiles import T0
 from .vector import FAST
 
 _ROWS, _ROW_TABLE, _PLAN, _N_EMBD = int(S.N_ROW), int(S.ROWS), int(S.PLAN), int(S.N_EMBD)
+_LONGEST = TILE_TOKENS[0]
 _X, _X_STRIDE, _QKV, _QKV_STRIDE = int(S.X), int(S.X_STRIDE), int(S.QKV), int(S.QKV_STRIDE)
 
 
 @njit(**FAST)
 def _tiles(rows, n, tiles):
-    """Cut rows into runs of consecutive tokens of one sequence, at most ``T0`` long. Returns their number."""
+    """Cut rows into runs of consecutive tokens of one sequence, at most ``_LONGEST`` long. Returns their number."""
     count, start = 0, 0
     for r in range(1, n + 1):
         if (
             r == n
-            or r - start == T0
+            or r - start == _LONGEST
             or rows[r, R_SEQUENCE] != rows[start, R_SEQUENCE]
             or rows[r, R_POSITION] != rows[r - 1, R_POSITION] + 1
         ):

@@ -10,7 +10,7 @@ from .layout import P_READ, S
 _THREADS, _PIECES, _N_PIECE, _REPEATS = int(S.THREADS), int(S.PIECES), int(S.N_PIECE), int(S.REPEATS)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _CHUNK = 1024  # bytes that are asked for together
-_AHEAD = 2048  # how far ahead, as in `tiles`
+_AHEAD = 2048  # how far ahead, as in a one-token tile (`emit`)
 
 
 @njit

@@ -1,4 +1,4 @@
-"""Row-wise arithmetic: norms, activations, softmax, rounding to int16. Plain loops that LLVM vectorises."""
+"""Row-wise arithmetic: norms, activations, softmax. Plain loops that LLVM vectorises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, float_bits, i16_view, nearest
+from .intrinsics import f32_view, float_bits, nearest
+from .names import Activation
 
 # Sums may be taken in any order (several lanes at once); NaN and infinity keep their meaning.
 FAST: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
@@ -25,6 +26,7 @@ _GELU_A, _GELU_B = _F(-2 * math.sqrt(2 / math.pi)), _F(-2 * math.sqrt(2 / math.p
 _HALF, _SQRT_HALF = _F(0.5), _F(math.sqrt(0.5))
 _ZERO = _F(0)
 _BIAS, _SHIFT = np.int32(127), np.int32(23)
+_GELU_NEW, _GELU, _SILU = int(Activation.GELU_NEW), int(Activation.GELU), int(Activation.SILU)
 
 
 @njit(**EXACT)
@@ -59,17 +61,17 @@ def softmax_weights(address, n, n_zero, scale):
 
 @njit(**FAST)
 def activate(address, n, activation):
-    """An activation function of ``n`` values, in place; ``activation`` is an index of ``layout.ACTIVATIONS``."""
+    """An activation function of ``n`` values, in place; ``activation`` is a number of `Activation`."""
     x = f32_view(address, n)
-    if activation == 0:
+    if activation == _GELU_NEW:
         for i in range(n):
             v = x[i]
             x[i] = v / (_ONE + exp32(v * (_GELU_A + _GELU_B * v * v)))
-    elif activation == 1:
+    elif activation == _GELU:
         for i in range(n):
             v = x[i]
             x[i] = _HALF * v * (_ONE + _F(math.erf(v * _SQRT_HALF)))
-    elif activation == 2:
+    elif activation == _SILU:
         for i in range(n):
             v = x[i]
             x[i] = v / (_ONE + exp32(-v))
@@ -101,37 +103,3 @@ def normalise(x_address, y_address, n, weight_address, bias_address, layernorm, 
     else:
         for i in range(n):
             y[i] = x[i] * factor * weight[i]
-
-
-@njit(**FAST)
-def copy_row(x_address, y_address, n, n_padded):
-    """Copy ``n`` float32 and append zeros up to ``n_padded``."""
-    x, y = f32_view(x_address, n), f32_view(y_address, n_padded)
-    for i in range(n):
-        y[i] = x[i]
-    for i in range(n, n_padded):
-        y[i] = _ZERO
-
-
-@njit(**FAST)
-def quantise_row(x_address, q_address, scale_address, sum_address, n, n_padded, top):
-    """Round one row to int16 with one scale: x = scale * q, \\|q\\| <= top.
-
-    Zeros follow up to ``n_padded``; ``sum`` gets the sum of q per 32 columns in float32 (exact), for int4.
-    """
-    x, q = f32_view(x_address, n), i16_view(q_address, n_padded)
-    sums = f32_view(sum_address, n_padded // 32)
-    peak = _ZERO
-    for i in range(n):
-        peak = max(peak, abs(x[i]))
-    f32_view(scale_address, 1)[0] = peak / top
-    factor = top / peak if peak > _ZERO else _ZERO
-    for i in range(n):
-        q[i] = np.int16(nearest(x[i] * factor))
-    for i in range(n, n_padded):
-        q[i] = np.int16(0)
-    for g in range(n_padded // 32):
-        total = np.int32(0)
-        for i in range(32):
-            total += np.int32(q[g * 32 + i])
-        sums[g] = np.float32(total)

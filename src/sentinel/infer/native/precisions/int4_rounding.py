@@ -1,7 +1,4 @@
-"""Weights to int8 or int4, by least squared error.
-
-int8 has one scale per output row, int4 a step and a low value per group of 32 columns.
-"""
+"""Weights rounded to int4 by least squared error. Compiled by Numba, unlike the rest of this folder."""
 
 from __future__ import annotations
 
@@ -9,17 +6,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .kernels.layout import GROUP
+from ..kernels.layout import GROUP
 
 _F = np.float32
 
 
-def int8(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Values [N, K] in -127..127 and scales [N], so that weight ~ value * scale."""
-    peak = np.abs(weight).max(axis=1, initial=0.0)
-    scale = (peak / _F(127)).astype(np.float32)
-    inverse = np.divide(_F(127), peak, out=np.zeros_like(peak), where=peak > 0)
-    return np.rint(weight * inverse[:, None]).astype(np.int8), scale
+Rounded = tuple[tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]], NDArray[np.float32]]
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
@@ -79,15 +71,13 @@ def _grid(
     return (steps * inverse).astype(np.float16), (lows * inverse).astype(np.float16), scale
 
 
-def _rounded(weight: NDArray[np.float32], step: NDArray[np.float32], low: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _rounded_to(weight: NDArray[np.float32], step: NDArray[np.float32], low: NDArray[np.float32]) -> NDArray[np.uint8]:
     inverse = np.divide(_F(1), step, out=np.zeros_like(step), where=step > 0)
     return np.clip(np.rint((weight - low) * inverse), 0, 15).astype(np.uint8)
 
 
-def int4(
-    weight: NDArray[np.float32], gram: NDArray[np.float32] | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
-    """Values [N, K'] in 0..15, steps and lows [N, K' / 32], row scales [N]: weight ~ (value * step + low) * row scale.
+def rounded(weight: NDArray[np.float32], gram: NDArray | None) -> Rounded:
+    """Values [N, K'] in 0..15, steps and lows [N, K' / 32]; row scales [N]: weight ~ (value * step + low) * row scale.
 
     K' is K rounded up to 32. ``gram`` [K, K] is the sum of x x^T over inputs x: with it, the error of a column is made
     up for by the columns after it (GPTQ, Frantar et al. 2023). Without, every weight's error counts the same.
@@ -97,10 +87,10 @@ def int4(
     full = np.zeros((n, columns), np.float32)
     full[:, :k] = weight
     if gram is not None:
-        return _int4_compensated(full, k, gram)
+        return _compensated(full, k, gram)
     step, low, scale = _grid(full, (np.arange(columns) < k).astype(np.float32))
     wide_step, wide_low = (np.repeat(x.astype(np.float32) * scale[:, None], GROUP, axis=1) for x in (step, low))
-    return _rounded(full, wide_step, wide_low), step, low, scale
+    return (_rounded_to(full, wide_step, wide_low), step, low), scale
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
@@ -119,9 +109,7 @@ def _compensate_group(block, spread, steps, lows, values, errors):
                 w[i] -= error * spread[j, i]
 
 
-def _int4_compensated(
-    weight: NDArray[np.float32], k: int, gram: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
+def _compensated(weight: NDArray[np.float32], k: int, gram: NDArray) -> Rounded:
     n, columns = weight.shape
     hessian = np.eye(columns, dtype=np.float64)
     hessian[:k, :k] = gram
@@ -145,4 +133,4 @@ def _int4_compensated(
         _compensate_group(block, np.ascontiguousarray(spread[part, part]), wide_step, wide_low, group_values, errors)
         values[:, part] = group_values
         left[:, part.stop :] -= errors @ spread[part, part.stop :]
-    return values, steps, lows, scale
+    return (values, steps, lows), scale

@@ -1,0 +1,139 @@
+"""float32 matrices, [K][32 rows] a block. The same tile reads keys and values, which may be in half precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+from numba.core import cgutils
+
+from .cpu import TILE_TOKENS
+from .emit import F32, I64, V16F, V16S, Emit, accumulate, kernel, sums
+from .inputs import X_STRIDE, X, put_floats
+from .intrinsics import f32_view, floats_of_halves
+from .layout import BLOCK_BYTES, N_COLUMN, WEIGHT
+from .vector import FAST
+
+
+def _emit_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
+    x, x_stride, w, w_stride, n, skip, y, y_stride = args
+    e = Emit(builder)
+    size = 2 if half else 4
+    chains = 4 if tokens == 1 else 1  # a lone token needs several sums under way to hide the latency of an fma
+    totals = sums(builder, V16F, chains * tokens * 2)
+
+    def column(k: Any, chain: int) -> None:
+        row = e.at(w, builder.mul(k, w_stride))
+        weights = []
+        for v in range(2):
+            if half:
+                weights.append(floats_of_halves(builder, e.load(e.at(row, v * 32), V16S, 2)))
+            else:
+                weights.append(e.load(e.at(row, v * 64), V16F))
+        if tokens == 1:
+            ahead = e.at(w, e.ahead(builder.mul(k, w_stride), builder.mul(n, w_stride), skip))
+            for line in range(0, 32 * size, 64):
+                e.prefetch(e.at(ahead, line))
+        offset = builder.shl(k, I64(2))
+        for t in range(tokens):
+            pointer = e.at(e.at(x, builder.mul(x_stride, I64(t))), offset)
+            value = e.splat(e.load(pointer, F32))
+            for v in range(2):
+                accumulate(
+                    builder, totals[(chain * tokens + t) * 2 + v], V16F,
+                    lambda s, value=value, weight=weights[v]: e.fma(value, weight, s),
+                )  # fmt: skip
+
+    whole = builder.and_(n, I64(-chains))
+    if chains > 1:
+        with cgutils.for_range_slice(builder, I64(0), whole, I64(chains), I64) as (k, _):
+            for chain in range(chains):
+                column(builder.add(k, I64(chain)), chain)
+    with cgutils.for_range_slice(builder, whole if chains > 1 else I64(0), n, I64(1), I64) as (k, _):
+        column(k, 0)
+    for t in range(tokens):
+        for v in range(2):
+            total = builder.load(totals[t * 2 + v], typ=V16F)
+            for chain in range(1, chains):
+                total = builder.fadd(total, builder.load(totals[(chain * tokens + t) * 2 + v], typ=V16F))
+            builder.store(total, e.at(e.at(y, builder.mul(y_stride, I64(t))), v * 64), align=4)
+
+
+def _tile(tokens: int, half: bool) -> Any:
+    emitted = kernel(8, lambda builder, args: _emit_tile(builder, args, tokens, half))
+
+    @njit
+    def tile(x, x_stride, w, w_stride, n, skip, y, y_stride):
+        emitted(x, x_stride, w, w_stride, n, skip, y, y_stride)
+
+    return tile
+
+
+T0, T1, T2, _ = TILE_TOKENS
+_f0, _f1, _f2, _f3 = (_tile(t, False) for t in TILE_TOKENS)
+_h0, _h1, _h2, _h3 = (_tile(t, True) for t in TILE_TOKENS)
+
+
+@njit
+def float_block(n_token, x, x_stride, w, w_stride, n, skip, y, y_stride):
+    """y[t, :32] = sum over k < n of x[t, k] * w[k, :32], all float32. Strides in bytes.
+
+    ``skip``: unused bytes between this block and the one read next, for prefetching (as in the other blocks).
+    """
+    t = 0
+    while t < n_token:
+        left = n_token - t
+        if left >= T0:
+            _f0(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T0
+        elif left >= T1:
+            _f1(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T1
+        elif left >= T2:
+            _f2(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T2
+        else:
+            _f3(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += 1
+
+
+@njit
+def half_block(n_token, x, x_stride, w, w_stride, n, skip, y, y_stride):
+    """`float_block` with ``w`` in half precision."""
+    t = 0
+    while t < n_token:
+        left = n_token - t
+        if left >= T0:
+            _h0(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T0
+        elif left >= T1:
+            _h1(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T1
+        elif left >= T2:
+            _h2(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T2
+        else:
+            _h3(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += 1
+
+
+@njit(**FAST)
+def product(st, matrix, block, row0, n_token, y):
+    """One block of ``matrix`` times rows of the input; see `precisions.block_product`."""
+    stride, n = matrix[BLOCK_BYTES], matrix[N_COLUMN]
+    w, x = matrix[WEIGHT] + block * stride, st[X] + row0 * st[X_STRIDE]
+    float_block(n_token, x, st[X_STRIDE], w, 128, n, stride - n * 128, y, 128)
+
+
+@njit(**FAST)
+def put_input(st, matrix, x, row):
+    """Row ``row`` of the input of ``matrix``, from float32 values at ``x``."""
+    put_floats(st, matrix[N_COLUMN], x, row)
+
+
+@njit(**FAST)
+def embed_row(matrix, token, first, end, out):
+    """Columns first..end of row ``token`` of ``matrix``."""
+    w = matrix[WEIGHT] + token // 32 * matrix[BLOCK_BYTES] + token % 32 * 4
+    for k in range(first, end):
+        out[k] = f32_view(w + k * 128, 1)[0]
