@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CONFIGS, LLAMA3_ROPE, spec_of, unequal_spec
-from helpers import largest_difference, some_tokens
+from helpers import filled_decoder, largest_difference, some_tokens
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sentinel.errors import InputError
-from sentinel.formats.checkpoint import load_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.models.families import family_of
+from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec, RopeSpec
 
 # Fields of real checkpoints that change nothing.
@@ -294,3 +295,26 @@ def test_shards_are_whole_or_refused(tmp_path):
         index.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match="weight_map"):
             load_checkpoint(tmp_path)
+
+
+def test_a_whole_file_beside_an_index_is_the_one_that_is_read(tmp_path):
+    saved(tmp_path, "llama-grouped")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "gone.safetensors"}}')
+    assert_equal_to_hugging_face(tmp_path)
+
+
+def test_shards_of_any_family_and_of_our_own_are_joined(tmp_path):
+    for name in ("gpt2", "llama-multi-head-tied"):
+        (tmp_path / name).mkdir()
+        tensors = saved(tmp_path / name, name)
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).save_pretrained(tmp_path / name, max_shard_size="20KB")
+        (tmp_path / name / "model.safetensors").unlink(missing_ok=True)
+        index = json.loads((tmp_path / name / "model.safetensors.index.json").read_text())["weight_map"]
+        assert len(set(index.values())) > 2 and set(index) <= set(tensors)
+        assert_equal_to_hugging_face(tmp_path / name)
+    model = filled_decoder(unequal_spec())
+    save_checkpoint(model, tmp_path / "own", None, Record())
+    shards(tmp_path / "own", load_file(tmp_path / "own" / "model.safetensors"))
+    tokens = some_tokens(model.spec)
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(tmp_path / "own")(tokens), model(tokens))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+import torch
 from conftest import CONFIGS, spec_of, unequal_spec
-from helpers import filled_decoder
+from helpers import filled_decoder, some_tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from sentinel.adapt.integration import integrate
 from sentinel.errors import InputError
 from sentinel.formats.sources import KNOWN_SHAPES
 from sentinel.models.families import family_of
+from sentinel.models.kv_cache import KVCache
 from sentinel.models.spec import LayerSpec, ModelSpec
 
 
@@ -29,6 +35,24 @@ def test_parameter_count_is_that_of_the_decoder(name):
     spec = unequal_spec() if name == "unequal" else spec_of(name)
     counted = sum(parameter.numel() for parameter in filled_decoder(spec).parameters())
     assert spec.parameter_count(gates=True) == counted
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "unequal", "integrated"])
+def test_flops_are_those_that_torch_counts(name):
+    """One more token beside ``context - 1`` cached ones. torch counts products of matrices; vectors are added by hand."""
+    decoder = filled_decoder(unequal_spec() if name == "unequal" else spec_of(name.replace("integrated", "gpt2")))
+    if name == "integrated":
+        decoder = integrate(decoder, baseline=decoder, rank=4)
+    spec, context = decoder.spec, 9
+    tokens, cache = some_tokens(spec, 1, context), KVCache(spec.with_baseline_layers(), 1, context)
+    with torch.no_grad():
+        decoder(tokens[:, :-1], cache=cache)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            decoder(tokens[:, -1:], cache=cache)
+    unread = re.compile(r".*attn\.gate|baseline\.final_norm\..*")  # gates are folded into what is run
+    vectors = sum(p.numel() for n, p in decoder.named_parameters() if p.dim() < 2 and not unread.fullmatch(n))
+    rows = spec.n_embd * (1 + (spec.positions == "learned")) * (2 if name == "integrated" else 1)  # of the embeddings
+    assert spec.flops_per_token(context) == counter.get_total_flops() + 2 * (vectors + rows)
 
 
 def test_known_shapes_have_the_published_sizes():

@@ -44,7 +44,7 @@ def write_gguf(decoder: Decoder, path: Path, kind: gguf.GGMLQuantizationType) ->
         writer.add_tensor(theirs, data, raw_dtype=stored)
         looked_up = theirs == "position_embd.weight" or (theirs == "token_embd.weight" and not spec.tied_head)
         streamed += data.nbytes // array.shape[0] if looked_up else data.nbytes
-    if spec.rope is not None and spec.rope.type != "default":
+    if spec.rope is not None and spec.rope.type == "llama3":
         writer.add_tensor("rope_freqs.weight", _rope_factors(spec))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -71,6 +71,11 @@ def _add_settings(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
         writer.add_layer_norm_rms_eps(spec.norm_eps)
         writer.add_rope_dimension_count(layer.head_dim)
         writer.add_rope_freq_base(spec.rope.theta)
+        if spec.rope.type == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(spec.rope.factor)
+        elif spec.rope.type == "llama3":  # llama.cpp goes by `rope_freqs.weight` alone; readers of it by this too
+            writer.add_rope_scaling_orig_ctx_len(spec.rope.original_max_seq_len)
 
 
 def _tensors(decoder: Decoder) -> dict[str, Tensor]:
