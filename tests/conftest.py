@@ -9,7 +9,7 @@ from helpers import filled_decoder, letter_tokenizer
 from hypothesis import settings
 
 from sentinel.adapt.pruning.compact import expand_kv
-from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.text.corpora import Windows
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.packages import smollm2_folder
@@ -162,7 +162,7 @@ def elastic(worded, tmp_path) -> str:
     """The model with a level of half the heads, which the layers give up unequally."""
     loaded = load(worded)
     dense = expand_kv(loaded.decoder)
-    pruner = Pruner(dense, Settings("random", compensate=False, seed=4), None)
+    pruner = Pruner(dense, PruningSettings("random", compensate=False, seed=4), None)
     order = pruner.order(0.5, 0.5)
     plan = order.plan(0.5, 0.5)
     assert len({len(groups) for groups in plan.groups}) > 1

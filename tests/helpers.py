@@ -11,7 +11,8 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split, Whitespace
 
-from sentinel.adapt.pruning.plan import RemovalOrder, Scores, removal_order
+from sentinel.adapt.pruning.plan import RemovalOrder
+from sentinel.adapt.pruning.scores import Scores, removal_order
 from sentinel.adapt.text.corpora import Document, Text
 from sentinel.cli import main
 from sentinel.models.decoder import Decoder

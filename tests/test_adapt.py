@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, largest_difference, some_order, some_tokens
 
-from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, select
+from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order
 from sentinel.adapt.pruning.compensate import Normal, best_solution, compensate, solve
 from sentinel.adapt.pruning.plan import PruningPlan
-from sentinel.adapt.pruning.prune import CRITERION_NAMES, Pruner, Settings, make_elastic, scores_neurons
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.pruning.residual_stream import HALVES, Stream
 from sentinel.adapt.text.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
 from sentinel.errors import InputError
@@ -170,7 +169,7 @@ def test_the_damping_is_the_one_that_does_best_on_held_out_tokens():
 def test_elastic_levels_equal_compacted_models_up_and_down(name, compensated, tmp_path):
     dense = filled_decoder(make(name))
     windows = Windows(windows_of(dense.spec), ("a",))
-    pruner = Pruner(dense, Settings("magnitude", compensate=compensated), windows)
+    pruner = Pruner(dense, PruningSettings("magnitude", compensate=compensated), windows)
     order = pruner.order(0.7, 0.5)
     plans = [order.plan(0.3, 0.2), order.plan(0.7, 0.5)]
     models = pruner.apply(plans)
@@ -192,79 +191,6 @@ def test_elastic_levels_equal_compacted_models_up_and_down(name, compensated, tm
         require_levels(dense)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "unequal-rope"])
-@pytest.mark.parametrize("criterion", CRITERION_NAMES)
-def test_every_criterion_prunes_every_family(name, criterion):
-    dense = filled_decoder(make(name))
-    windows = Windows(windows_of(dense.spec), ("a",))
-    pruner = Pruner(dense, Settings(criterion), windows)
-    neurons = 0.3 if scores_neurons(criterion) else 0.0
-    order = pruner.order(0.5, neurons)
-    assert sorted(np.concatenate(order.group_ranks)) == list(range(sum(la.n_kv_head for la in dense.spec.layers)))
-    assert sorted(np.concatenate(order.neuron_ranks)) == list(
-        range(sum(la.intermediate_size for la in dense.spec.layers))
-    )
-    (smaller,) = pruner.apply([order.plan(0.5, neurons)])
-    with torch.no_grad():
-        assert torch.isfinite(smaller(some_tokens(dense.spec))).all()
-    again = Pruner(dense, Settings(criterion), windows).order(0.5, neurons)
-    assert all(np.array_equal(a, b) for a, b in zip(order.group_ranks, again.group_ranks, strict=True))
-
-
-def test_reconstruction_removes_what_the_others_can_replace():
-    """Two heads with the same outputs: one of them goes first, and costs nothing."""
-    dense = filled_decoder(spec_of("gpt2"))
-    twins = select(dense, [[0, 1, 1, 2]] * 3, [range(192)] * 3)
-    windows = Windows(windows_of(twins.spec), ("a",))
-    scores = Pruner(twins, Settings("reconstruction"), windows).scores(0.5)
-    for layer in scores.groups:
-        assert int(np.argmin(layer)) in (1, 2)
-        assert layer.min() < 1e-3 and layer.max() > 0.99
-
-
-@pytest.mark.parametrize("criterion", ["gradient", "fisher", "reconstruction", "stepwise", "learned"])
-def test_criteria_find_the_heads_that_copy(copier, criterion):
-    model, windows, loss = copier
-    assert loss < 1.0  # chance is 3.0
-    order = Pruner(model, Settings(criterion, compensate=False), windows).order(0.5, 0.0)
-    assert set(np.argsort(order.group_ranks[0])[:2]) == {1, 3}
-
-
-def test_magnitude_is_fooled_by_large_idle_heads(copier):
-    model, _, _ = copier
-    order = Pruner(model, Settings("magnitude", compensate=False), None).order(0.5, 0.0)
-    assert set(np.argsort(order.group_ranks[0])[2:]) == {1, 3}
-
-
-def test_calibration_resumes_to_the_same_statistics(tmp_path, monkeypatch):
-    from sentinel.adapt.pruning import calibrate as module
-
-    dense = filled_decoder(spec_of("llama-grouped"))
-    windows = Windows(windows_of(dense.spec), ("a",))
-    whole = module.calibrate(dense, windows)
-    monkeypatch.setattr(module, "SAVE_EVERY_SECONDS", 0.0)
-    calls = {"left": 3}
-    real = module._add
-
-    def interrupted(found, index, half, layer, count):
-        if (index, half) == (0, "attn"):
-            calls["left"] -= 1
-            if calls["left"] < 0:
-                raise KeyboardInterrupt
-        real(found, index, half, layer, count)
-
-    monkeypatch.setattr(module, "_add", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        module.calibrate(dense, windows, tmp_path / "s.safetensors")
-    monkeypatch.setattr(module, "_add", real)
-    resumed = module.calibrate(dense, windows, tmp_path / "s.safetensors")
-    assert resumed.tokens == whole.tokens == windows.tokens.numel()
-    assert all(torch.allclose(resumed.sums[name], tensor, rtol=1e-5) for name, tensor in whole.sums.items())
-    other = Windows(windows_of(dense.spec, seed=9), ("a",))
-    with pytest.raises(InputError, match="another model or text"):
-        module.calibrate(dense, other, tmp_path / "s.safetensors")
-
-
 def test_nan_is_named_with_its_layer():
     dense = filled_decoder(spec_of("gpt2"))
     with torch.no_grad():
@@ -273,7 +199,7 @@ def test_nan_is_named_with_its_layer():
     with pytest.raises(InputError, match=r"layers?[ .]1"):
         compensate(dense, [some_order(dense.spec).plan(0.5)], windows.tokens)
     with pytest.raises(InputError, match=r"layers?[ .]1"):
-        Pruner(dense, Settings("fisher"), windows).order(0.5, 0.0)
+        Pruner(dense, PruningSettings("fisher"), windows).order(0.5, 0.0)
 
 
 class Words:

@@ -18,8 +18,9 @@ from sentinel.adapt.cycles.controller import Controller, ControllerSettings
 from sentinel.adapt.integration import integrate
 from sentinel.adapt.pruning.calibrate import calibrate
 from sentinel.adapt.pruning.compact import compact, expand_kv
+from sentinel.adapt.pruning.criteria import NAMES, criterion_named
 from sentinel.adapt.pruning.gram_matrices import input_grams
-from sentinel.adapt.pruning.prune import CRITERION_NAMES, Pruner, Settings, make_elastic
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
@@ -96,12 +97,12 @@ def test_the_static_engine_of_accelerators_generates(model):
     assert steps == list(generate_tokens(make_engine(model, 1), [[5, 9, 2], [7]], 4))
 
 
-@pytest.mark.parametrize("criterion", CRITERION_NAMES)
+@pytest.mark.parametrize("criterion", NAMES)
 def test_every_criterion_ranks_and_compensation_solves(criterion, model, windows):
     dense = expand_kv(model)
-    pruner = Pruner(dense, Settings(criterion), windows)
+    pruner = Pruner(dense, PruningSettings(criterion), windows)
     heads = 0.5
-    neurons = 0.0 if criterion in ("entropy", "learned") else 0.25
+    neurons = 0.25 if criterion_named(criterion).scores_neurons else 0.0
     order = pruner.order(heads, neurons)
     plans = [order.plan(heads, neurons)]
     (pruned,) = pruner.apply(plans)
@@ -114,7 +115,7 @@ def test_every_criterion_ranks_and_compensation_solves(criterion, model, windows
 def test_statistics_are_taken_up_again(model, windows, tmp_path):
     first = calibrate(model, windows, tmp_path / "sums")
     again = calibrate(model, windows, tmp_path / "sums")
-    assert all(torch.equal(again.sums[name], tensor) for name, tensor in first.sums.items())
+    assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in first.tensors().items())
 
 
 def test_models_are_quantised(model, windows):
@@ -130,7 +131,7 @@ def test_skips_and_a_baseline_are_added(model):
 
 
 def test_recovery_learns_one_step(model, windows):
-    pruner = Pruner(model, Settings("magnitude", compensate=False), None)
+    pruner = Pruner(model, PruningSettings("magnitude", compensate=False), None)
     student = compact(model, pruner.order(0.5, 0.0).plan(0.5))
     settings = RecoverySettings(steps=1, batch=2, evaluations=1, state_weight=0.1)
     found = recover(student, model, windows.tokens[:6], windows.tokens[6:], settings)
@@ -245,7 +246,7 @@ def test_a_compiled_graph_is_not_profiled_as_if_it_had_parts(elsewhere):
 
 
 def test_levels_of_an_elastic_model_move_with_it(model, windows):
-    pruner = Pruner(model, Settings("magnitude"), windows)
+    pruner = Pruner(model, PruningSettings("magnitude"), windows)
     order = pruner.order(0.5, 0.0)
     plans = [order.plan(0.5)]
     elastic = make_elastic(model, order, plans, pruner.apply(plans))

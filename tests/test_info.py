@@ -11,9 +11,9 @@ import pytest
 from conftest import spec_of
 from helpers import filled_decoder, letter_tokenizer, refused
 
-from sentinel.adapt.pruning.criteria import random
-from sentinel.adapt.pruning.plan import removal_order
+from sentinel.adapt.pruning.criteria import criterion_named
 from sentinel.adapt.pruning.prune import make_elastic
+from sentinel.adapt.pruning.subject import Subject
 from sentinel.cli import main
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.infer.model_info import model_info
@@ -27,7 +27,7 @@ MADE = Record().then(Pruned(source="m", criterion="fisher", heads=(0.3, 0.7), ne
 def elastic(tmp_path_factory) -> Path:
     """A tiny elastic model with two stored ratios."""
     dense = filled_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
-    order = removal_order(dense.spec, random(dense, 0))
+    order = criterion_named("random").order(Subject(dense), 0.7, 0.7)
     plans = [order.plan(r, r) for r in (0.3, 0.7)]
     smaller = [filled_decoder(dense.spec.with_counts(p.group_counts, p.neuron_counts)) for p in plans]
     folder = tmp_path_factory.mktemp("models") / "elastic"

@@ -14,10 +14,10 @@ from helpers import LETTERS, filled_decoder, largest_difference, letter_tokenize
 
 from sentinel.adapt.integration import CONFIGURATIONS, baseline_spec, fresh_fusions, integrate, plain
 from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, select
-from sentinel.adapt.pruning.criteria import CRITERIA
+from sentinel.adapt.pruning.criteria import criterion_named
 from sentinel.adapt.pruning.gram_matrices import input_grams
-from sentinel.adapt.pruning.plan import removal_order
-from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
+from sentinel.adapt.pruning.subject import Subject
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
@@ -306,7 +306,7 @@ def test_training_reaches_all_that_is_new_and_nothing_of_the_baseline(rank):
 
 def test_an_elastic_model_keeps_its_levels(tmp_path):
     dense, tokens = expand_kv(filled_decoder(SPECS["llama-grouped"])), some_tokens(SPECS["llama-grouped"])
-    order = removal_order(dense.spec, CRITERIA["magnitude"].scores(dense, None, 0, True))
+    order = criterion_named("magnitude").order(Subject(dense), 0.5, 0.5)
     plans = [order.plan(0.3, 0.0), order.plan(0.5, 0.5)]
     elastic = make_elastic(dense, order, plans, [compact(dense, plan) for plan in plans])
     made = integrate(elastic, "all", rank=4, baseline=in_nested_order(dense, order))
@@ -353,7 +353,7 @@ def test_what_does_not_fit_is_refused():
         "plain model": lambda: integrate(decoder, rank=4, baseline=made),
         "4 layers, but the model 3": lambda: integrate(decoder, rank=4, baseline=filled_decoder(longer)),
         "n_embd|vocab": lambda: integrate(decoder, rank=4, baseline=filled_decoder(shape_of_width(24))),
-        "prune first": lambda: Pruner(made, Settings(), windows()).order(0.5, 0.0),
+        "prune first": lambda: Pruner(made, PruningSettings(), windows()).order(0.5, 0.0),
     }.items():
         with pytest.raises(InputError, match=said):
             call()

@@ -15,8 +15,8 @@ from conftest import spec_of
 from helpers import filled_decoder, letter_tokenizer, refused
 
 from sentinel.adapt.pruning.compact import in_nested_order
-from sentinel.adapt.pruning.criteria import random
-from sentinel.adapt.pruning.plan import removal_order
+from sentinel.adapt.pruning.criteria import criterion_named
+from sentinel.adapt.pruning.subject import Subject
 from sentinel.cli import main
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.infer import packed_cache
@@ -137,7 +137,7 @@ def test_digests_of_files_that_stay_are_remembered(tmp_path, monkeypatch):
 
 def test_widths_of_an_elastic_model(tmp_path, said):
     spec = ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17})
-    order = removal_order(spec, random(filled_decoder(spec), 0))
+    order = criterion_named("random").order(Subject(filled_decoder(spec)), 0.5, 0.5)
     plan = order.plan(0.5, 0.5)
     level = PruningLevel(0.5, 0.5, tuple(plan.group_counts), tuple(plan.neuron_counts), {})
     elastic = ElasticDecoder.from_ordered(in_nested_order(filled_decoder(spec), order), [level])

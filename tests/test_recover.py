@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch.nn import functional
 
 from sentinel.adapt.integration import integrate
-from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.recovery.distillation import TeacherTargets, divergence, judged, likeliest
 from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
@@ -58,12 +58,12 @@ def teacher_model(vocab_size: int = 97) -> Decoder:
 
 
 def pruned(dense: Decoder, heads: float = 0.5) -> Decoder:
-    pruner = Pruner(dense, Settings(criterion="magnitude", compensate=False), None)
+    pruner = Pruner(dense, PruningSettings(criterion="magnitude", compensate=False), None)
     return pruner.apply([pruner.order(heads, 0.0).plan(heads)])[0]
 
 
 def elastic_model(dense: Decoder, levels: tuple[float, ...] = (0.3, 0.6)) -> ElasticDecoder:
-    pruner = Pruner(dense, Settings(criterion="magnitude", compensate=False), None)
+    pruner = Pruner(dense, PruningSettings(criterion="magnitude", compensate=False), None)
     order = pruner.order(max(levels), 0.0)
     plans = [order.plan(level) for level in levels]
     return make_elastic(dense, order, plans, pruner.apply(plans))

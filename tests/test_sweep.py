@@ -15,7 +15,7 @@ import pytest
 from conftest import spec_of
 from helpers import filled_decoder
 
-from sentinel.adapt.pruning.prune import Pruner, Settings
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings
 from sentinel.adapt.text.corpora import load_texts, sample_windows
 from sentinel.cli import main
 from sentinel.errors import InputError
@@ -91,7 +91,7 @@ def test_rows_are_what_prune_and_evaluate_say(worded, letters, settings):
     tokenizer = loaded.require_tokenizer()
     expanded = sweep.expand_kv(loaded.decoder)
     windows = sample_windows(load_texts(letters["calibration"], "train"), tokenizer, 512, 64, 3)
-    pruner = Pruner(expanded, Settings("magnitude", seed=3), windows)
+    pruner = Pruner(expanded, PruningSettings("magnitude", seed=3), windows)
     (pruned,) = pruner.apply([pruner.order(0.5, 0.25).plan(0.5, 0.25)])
     texts = load_texts(letters["test"], "test")
     for model, row in ((loaded.decoder, dense), (pruned, rows[3])):
@@ -102,11 +102,11 @@ def test_rows_are_what_prune_and_evaluate_say(worded, letters, settings):
 
 
 def test_calibration_runs_once_for_all_levels_and_criteria_of_a_seed(worded, settings, monkeypatch):
-    from sentinel.adapt.pruning import prune
+    from sentinel.adapt.pruning import subject
 
     calls = []
-    real = prune.calibrate
-    monkeypatch.setattr(prune, "calibrate", lambda *a: calls.append(1) or real(*a))
+    real = subject.calibrate
+    monkeypatch.setattr(subject, "calibrate", lambda *a: calls.append(1) or real(*a))
     sweep._subject.cache_clear()
     for criterion, seed in (("fisher", 0), ("gradient", 0), ("fisher", 1)):
         assert run_job(settings, Job(worded, criterion, seed)).error is None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentinel.adapt.cycles.controller import ControllerSettings as ControllerSettings
     from sentinel.adapt.pruning.calibrate import calibrate as calibrate
     from sentinel.adapt.pruning.prune import Pruner as Pruner
-    from sentinel.adapt.pruning.prune import Settings as PruningSettings
+    from sentinel.adapt.pruning.prune import PruningSettings as PruningSettings
     from sentinel.adapt.recovery.settings import RecoverySettings as RecoverySettings
     from sentinel.api.adapting import AdaptationText as AdaptationText
     from sentinel.api.adapting import adapt as adapt
@@ -64,7 +64,7 @@ _PLACES = {
     "InputError": "sentinel.errors",
     "Model": "sentinel.api.model",
     "Pruner": "sentinel.adapt.pruning.prune",
-    "PruningSettings": "sentinel.adapt.pruning.prune:Settings",
+    "PruningSettings": "sentinel.adapt.pruning.prune",
     "Record": "sentinel.models.record",
     "RecoverySettings": "sentinel.adapt.recovery.settings",
     "Result": "sentinel.measure.results",

@@ -10,8 +10,9 @@ from typing import cast
 from sentinel.adapt.integration import DEFAULT_RANK, configuration_of
 from sentinel.adapt.integration import integrate as integrate_decoder
 from sentinel.adapt.pruning.compact import expand_kv as with_expanded_kv
-from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder, fit_target
-from sentinel.adapt.pruning.prune import Pruner, Settings, make_elastic, scores_neurons
+from sentinel.adapt.pruning.fit_to import fit_to, megabytes
+from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts, refuse_seen_text, refuse_shared_documents
 from sentinel.api.model import Model, as_model
 from sentinel.errors import InputError
@@ -22,8 +23,6 @@ from sentinel.infer.quantised import QuantisedModel
 from sentinel.measure.latency import measure_latencies
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Integrated, Quantised
-
-MOST_HEADS, MOST_NEURONS = 0.7, 0.5  # how far a target may go: beyond, little is left of a model without training
 
 
 def prune(
@@ -37,7 +36,7 @@ def prune(
     expand_kv: bool = False,
     calibration: str = EVERY_BUILT_IN,
     judged_by: str | None = None,
-    settings: Settings | None = None,
+    settings: PruningSettings | None = None,
 ) -> Model:
     """A model from which heads and neurons are really removed, the rest re-solved to make up for them.
 
@@ -49,7 +48,7 @@ def prune(
 
     Raises `InputError` for ratios outside of 0..1, a target that can't be met, and text that the model has seen.
     """
-    loaded, settings = as_model(model).loaded, settings or Settings()
+    loaded, settings = as_model(model).loaded, settings or PruningSettings()
     check_targets(heads, neurons, elastic, speedup, max_memory)
     dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
     pruner = make_pruner(loaded, dense, settings, calibration, judged_by)
@@ -60,7 +59,7 @@ def prune(
         order = pruner.order(heads, neurons)
         plans = [order.plan(heads, neurons)]
     else:
-        order, plan = _fitted(pruner, loaded, dense, speedup, max_memory)
+        order, plan = _fitted(pruner, loaded, speedup, max_memory)
         plans = [plan]
     models = pruner.apply(plans)
     made = make_elastic(dense, order, plans, models) if elastic is not None else models[0]
@@ -85,7 +84,7 @@ def check_targets(
 
 
 def make_pruner(
-    loaded: LoadedModel, dense: Decoder, settings: Settings, calibration: str, judged_by: str | None = None
+    loaded: LoadedModel, dense: Decoder, settings: PruningSettings, calibration: str, judged_by: str | None = None
 ) -> Pruner:
     """A pruner of ``dense`` with calibration windows, if the settings need any; none of ``judged_by`` is among them."""
     judges = [] if judged_by is None or loaded.weights == "random" else load_texts(judged_by, "test")
@@ -100,29 +99,20 @@ def make_pruner(
 
 
 def _fitted(
-    pruner: Pruner, loaded: LoadedModel, dense: Decoder, speedup: float | None, max_memory: float | None
+    pruner: Pruner, loaded: LoadedModel, speedup: float | None, max_memory: float | None
 ) -> tuple[RemovalOrder, PruningPlan]:
-    """The removal order of ``dense`` and the plan that meets a target, which is told against the model as loaded."""
-    most_neurons = MOST_NEURONS if scores_neurons(pruner.settings.criterion) else 0.0
+    """The removal order and the plan that meets a target, which is told against the model as loaded."""
     if speedup is not None:
-        table = measure_latencies(dense)
-        whole = table if dense is loaded.decoder else measure_latencies(loaded.decoder)
-        order = pruner.order(MOST_HEADS, most_neurons)
-        return order, fit_target(order, table.predict, whole.dense_ms / speedup, MOST_HEADS, most_neurons)
+        table = measure_latencies(pruner.dense)
+        whole = table if pruner.dense is loaded.decoder else measure_latencies(loaded.decoder)
+        return fit_to(pruner, table.predict, whole.dense_ms / speedup)
     assert max_memory is not None
     size = loaded.spec.parameter_count() * 4 / 1e6
     if max_memory >= size:
         raise InputError(
             f"a memory of {max_memory:g} MB is not below the {size:,.1f} MB of {loaded.name}; ask for less"
         )
-    # Compensation adds the biases.
-    spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True) if pruner.settings.compensate else dense.spec
-    order = pruner.order(MOST_HEADS, most_neurons)
-
-    def megabytes(plan: PruningPlan) -> float:
-        return spec.with_counts(plan.group_counts, plan.neuron_counts).parameter_count() * 4 / 1e6
-
-    return order, fit_target(order, megabytes, max_memory, MOST_HEADS, most_neurons)
+    return fit_to(pruner, megabytes(pruner), max_memory)
 
 
 def importance(
@@ -130,7 +120,7 @@ def importance(
     *,
     expand_kv: bool = False,
     calibration: str = EVERY_BUILT_IN,
-    settings: Settings | None = None,
+    settings: PruningSettings | None = None,
 ) -> RemovalOrder:
     """The order in which heads would be removed, as ranks [groups] per layer: the higher, the later.
 
@@ -139,7 +129,7 @@ def importance(
     loaded = as_model(model).loaded
     loaded.require_real_weights("the importance of its heads")
     dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
-    chosen = dataclasses.replace(settings or Settings(), compensate=False)
+    chosen = dataclasses.replace(settings or PruningSettings(), compensate=False)
     return make_pruner(loaded, dense, chosen, calibration).order(0.9, 0.0)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentinel.adapt.pruning.prune import CRITERION_NAMES
+from sentinel.adapt.pruning.criteria import ALL
 from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts
 from sentinel.api.model import Model, as_model, load
 from sentinel.errors import InputError
@@ -164,7 +164,7 @@ def sweep(
     file: str | Path,
     settings: SweepSettings,
     *,
-    criteria: Sequence[str] = CRITERION_NAMES,
+    criteria: Sequence[str] = ALL,
     seeds: Sequence[int] = (0,),
     workers: int = 2,
     backend: str = "processes",

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sentinel.adapt.pruning import criteria
 from sentinel.commands.arguments import share, whole_number
 from sentinel.files import check_output_file
 from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from sentinel.adapt.pruning.prune import Settings
+    from sentinel.adapt.pruning.prune import PruningSettings
     from sentinel.formats.sources import LoadedModel
     from sentinel.models.decoder import Decoder
 
@@ -37,8 +38,8 @@ def ratios(text: str) -> tuple[float, ...]:
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     """Criterion and calibration text."""
     parser.add_argument(
-        "--criterion", default="stepwise", metavar="C",
-        help="stepwise (default), learned, fisher, gradient, reconstruction, entropy, magnitude or random",
+        "--criterion", default=criteria.DEFAULT, metavar="C",
+        help=f"how units are ranked: {', '.join(criteria.NAMES)} (default {criteria.DEFAULT})",
     )  # fmt: skip
     parser.add_argument(
         "--calibration", metavar="TEXT", default=DEFAULT_TEXT,
@@ -57,14 +58,14 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="of sampling (default 0)")
 
 
-def settings_of(options: argparse.Namespace, *, compensate: bool) -> Settings:
+def settings_of(options: argparse.Namespace, *, compensate: bool) -> PruningSettings:
     """Pruning settings from the arguments."""
-    from sentinel.adapt.pruning.prune import Settings
+    from sentinel.adapt.pruning.prune import PruningSettings
 
     statistics = None if options.statistics is None else Path(options.statistics)
     if statistics is not None:
         check_output_file(statistics, regular=True)
-    return Settings(
+    return PruningSettings(
         criterion=options.criterion,
         scope=options.scope,
         floor_groups=options.floor_heads,

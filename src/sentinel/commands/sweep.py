@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from sentinel.adapt.pruning import criteria
 from sentinel.commands.arguments import command_again, listed, names, telling_what_is_kept, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 from sentinel.errors import InputError
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", metavar="M,M", type=names, default=("smollm2-135m",), help="MODELs (default smollm2-135m)"
     )
-    parser.add_argument("--criteria", metavar="C,C", type=names, default=("all",), help="criteria (default all)")
+    parser.add_argument("--criteria", metavar="C,C", type=names, default=criteria.ALL, help="criteria (default all)")
     parser.add_argument(
         "--heads", metavar="R,R", type=ratios, default=(0.3, 0.5, 0.7), help="ratios of heads (default 0.3,0.5,0.7)"
     )
@@ -49,7 +50,6 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("--address is of a Ray cluster; give --backend ray as well")
     from pathlib import Path
 
-    from sentinel.adapt.pruning.prune import CRITERION_NAMES
     from sentinel.api.measuring import sweep
     from sentinel.cores import physical_cores
     from sentinel.measure.sweep import SweepSettings
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
             options.models,
             file,
             settings,
-            criteria=CRITERION_NAMES if options.criteria == ("all",) else options.criteria,
+            criteria=options.criteria,
             seeds=options.seeds,
             workers=options.workers,
             backend=options.backend,

@@ -15,14 +15,13 @@ from typing import Any
 
 import sentinel
 from sentinel.adapt.pruning.compact import expand_kv
+from sentinel.adapt.pruning.criteria import asked_for, criterion_named
 from sentinel.adapt.pruning.plan import PruningPlan, check_ratio
-from sentinel.adapt.pruning.prune import WINDOW, Pruner, Settings
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings
 from sentinel.adapt.text.corpora import (
     Text,
-    Windows,
     load_texts,
     refuse_shared_documents,
-    sample_windows,
 )
 from sentinel.errors import InputError
 from sentinel.files import check_output_file
@@ -97,8 +96,9 @@ class Outcome:
 
 def plan_jobs(models: Sequence[str], criteria: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """All jobs, those of a model together, so that a worker loads it once. Raises `InputError` for unknown criteria."""
+    criteria = asked_for(criteria)
     for criterion in criteria:
-        Settings(criterion)
+        criterion_named(criterion)
     jobs: list[Job] = []
     for model in dict.fromkeys(models):
         jobs.append(Job(model))
@@ -147,17 +147,16 @@ class _Subject:
             tokens_per_text=settings.eval_tokens,
             context=self.context,
         )
-        self.calibrated: Pruner | None = None
-        self._windows: tuple[int, Windows] | None = None
+        self._calibrated: Pruner | None = None
 
-    def windows(self, seed: int) -> Windows:
-        """Calibration windows of a seed; those of the last seed are kept."""
-        if self._windows is None or self._windows[0] != seed:
+    def pruner(self, settings: PruningSettings) -> Pruner:
+        """A pruner; those of one seed in a row share windows and statistics."""
+        if not settings.needs_text:
+            return Pruner(self.dense, settings, None)
+        if self._calibrated is None or self._calibrated.settings.seed != settings.seed:
             texts = load_texts(self.settings.calibration, "train")
-            length = min(WINDOW, self.dense.spec.max_seq_len)
-            tokens = self.settings.calibration_tokens
-            self._windows = seed, sample_windows(texts, self.tokenizer, tokens, length, seed)
-        return self._windows[1]
+            self._calibrated = Pruner.from_texts(self.dense, self.tokenizer, lambda: texts, settings)
+        return self._calibrated.with_settings(settings)
 
     def row(self, model: Decoder, **fields: Any) -> Result:
         """The judged ``model`` as a row."""
@@ -185,16 +184,14 @@ def _subject(settings: SweepSettings, model: str) -> _Subject:
 
 def _pruned_rows(subject: _Subject, settings: SweepSettings, job: Job) -> Iterator[Result]:
     assert job.criterion is not None and job.seed is not None
-    ranking = Settings(
+    ranking = PruningSettings(
         job.criterion,
         compensate=any(settings.compensate),
         tokens=settings.calibration_tokens,
         seed=job.seed,
     )
-    pruner = Pruner(subject.dense, ranking, subject.windows(job.seed) if ranking.needs_text else None)
-    pruner.share_calibration(subject.calibrated)
+    pruner = subject.pruner(ranking)
     order = pruner.order(max(settings.heads), max(settings.neurons))
-    subject.calibrated = pruner if pruner.has_calibration else subject.calibrated
     plans = [order.plan(heads, neurons) for heads, neurons in settings.levels]
     for compensate in settings.compensate:
         for plan, model in _models(pruner.with_compensation(compensate), plans):

@@ -13,7 +13,7 @@ from torch import Tensor
 from sentinel.adapt.cycles.below_budget import overshooting_plan, removed_uniformly
 from sentinel.adapt.cycles.budget import Budget
 from sentinel.adapt.pruning.compensate import compensate
-from sentinel.adapt.pruning.stepwise import stepwise_order
+from sentinel.adapt.pruning.criteria.stepwise import stepwise_order
 from sentinel.adapt.recovery.likelihood import perplexity_of
 from sentinel.adapt.recovery.recover import Recovery, recover
 from sentinel.adapt.recovery.settings import RecoverySettings

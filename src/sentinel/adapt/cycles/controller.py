@@ -20,11 +20,11 @@ from sentinel.adapt.cycles.below_budget import least_important, overshooting_pla
 from sentinel.adapt.cycles.budget import Budget, CostTable
 from sentinel.adapt.cycles.masked import Head, MaskedModel
 from sentinel.adapt.cycles.regrow import WarmUp, choose_regrowth, gate_gradients
-from sentinel.adapt.pruning.calibrate import AttentionEntropy
+from sentinel.adapt.pruning.attention_entropy import AttentionEntropy
 from sentinel.adapt.pruning.compensate import compensate
+from sentinel.adapt.pruning.criteria.stepwise import score, stepwise_order
 from sentinel.adapt.pruning.gated_model import short_windows
 from sentinel.adapt.pruning.plan import PruningPlan, spec_digest
-from sentinel.adapt.pruning.stepwise import score, stepwise_order
 from sentinel.adapt.recovery.likelihood import perplexity_of
 from sentinel.adapt.recovery.recover import Recovery, recover
 from sentinel.adapt.recovery.run import make_accelerator

@@ -1,12 +1,11 @@
-"""From importance scores to what is kept: one removal order gives a nested plan for every pruning ratio."""
+"""From a removal order to what is kept: one order gives a nested plan for every pruning ratio."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +13,8 @@ from numpy.typing import NDArray
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
 
-Scope = Literal["global", "uniform"]
 Ranks = tuple[NDArray[np.int64], ...]
 Losses = tuple[NDArray[np.float64], ...]
-
-# Criteria whose scores of heads and of neurons are in the same unit: an estimate of the loss.
-LOSS_CRITERIA = ("gradient", "fisher")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Importance of every head group [n_kv_head] and neuron [intermediate_size], per layer; higher is kept longer."""
-
-    criterion: str
-    groups: tuple[NDArray[np.float64], ...]
-    neurons: tuple[NDArray[np.float64], ...]
 
 
 def spec_digest(spec: ModelSpec) -> str:
@@ -119,65 +105,3 @@ class PruningPlan:
             return cls(**data, groups=groups, kept_neurons=neurons)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a pruning plan ({error})") from error
-
-
-def removal_order(
-    spec: ModelSpec, scores: Scores, *, scope: Scope = "global", floor_groups: int = 0, floor_neurons: int = 0
-) -> RemovalOrder:
-    """The order in which units go, lowest score first.
-
-    ``scope`` "global" ranks all layers together; "uniform" takes the same share of every layer. A layer's best
-    ``floor_groups`` groups and ``floor_neurons`` neurons go last, so that they stay as long as any others do.
-    """
-    return RemovalOrder(
-        spec,
-        scores.criterion,
-        _ranks(scores.groups, scope, floor_groups),
-        _ranks(scores.neurons, scope, floor_neurons),
-        _losses(scores.groups, scores.criterion),
-        _losses(scores.neurons, scores.criterion),
-    )
-
-
-def _losses(scores: Sequence[NDArray[np.float64]], criterion: str) -> Losses:
-    """Scores as losses; where they are no losses, as shares of their sum."""
-    lowest = min((float(values.min()) for values in scores if len(values)), default=0.0)
-    shifted = [values - min(0.0, lowest) for values in scores]
-    total = 1.0 if criterion in LOSS_CRITERIA else float(sum(values.sum() for values in shifted)) or 1.0
-    return tuple(values / total for values in shifted)
-
-
-def fit_target(
-    order: RemovalOrder, cost: Callable[[PruningPlan], float], limit: float, most_heads: float, most_neurons: float
-) -> PruningPlan:
-    """The plan of least estimated loss whose ``cost`` is at most ``limit``, over a grid of ratios of 5 %.
-
-    This is the idea of ZipLM (Kurtic et al. 2023): removal is paid by measured cost, not by counts. Raises `InputError`
-    when even the ``most_heads`` and ``most_neurons`` that the order reaches do not suffice.
-    """
-    heads = np.unique(np.append(np.arange(0.0, most_heads, 0.05), most_heads)).round(4)
-    neurons = np.unique(np.append(np.arange(0.0, most_neurons, 0.05), most_neurons)).round(4)
-    plans = [order.plan(float(h), float(f)) for h in heads for f in neurons]
-    fitting = [plan for plan in plans if cost(plan) <= limit]
-    if not fitting:
-        raise InputError(
-            f"the target is out of reach: {most_heads:.0%} of heads and {most_neurons:.0%} of neurons removed give "
-            f"{cost(plans[-1]):.4g} where {limit:.4g} is asked for"
-        )
-    return min(fitting, key=order.loss)
-
-
-def _ranks(scores: Sequence[NDArray[np.float64]], scope: Scope, floor: int) -> Ranks:
-    keys: list[tuple[bool, float, int, int]] = []
-    for layer, values in enumerate(scores):
-        if not np.isfinite(values).all():
-            raise InputError(f"layer {layer}: an importance score is not finite; check the weights for NaN")
-        place = np.argsort(np.argsort(values, kind="stable"), kind="stable")  # 0: least important of its layer
-        for unit, value in enumerate(values):
-            protected = bool(place[unit] >= len(values) - floor)
-            measure = float(value) if scope == "global" else float((place[unit] + 0.5) / len(values))
-            keys.append((protected, measure, layer, unit))
-    ranks = tuple(np.zeros(len(values), dtype=np.int64) for values in scores)
-    for rank, (_, _, layer, unit) in enumerate(sorted(keys)):
-        ranks[layer][unit] = rank
-    return ranks

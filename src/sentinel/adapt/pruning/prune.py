@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sentinel.adapt.pruning.calibrate import Calibration, calibrate
+from sentinel.adapt.pruning import criteria
 from sentinel.adapt.pruning.compact import compact, in_nested_order
 from sentinel.adapt.pruning.compensate import compensate
-from sentinel.adapt.pruning.criteria import CRITERIA
-from sentinel.adapt.pruning.learned_gates import CRITERION as LEARNED
-from sentinel.adapt.pruning.learned_gates import learn_gates
-from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder, Scope, Scores, check_ratio, removal_order
-from sentinel.adapt.pruning.stepwise import CRITERION as STEPWISE
-from sentinel.adapt.pruning.stepwise import stepwise_order
+from sentinel.adapt.pruning.criterion import Criterion
+from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder, check_ratio
+from sentinel.adapt.pruning.scores import Scope, Scores
+from sentinel.adapt.pruning.subject import CalibrationText, Subject
 from sentinel.adapt.text.corpora import Text, Windows, sample_windows
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import LEVEL_TENSORS, ElasticDecoder, PruningLevel
 from sentinel.models.record import Pruned
-from sentinel.models.token_text import check_ids
 from sentinel.models.tokenizer import TextTokenizer
 
-CRITERION_NAMES = (STEPWISE, LEARNED, *CRITERIA)
 WINDOW = 512
 
 
-def scores_neurons(criterion: str) -> bool:
-    """True when that criterion ranks neurons as well as heads."""
-    return criterion == STEPWISE or (criterion in CRITERIA and CRITERIA[criterion].scores_neurons)
-
-
 @dataclass(frozen=True)
-class Settings:
+class PruningSettings:
     """How units are ranked and what replaces them.
 
     ``tokens`` is the amount of calibration text, half of it from each of two texts; ``floor_groups`` heads stay in every
     layer. ``statistics_file`` lets an interrupted calibration go on.
     """
 
-    criterion: str = STEPWISE
+    criterion: str = criteria.DEFAULT
     scope: Scope = "global"
     floor_groups: int = 0
     floor_neurons: int = 0
@@ -50,30 +42,31 @@ class Settings:
     statistics_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.criterion not in CRITERION_NAMES:
-            raise InputError(
-                f"criterion {self.criterion!r} is not known; the criteria are {', '.join(CRITERION_NAMES)}"
-            )
+        if self.scope not in self.ranking.scopes:
+            known = " or ".join(self.ranking.scopes)
+            raise InputError(f"criterion {self.criterion} can't rank by scope {self.scope!r}; it ranks by {known}")
+
+    @property
+    def ranking(self) -> Criterion:
+        """The criterion itself."""
+        return criteria.criterion_named(self.criterion)
 
     @property
     def needs_text(self) -> bool:
-        return self.compensate or self.criterion in (STEPWISE, LEARNED) or CRITERIA[self.criterion].needs_calibration
+        return self.compensate or self.ranking.needs_text
 
 
 class Pruner:
     """Prunes one dense decoder to any number of ratios, with one calibration."""
 
-    def __init__(self, dense: Decoder, settings: Settings, windows: Windows | None) -> None:
-        if windows is None and settings.needs_text:
-            raise InputError(f"criterion {settings.criterion} and compensation need calibration text")
-        if windows is not None:
-            check_ids(int(windows.tokens.max()), dense.spec.vocab_size)
-        self.dense, self.settings, self.windows = dense, settings, windows
-        self._calibration: Calibration | None = None
+    def __init__(self, dense: Decoder, settings: PruningSettings, windows: Windows | None) -> None:
+        self.dense = dense
+        self._text = None if windows is None else CalibrationText(dense, windows, settings.statistics_file)
+        self.settings = self._possible(settings)
 
     @classmethod
     def from_texts(
-        cls, dense: Decoder, tokenizer: TextTokenizer, texts: Callable[[], Sequence[Text]], settings: Settings
+        cls, dense: Decoder, tokenizer: TextTokenizer, texts: Callable[[], Sequence[Text]], settings: PruningSettings
     ) -> Pruner:
         """Sample the calibration windows from ``texts``, which are loaded only when they are needed."""
         windows = None
@@ -82,9 +75,25 @@ class Pruner:
             windows = sample_windows(texts(), tokenizer, settings.tokens, length, settings.seed)
         return cls(dense, settings, windows)
 
+    def with_settings(self, settings: PruningSettings) -> Pruner:
+        """The same model pruned in another way, by the same calibration, which is made only once for both."""
+        other = copy.copy(self)
+        other.settings = self._possible(settings)
+        return other
+
     def with_compensation(self, compensate: bool) -> Pruner:
         """The same pruner with or without compensation."""
-        return Pruner(self.dense, replace(self.settings, compensate=compensate), self.windows)
+        return self.with_settings(replace(self.settings, compensate=compensate))
+
+    def _possible(self, settings: PruningSettings) -> PruningSettings:
+        if self._text is None and settings.needs_text:
+            raise InputError(f"criterion {settings.criterion} and compensation need calibration text")
+        return settings
+
+    @property
+    def windows(self) -> Windows | None:
+        """The calibration windows, if there are any."""
+        return None if self._text is None else self._text.windows
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -92,57 +101,31 @@ class Pruner:
         return () if self.windows is None else self.windows.fingerprints
 
     @property
-    def has_calibration(self) -> bool:
-        """True once statistics were gathered."""
-        return self._calibration is not None
-
-    def share_calibration(self, other: Pruner | None) -> None:
-        """Use the statistics that another pruner of the same model and windows has gathered."""
-        if other is not None and other.dense is self.dense and other.windows is self.windows:
-            self._calibration = other._calibration
+    def subject(self) -> Subject:
+        """What the criterion works on."""
+        settings = self.settings
+        floors = (settings.floor_groups, settings.floor_neurons)
+        return Subject(self.dense, self._text, settings.seed, settings.scope, *floors)
 
     def scores(self, heads: float, neurons: float = 0.0) -> Scores:
-        """Importance by the criterion of the settings (not for "stepwise", which has no single score). ``heads`` and
-        ``neurons`` are the ratios to be removed: learned gates are trained for them, and what stays whole may go unscored.
+        """Importance of every unit for the removal of the ratios ``heads`` and ``neurons``.
+
+        Raises `InputError` for a criterion that has no single score.
         """
-        if self.settings.criterion == LEARNED:
-            assert self.windows is not None
-            return learn_gates(self.dense, self.windows.tokens, closed=heads, seed=self.settings.seed)
-        criterion = CRITERIA[self.settings.criterion]
-        if criterion.needs_calibration and self._calibration is None:
-            assert self.windows is not None
-            self._calibration = calibrate(self.dense, self.windows, self.settings.statistics_file)
-        return criterion.scores(self.dense, self._calibration, self.settings.seed, neurons > 0)
+        return self.settings.ranking.scores(self.subject, heads, neurons)
 
     def order(self, heads: float, neurons: float) -> RemovalOrder:
         """The removal order, good at least down to these ratios."""
         check_ratio("heads", heads)
         check_ratio("neurons", neurons)
-        settings = self.settings
+        ranking = self.settings.ranking
         if heads > 0 and self.dense.spec.n_head_total == 0:
             raise InputError("this model has no attention heads to prune")
         if neurons > 0 and not any(layer.intermediate_size for layer in self.dense.spec.layers):
             raise InputError("this model has no MLP neurons to prune")
-        if settings.criterion == STEPWISE:
-            assert self.windows is not None
-            return stepwise_order(
-                self.dense,
-                self.windows.tokens,
-                heads=heads,
-                neurons=neurons,
-                floor_groups=settings.floor_groups,
-                floor_neurons=settings.floor_neurons,
-                seed=settings.seed,
-            )
-        if neurons > 0 and not scores_neurons(settings.criterion):
-            raise InputError(f"criterion {settings.criterion} scores heads only; leave out --neurons or take another")
-        return removal_order(
-            self.dense.spec,
-            self.scores(heads, neurons),
-            scope=settings.scope,
-            floor_groups=settings.floor_groups,
-            floor_neurons=settings.floor_neurons,
-        )
+        if neurons > 0 and not ranking.scores_neurons:
+            raise InputError(f"criterion {ranking.name} scores heads only; leave out --neurons or take another")
+        return ranking.order(self.subject, heads, neurons)
 
     def apply(self, plans: Sequence[PruningPlan]) -> list[Decoder]:
         """A compacted decoder for each plan, compensated if the settings say so.

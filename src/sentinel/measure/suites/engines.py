@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from sentinel.adapt.pruning.compact import expand_kv, in_nested_order, select
-from sentinel.adapt.pruning.criteria import random
-from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder, removal_order
+from sentinel.adapt.pruning.criteria import criterion_named
+from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder
+from sentinel.adapt.pruning.subject import Subject as Ranked
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer.cpu_engine import CpuEngine, pack
@@ -157,6 +158,6 @@ class Engines:
     def _in_order(self, expand: bool) -> tuple[Decoder, RemovalOrder]:
         if expand not in self._nested:
             dense = expand_kv(self._loaded.decoder) if expand else self._loaded.decoder
-            order = removal_order(dense.spec, random(dense, 0))
+            order = criterion_named("random").order(Ranked(dense), 1.0, 1.0)
             self._nested[expand] = in_nested_order(dense, order), order
         return self._nested[expand]

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+from sentinel.adapt.pruning import criteria
 from sentinel.adapt.pruning.compact import expand_kv
 from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.plan import RemovalOrder
-from sentinel.adapt.pruning.prune import CRITERION_NAMES, WINDOW, Pruner
-from sentinel.adapt.pruning.prune import Settings as PruningSettings
+from sentinel.adapt.pruning.prune import WINDOW, Pruner, PruningSettings
 from sentinel.adapt.text.corpora import Text, Windows, load_texts, refuse_shared_documents, sample_windows
 from sentinel.infer.cpu_engine import CpuEngine, pack
 from sentinel.infer.engine import Engine, make_engine
@@ -72,12 +72,10 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
         whole = replace(base, speedup_over=None, **judge(loaded.decoder))
         return [whole, *_quantised(base, judge, windows, loaded.decoder, settings.precision)]
     rows: list[Result] = []
-    calibrated: Pruner | None = None
-    for criterion in CRITERION_NAMES if settings.criteria == ("all",) else settings.criteria:
+    pruners = Pruner(dense, PruningSettings(), windows)
+    for criterion in criteria.asked_for(settings.criteria):
         say(f"quality: criterion {criterion}")
-        pruner = Pruner(dense, PruningSettings(criterion), windows)
-        pruner.share_calibration(calibrated)
-        calibrated = pruner if pruner.has_calibration else calibrated
+        pruner = pruners.with_settings(PruningSettings(criterion))
         order = pruner.order(max(settings.heads), 0.0)
         rows += _criterion_rows(base, judge, pruner, order, settings, loaded.decoder, first=not rows)
     return rows

@@ -7,8 +7,7 @@ from typing import Any
 
 from sentinel.adapt.integration import integrate
 from sentinel.adapt.pruning.compact import expand_kv
-from sentinel.adapt.pruning.prune import WINDOW, Pruner
-from sentinel.adapt.pruning.prune import Settings as PruningSettings
+from sentinel.adapt.pruning.prune import WINDOW, Pruner, PruningSettings
 from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.text.corpora import load_texts, refuse_shared_documents, sample_windows

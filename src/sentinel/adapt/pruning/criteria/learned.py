@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sentinel.adapt.pruning.criterion import ScoringCriterion
 from sentinel.adapt.pruning.gated_model import GatedModel, short_windows
-from sentinel.adapt.pruning.plan import Scores
+from sentinel.adapt.pruning.scores import Scores
+from sentinel.adapt.pruning.subject import Subject
 from sentinel.adapt.recovery.student import bf16_pays
 from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.progress import track
 
-CRITERION = "learned"
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 START = 2.5  # log-alpha: open with probability 0.98
 STEPS, BATCH, LENGTH = 200, 2, 128
@@ -34,6 +34,20 @@ LEARNING_RATE = 0.1
 RAMP = 0.7  # of the steps, until the asked share should be closed
 MULTIPLIER_RATE = 0.5  # by which the penalty, nats for the share of open gates, follows the gap in every step
 STIFFNESS = 10.0  # penalty for the gap itself
+
+
+class Learned(ScoringCriterion):
+    """Log-alpha of every head group's gate after training; neurons are not scored (all the same)."""
+
+    name = "learned"
+    scores_neurons = False
+    steps = STEPS
+
+    def scores(self, subject: Subject, heads: float, neurons: float) -> Scores:
+        groups = learn_gates(subject.dense, subject.windows, closed=heads, seed=subject.seed, steps=self.steps)
+        return Scores.of_tensors(
+            self.name, groups, [torch.zeros(la.intermediate_size) for la in subject.dense.spec.layers]
+        )
 
 
 def sample_gates(log_alpha: Tensor, generator: torch.Generator) -> Tensor:
@@ -49,11 +63,10 @@ def open_probability(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
 
 
-def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0, steps: int = STEPS) -> Scores:
-    """Importance of every head group: its log-alpha after training until the share ``closed`` (0..1) is closed.
+def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0, steps: int = STEPS) -> list[Tensor]:
+    """Log-alpha [n_kv_head] per layer after training until the share ``closed`` (0..1) of head groups is closed.
 
-    ``windows`` [W, T] are calibration tokens; a step takes two pieces of 128 of them. Neurons are not scored (all the
-    same). Raises `InputError` for NaN.
+    ``windows`` [W, T] are calibration tokens; a step takes two pieces of 128 of them. Raises `InputError` for NaN.
     """
     counts = [layer.n_kv_head for layer in dense.spec.layers]
     log_alpha = torch.full((sum(counts),), START, device=dense.device, requires_grad=True)
@@ -78,6 +91,4 @@ def learn_gates(dense: Decoder, windows: Tensor, *, closed: float, seed: int = 0
         (log_alpha.grad,) = torch.autograd.grad(loss, [log_alpha])
         optimiser.step()
         multiplier = max(0.0, multiplier + MULTIPLIER_RATE * gap)
-    scores = log_alpha.detach().cpu().double().split(counts)
-    neurons = tuple(np.zeros(layer.intermediate_size) for layer in dense.spec.layers)
-    return Scores(CRITERION, tuple(layer.numpy() for layer in scores), neurons)
+    return list(log_alpha.detach().split(counts))

@@ -7,16 +7,35 @@ import torch
 from torch import Tensor
 
 from sentinel.adapt.pruning.compensate import compensate
+from sentinel.adapt.pruning.criterion import Criterion
 from sentinel.adapt.pruning.gradients import Place, compensated_fisher, probe
 from sentinel.adapt.pruning.plan import Losses, PruningPlan, Ranks, RemovalOrder, spec_digest
 from sentinel.adapt.pruning.residual_stream import Half
+from sentinel.adapt.pruning.subject import Subject
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import LayerSpec, ModelSpec
 from sentinel.progress import track
 
-CRITERION = "stepwise"
 STEP = 0.1  # of all units, between two probes
 PROBE_WINDOWS = 12
+
+
+class Stepwise(Criterion):
+    """Units are scored again after every step, all layers together."""
+
+    name = "stepwise"
+    scopes = ("global",)
+
+    def order(self, subject: Subject, heads: float, neurons: float) -> RemovalOrder:
+        return stepwise_order(
+            subject.dense,
+            subject.windows,
+            heads=heads,
+            neurons=neurons,
+            floor_groups=subject.floor_groups,
+            floor_neurons=subject.floor_neurons,
+            seed=subject.seed,
+        )
 
 
 def stepwise_order(
@@ -51,12 +70,12 @@ def stepwise_order(
         if neurons > 0:
             ranks.drop("neurons", neuron_scores, kept, share * neurons, floor_neurons)
         if step + 1 < steps:
-            plan = PruningPlan(spec_digest(spec), CRITERION, 0.0, 0.0, _frozen(groups), _frozen(kept))
+            plan = PruningPlan(spec_digest(spec), Stepwise.name, 0.0, 0.0, _frozen(groups), _frozen(kept))
             (student,) = compensate(dense, [plan], windows[: 2 * PROBE_WINDOWS], halves=("attn",))
     ranks.finish("groups", group_scores, groups)
     ranks.finish("neurons", neuron_scores, kept)
     return RemovalOrder(
-        spec, CRITERION, ranks.of["groups"], ranks.of["neurons"], ranks.losses["groups"], ranks.losses["neurons"]
+        spec, Stepwise.name, ranks.of["groups"], ranks.of["neurons"], ranks.losses["groups"], ranks.losses["neurons"]
     )
 
 
