@@ -94,7 +94,7 @@ def test_a_criterion_without_a_single_score_and_with_one_scope_says_so():
     dense = filled_decoder(spec_of("gpt2"))
     with pytest.raises(InputError, match="stepwise has no single score"):
         Pruner(dense, PruningSettings("stepwise"), windows_of(dense.spec)).scores(0.5)
-    with pytest.raises(InputError, match="stepwise can't rank by scope 'uniform'; it ranks by global"):
+    with pytest.raises(InputError, match="stepwise has no scope 'uniform'; take global, or another criterion"):
         PruningSettings("stepwise", scope="uniform")
 
 
@@ -229,6 +229,15 @@ def test_reconstruction_removes_what_the_others_can_replace():
     for layer in scores.groups:
         assert int(np.argmin(layer)) in (1, 2)
         assert layer.min() < 1e-3 and layer.max() > 0.99
+
+
+def test_stepwise_removes_one_of_two_alike_and_then_no_longer_the_other():
+    """What the twin can replace costs nothing; once it has gone, the other counts as much as any head."""
+    config = {"model_type": "gpt2", "vocab_size": 97, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    twins = select(filled_decoder(family_of("gpt2").spec_from_config(config)), [[0, 1, 1, 2]], [range(128)])
+    order = criterion_named("stepwise").order(calibrated(twins), 0.5, 0.0)
+    first, second = np.argsort(order.group_ranks[0])[:2]
+    assert first in (1, 2) and order.group_losses[0][first] < 0.05 * order.group_losses[0][second]
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "fisher", "reconstruction", "stepwise", "learned"])

@@ -10,8 +10,6 @@ import torch
 from conftest import spec_of
 from helpers import character_tokenizer, filled_decoder
 
-from sentinel.adapt.pruning.fit_to import plan_within
-from sentinel.adapt.pruning.scores import Scores, removal_order
 from sentinel.adapt.text.corpora import Document, Text, Windows
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
@@ -140,23 +138,6 @@ def test_latency_table_adds_up_and_does_not_change_the_model(model):
         table.fixed_ms + sum(table.attention_ms[layer][2] + table.mlp_ms[layer][0] for layer in layers)
     )
     assert all(b.attn.active_groups == 4 and b.mlp.active_neurons == 192 for b in model.blocks)
-
-
-def test_a_target_takes_the_least_loss_that_fits(model):
-    spec = model.spec
-    groups = tuple(np.full(4, 1.0) for _ in range(3))
-    neurons = tuple(np.full(192, 0.001) for _ in range(3))
-    order = removal_order(spec, Scores("fisher", groups, neurons, are_losses=True))
-    # heads cost 1 each, a tenth of all neurons 0.06: neurons go first
-    plan = plan_within(
-        order, lambda p: sum(p.group_counts) * 48 + sum(p.neuron_counts), 0.7 * (12 * 48 + 576), 0.7, 0.5
-    )
-    assert (plan.heads, plan.neurons) == (
-        0.15,
-        0.45,
-    )  # 2 heads, 259 neurons: just enough
-    with pytest.raises(InputError, match="out of reach"):
-        plan_within(order, lambda p: float(sum(p.group_counts)), 0.5, 0.7, 0.5)
 
 
 def request_for(decoder, weights="real", **settings):

@@ -13,8 +13,6 @@ from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from sentinel.adapt.pruning.prune import PruningSettings
-    from sentinel.formats.sources import LoadedModel
-    from sentinel.models.decoder import Decoder
 
 DEFAULT_TEXT = "built-in"
 
@@ -75,13 +73,6 @@ def settings_of(options: argparse.Namespace, *, compensate: bool) -> PruningSett
         seed=options.seed,
         statistics_file=statistics,
     )
-
-
-def prepared(loaded: LoadedModel, options: argparse.Namespace) -> Decoder:
-    """The model to prune: with grouped keys and values repeated, if asked for."""
-    from sentinel.adapt.pruning.compact import expand_kv
-
-    return expand_kv(loaded.decoder) if options.expand_kv else loaded.decoder
 
 
 def not_smaller(before: ModelSpec, after: ModelSpec, name: str, *, expanded: bool) -> str | None:

@@ -44,7 +44,9 @@ class PruningSettings:
     def __post_init__(self) -> None:
         if self.scope not in self.ranking.scopes:
             known = " or ".join(self.ranking.scopes)
-            raise InputError(f"criterion {self.criterion} can't rank by scope {self.scope!r}; it ranks by {known}")
+            raise InputError(
+                f"criterion {self.criterion} has no scope {self.scope!r}; take {known}, or another criterion"
+            )
 
     @property
     def ranking(self) -> Criterion:
