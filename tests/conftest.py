@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import filled_decoder, letter_tokenizer
+from helpers import filled_decoder, layer_of, letter_tokenizer
 from hypothesis import settings
 
 from sentinel.adapt.pruning.compact import expand_kv
@@ -16,7 +16,7 @@ from sentinel.formats.packages import smollm2_folder
 from sentinel.formats.sources import LoadedModel, load, random_decoder
 from sentinel.models.families import family_of
 from sentinel.models.record import Record
-from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+from sentinel.models.spec import ModelSpec, NormSpec, RopeSpec
 
 torch.set_num_threads(2)
 settings.register_profile("no time limit", deadline=None)  # a busy machine is no failure
@@ -65,29 +65,25 @@ def spec_of(name: str) -> ModelSpec:
 
 def unequal_spec(positions: str = "rope") -> ModelSpec:
     """A model whose layers all differ: one without heads, one without neurons."""
-    layers = (
-        LayerSpec(6, 2, 8, 80),
-        LayerSpec(0, 0, 8, 33),
-        LayerSpec(3, 3, 8, 0),
-        LayerSpec(2, 1, 8, 7),
-    )
-    rope = RopeSpec(10000.0) if positions == "rope" else None
+    rotary = positions == "rope"
+    features = {
+        "rope": RopeSpec(10000.0) if rotary else None,
+        "activation": "silu" if rotary else "gelu_new",
+        "gated": rotary,
+        "qkv_bias": not rotary,
+        "out_bias": True,
+        "up_bias": not rotary,
+        "down_bias": True,
+    }
+    sizes = ((6, 2, 8, 80), (0, 0, 8, 33), (3, 3, 8, 0), (2, 1, 8, 7))
     return ModelSpec(
-        family="llama" if rope else "gpt2",
+        family="llama" if rotary else "gpt2",
         vocab_size=97,
         n_embd=48,
         max_seq_len=64,
-        layers=layers,
-        norm="rmsnorm" if rope else "layernorm",
-        norm_eps=1e-5,
-        positions="rope" if rope else "learned",
-        rope=rope,
-        activation="silu" if rope else "gelu_new",
-        gated_mlp=rope is not None,
-        qkv_bias=rope is None,
-        out_bias=True,
-        up_bias=rope is None,
-        down_bias=True,
+        layers=tuple(layer_of(*size, **features) for size in sizes),
+        norm=NormSpec("rmsnorm" if rotary else "layernorm", 1e-5),
+        learned_positions=not rotary,
         tied_head=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sentinel.adapt.pruning.scores import Scores, removal_order
 from sentinel.adapt.text.corpora import Document, Text
 from sentinel.cli import main
 from sentinel.models.decoder import Decoder
-from sentinel.models.spec import ModelSpec
+from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
 LETTERS = "abcdefghijklmnop"
@@ -59,6 +60,34 @@ def word_tokenizer(*vocabulary: str, special: str | None = None) -> Tokenizer:
 def text_of(*documents: str) -> Text:
     """A text of these documents, named by their numbers."""
     return Text("t", tuple(Document(str(number), content) for number, content in enumerate(documents)))
+
+
+ATTENTION_FIELDS = {f.name for f in dataclasses.fields(AttentionSpec)}
+
+
+def layer_of(n_head: int, n_kv_head: int, head_dim: int, neurons: int, **features: Any) -> LayerSpec:
+    """A layer of those sizes; ``features`` are fields of its attention or of its MLP."""
+    attention = {name: value for name, value in features.items() if name in ATTENTION_FIELDS}
+    mlp = {"activation": "silu", **{name: v for name, v in features.items() if name not in ATTENTION_FIELDS}}
+    return LayerSpec(AttentionSpec(n_head, n_kv_head, head_dim, **attention), MlpSpec(neurons, **mlp))
+
+
+def resized(layer: LayerSpec, n_head: int, n_kv_head: int, head_dim: int, neurons: int) -> LayerSpec:
+    """The same layer in other sizes."""
+    attention = dataclasses.replace(layer.attention, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim)
+    return LayerSpec(attention, dataclasses.replace(layer.mlp, intermediate_size=neurons))
+
+
+def with_layers(spec: ModelSpec, *sizes: tuple[int, int, int, int], **features: Any) -> ModelSpec:
+    """The same model with layers of those sizes, by default its own; ``features`` are fields of attention or MLP."""
+    layers = [resized(spec.layers[0], *size) for size in sizes] or list(spec.layers)
+    attention = {name: value for name, value in features.items() if name in ATTENTION_FIELDS}
+    mlp = {name: value for name, value in features.items() if name not in ATTENTION_FIELDS}
+    changed = (
+        LayerSpec(dataclasses.replace(layer.attention, **attention), dataclasses.replace(layer.mlp, **mlp))
+        for layer in layers
+    )
+    return dataclasses.replace(spec, layers=tuple(changed))
 
 
 def filled_decoder(spec: ModelSpec, seed: int = 0) -> Decoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from helpers import layer_of, resized
 
 from sentinel.infer.native import NativeEngine, NativeWeights, memory
 from sentinel.infer.native.blocks import padded
@@ -12,7 +13,7 @@ from sentinel.infer.native.kernels.precision_fp32 import float_block, half_block
 from sentinel.infer.native.kernels.precision_int4 import int4_block
 from sentinel.infer.native.kernels.precision_int8 import int8_block
 from sentinel.infer.native.precisions import PRECISIONS, fp32, int4, int8
-from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec
+from sentinel.models.spec import ModelSpec, NormSpec, RopeSpec
 
 TOKENS = np.random.default_rng(0).integers(0, 131, 40).tolist()
 
@@ -69,10 +70,19 @@ def canonical(model):
 def _from_gpt2(c, s):
     d = c.n_embd // c.n_head
     inner = c.n_inner or 4 * c.n_embd
+    biases = {"qkv_bias": True, "out_bias": True, "up_bias": True, "down_bias": True}
+    layer = layer_of(c.n_head, c.n_head, d, inner, activation=c.activation_function, **biases)
+    norm = NormSpec("layernorm", c.layer_norm_epsilon)
     spec = ModelSpec(
-        "gpt2", c.vocab_size, c.n_embd, c.n_positions, (LayerSpec(c.n_head, c.n_head, d, inner),) * c.n_layer,
-        "layernorm", c.layer_norm_epsilon, "learned", None, c.activation_function, False, True, True, True, True, True,
-    )  # fmt: skip
+        "gpt2",
+        c.vocab_size,
+        c.n_embd,
+        c.n_positions,
+        (layer,) * c.n_layer,
+        norm,
+        tied_head=True,
+        learned_positions=True,
+    )
     a = {"embed.weight": s["transformer.wte.weight"], "positions.weight": s["transformer.wpe.weight"],
          "final_norm.weight": s["transformer.ln_f.weight"], "final_norm.bias": s["transformer.ln_f.bias"]}  # fmt: skip
     for i in range(c.n_layer):
@@ -94,13 +104,15 @@ def _from_llama(c, s):
     d = c.hidden_size // c.num_attention_heads
     r = c.rope_parameters
     rope = RopeSpec(
-        r["rope_theta"], r["rope_type"], r.get("factor", 1.0), r.get("low_freq_factor", 1.0),
-        r.get("high_freq_factor", 4.0), r.get("original_max_position_embeddings", 8192),
+        r["rope_theta"], r["rope_type"], factor=r.get("factor", 1.0), low_freq_factor=r.get("low_freq_factor", 1.0),
+        high_freq_factor=r.get("high_freq_factor", 4.0),
+        original_max_seq_len=r.get("original_max_position_embeddings", 8192),
     )  # fmt: skip
-    layer = LayerSpec(c.num_attention_heads, c.num_key_value_heads, d, c.intermediate_size)
+    layer = layer_of(c.num_attention_heads, c.num_key_value_heads, d, c.intermediate_size, gated=True, rope=rope)
+    norm = NormSpec("rmsnorm", c.rms_norm_eps)
     spec = ModelSpec(
-        "llama", c.vocab_size, c.hidden_size, c.max_position_embeddings, (layer,) * c.num_hidden_layers,
-        "rmsnorm", c.rms_norm_eps, "rope", rope, "silu", True, False, False, False, False, c.tie_word_embeddings,
+        "llama", c.vocab_size, c.hidden_size, c.max_position_embeddings, (layer,) * c.num_hidden_layers, norm,
+        tied_head=c.tie_word_embeddings,
     )  # fmt: skip
     a = {"embed.weight": s["model.embed_tokens.weight"], "final_norm.weight": s["model.norm.weight"]}
     if not spec.tied_head:
@@ -123,7 +135,7 @@ def sliced(spec, arrays, heads, neurons):
     layers = []
     for i, y in enumerate(spec.layers):
         p, g, f = f"layers.{i}.", heads[i], neurons[i]
-        layers.append(LayerSpec(g * y.group_size, g, y.head_dim, f))
+        layers.append(resized(y, g * y.group_size, g, y.head_dim, f))
         rows, cols = g * (y.group_size + 2) * y.head_dim, g * y.group_size * y.head_dim
         for name, cut in (("attn.qkv_proj", rows), ("mlp.up_proj", f), ("mlp.gate_proj", f)):
             for kind in ("weight", "bias"):
@@ -154,10 +166,10 @@ def plain_logits(spec, arrays, tokens):
     a = {k: np.asarray(v, np.float64) for k, v in arrays.items()}
 
     def norm(x, name):
-        if spec.norm == "layernorm":
+        if spec.norm.kind == "layernorm":
             x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + spec.norm_eps) * a[name + ".weight"]
-        return x + a[name + ".bias"] if spec.norm == "layernorm" else x
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + spec.norm.eps) * a[name + ".weight"]
+        return x + a[name + ".bias"] if spec.norm.kind == "layernorm" else x
 
     def linear(x, name):
         y = x @ a[name + ".weight"].T if name + ".weight" in a else 0
@@ -165,7 +177,7 @@ def plain_logits(spec, arrays, tokens):
 
     n = len(tokens)
     x = a["embed.weight"][tokens] + a["positions.weight"][:n]
-    act = _ACT[spec.activation]
+    act = _ACT[spec.layers[0].mlp.activation]
     for i, y in enumerate(spec.layers):
         p, d, gs = f"layers.{i}.", y.head_dim, y.group_size
         if y.n_head:
@@ -177,14 +189,14 @@ def plain_logits(spec, arrays, tokens):
                 w = np.exp(s - s.max(-1, keepdims=True))
                 heads.append(w / w.sum(-1, keepdims=True) @ v * a.get(p + "attn.gate", np.ones(y.n_head))[h])
             x = x + linear(np.concatenate(heads, 1), p + "attn.out_proj")
-        elif spec.out_bias:
+        elif y.attention.out_bias:
             x = x + a[p + "attn.out_proj.bias"]
         if y.intermediate_size:
             u = norm(x, p + "mlp_norm")
             hidden = linear(u, p + "mlp.up_proj")
-            hidden = act(linear(u, p + "mlp.gate_proj")) * hidden if spec.gated_mlp else act(hidden)
+            hidden = act(linear(u, p + "mlp.gate_proj")) * hidden if y.mlp.gated else act(hidden)
             x = x + linear(hidden, p + "mlp.down_proj")
-        elif spec.down_bias:
+        elif y.mlp.down_bias:
             x = x + a[p + "mlp.down_proj.bias"]
     return norm(x, "final_norm") @ a["embed.weight" if spec.tied_head else "lm_head.weight"].T
 

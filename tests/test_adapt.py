@@ -17,7 +17,6 @@ from sentinel.adapt.pruning.residual_stream import HALVES, Stream
 from sentinel.adapt.text.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
-from sentinel.models.elastic import require_levels
 from sentinel.models.record import Record
 from sentinel.models.reference import ReferenceDecoder
 
@@ -76,7 +75,7 @@ def test_plans_of_one_order_are_nested_and_respect_floors():
     assert all(kept for kept, layer in zip(most.groups, spec.layers, strict=True) if layer.n_head)
     assert all(len(kept) >= 2 for kept, la in zip(most.kept_neurons, spec.layers, strict=True) if la.intermediate_size)
     uniform = some_order(spec_of("gpt2"), scope="uniform").plan(0.5, 0.25)
-    assert uniform.group_counts == (2, 2, 2) and uniform.neuron_counts == (144, 144, 144)
+    assert uniform.width.groups == (2, 2, 2) and uniform.width.neurons == (144, 144, 144)
 
 
 def test_plans_go_through_json_and_belong_to_one_model():
@@ -177,18 +176,18 @@ def test_elastic_levels_equal_compacted_models_up_and_down(name, compensated, tm
     save_checkpoint(elastic, tmp_path / "e", None, Record())
     tokens = some_tokens(dense.spec)
     with torch.no_grad():
-        for model in (elastic, require_levels(load_checkpoint(tmp_path / "e"))):
+        for model in (elastic, load_checkpoint(tmp_path / "e")):
             whole = model(tokens)
             assert largest_difference(whole, dense(tokens)) < 1e-5
             for number in (1, 0, 1, 0):
-                model.set_level(plans[number].heads, plans[number].neurons)
+                model.set_width(plans[number].heads, plans[number].neurons)
                 assert largest_difference(model(tokens), models[number](tokens)) < 1e-5
-            model.set_level(0.0)
+            model.set_width(0.0)
             assert torch.equal(model(tokens), whole)
             with pytest.raises(InputError, match=r"stored are 0/0, 0\.3/0\.2, 0\.7/0\.5"):
-                model.set_level(0.5)
-    with pytest.raises(InputError, match="no pruning levels"):
-        require_levels(dense)
+                model.set_width(0.5)
+    with pytest.raises(InputError, match="stores no widths"):
+        dense.set_width(0.5)
 
 
 def test_nan_is_named_with_its_layer():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import spec_of
-from helpers import filled_decoder, letter_tokenizer, refused
+from helpers import filled_decoder, letter_tokenizer, refused, resized
 
 from sentinel.adapt.cycles.budget import make_budget, share_costs, size_costs
 from sentinel.adapt.pruning.compact import expand_kv
@@ -22,6 +22,7 @@ from sentinel.measure.runner import run_suites
 from sentinel.measure.suites import attention
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Width
 
 PLAIN = ("--criterion", "magnitude", "--no-compensate")
 
@@ -31,7 +32,7 @@ def wide(tmp_path_factory) -> str:
     """A model of two groups of four heads in each layer: repeating K/V adds far more than a third of the heads takes."""
     spec = spec_of("llama-grouped")
     spec = ModelSpec(**{**vars(spec), "vocab_size": 17, "max_seq_len": 128})
-    layers = tuple(type(layer)(8, 2, layer.head_dim, layer.intermediate_size) for layer in spec.layers)
+    layers = tuple(resized(layer, 8, 2, layer.head_dim, layer.intermediate_size) for layer in spec.layers)
     spec = ModelSpec(**{**vars(spec), "layers": layers})
     folder = tmp_path_factory.mktemp("models") / "wide"
     save_checkpoint(filled_decoder(spec), folder, letter_tokenizer(), Record())
@@ -64,9 +65,9 @@ def test_a_result_that_is_smaller_gets_no_such_line(wide, letters, tmp_path, cap
 def test_every_way_of_not_being_smaller_is_one_line():
     spec = spec_of("llama-grouped")
     expanded = expand_kv(filled_decoder(spec)).spec
-    half = expanded.with_counts([2] * 3, [40] * 3)  # fewer weights, and as many cached keys
+    half = Width((2,) * 3, (40,) * 3).of(expanded)  # fewer weights, and as many cached keys
     assert not_smaller(spec, half, "m", expanded=True) is None
-    more = expanded.with_counts([4] * 3, [40] * 3)
+    more = Width((4,) * 3, (40,) * 3).of(expanded)
     said = not_smaller(spec, more, "m", expanded=True)
     saved = spec.weight_bytes_per_token() - more.weight_bytes_per_token()
     tokens = saved // (more.kv_bytes_per_position() - spec.kv_bytes_per_position())

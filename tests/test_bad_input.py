@@ -35,7 +35,7 @@ from sentinel.formats.checkpoint import load_checkpoint
         (["generate", "TINY", "hello", "--device", "meta"], "holds no values"),
         (["generate", "TINY", "hello", "--threads", "0"], "at least 1"),
         (["generate", "TINY", "hello", "--heads", "1.5"], "means 150 %"),
-        (["generate", "WORDS", "hello", "--heads", "0.5"], "no pruning levels"),
+        (["generate", "WORDS", "hello", "--heads", "0.5"], "stores no widths"),
         (["integrate", "TINY", "-o", "NEW", "--rank", "0"], "not a rank"),
         (["integrate", "TINY", "-o", "NEW", "--configuration", "some"], "no-baseline"),
         (["prune", "WORDS", "-o", "NEW"], "one of"),
@@ -200,7 +200,7 @@ def test_models_that_can_not_be_read_are_named(tiny, tmp_path, capsys):
     assert "no config.json" in refused(capsys, "info", str(tmp_path / "empty"))
     (tmp_path / "mamba").mkdir()
     (tmp_path / "mamba" / "config.json").write_text('{"model_type": "mamba"}')
-    assert "gpt2, llama" in refused(capsys, "info", str(tmp_path / "mamba"))
+    assert "supported families are gemma" in refused(capsys, "info", str(tmp_path / "mamba"))
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
     assert "GGUF" in refused(capsys, "info", str(tmp_path / "model.gguf"))
     (tmp_path / "notes.txt").write_text("x")

@@ -19,6 +19,7 @@ from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.reference import ReferenceDecoder
+from sentinel.models.width import Width
 
 QUICK = ControllerSettings(
     RecoverySettings(steps=3, batch=2, evaluations=1), cycles=3, overshoot=0.2, warm_up=2, patience=9
@@ -43,7 +44,7 @@ def ignore(*_):
 def test_costs_are_those_of_the_model():
     spec = unequal_spec()
     counts = [1, 0, 3, 1]
-    smaller = spec.with_counts(counts, [layer.intermediate_size for layer in spec.layers])
+    smaller = Width(tuple(counts), Width.full(spec).neurons).of(spec)
     assert size_costs(spec).of(counts) == pytest.approx(smaller.parameter_count() * 4 / 1e6)
     assert share_costs(spec).of(counts) == pytest.approx(5 / 6)
     assert CostTable(1.0, ((0.0, 2.0, 1.5),)).layers == ((0.0, 2.0, 2.0),)

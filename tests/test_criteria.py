@@ -105,7 +105,7 @@ def test_an_order_follows_from_scores_scope_and_floors(criterion, monkeypatch):
     subject = calibrated(dense, floor_groups=1)
     found = criterion_named(criterion)
     order = found.order(subject, 0.75, 0.0)
-    assert order.plan(0.75).group_counts == (1, 1, 1)  # of 4 in each layer
+    assert order.plan(0.75).width.groups == (1, 1, 1)  # of 4 in each layer
     if isinstance(found, ScoringCriterion):
         scores = found.scores(subject, 0.75, 0.0)
         assert scores.criterion == criterion
@@ -172,8 +172,7 @@ def test_entropy_is_that_of_the_attention_weights():
     positions = torch.arange(9)[None]
     x, rotary = dense.embedded(windows.tokens, positions), dense.rotary(positions)
     block = dense.blocks[0]
-    query, key = block.attn.queries_and_keys(block.attn_norm(x), rotary)
-    scores = (query @ key.transpose(2, 3) / math.sqrt(8)).masked_fill(~visible(9, 9, x.device), -math.inf)
+    scores = block.attn.scores(block.attn_input(x), rotary).masked_fill(~visible(9, 9, x.device), -math.inf)
     expected = torch.zeros(2, dtype=torch.float64)
     for window in scores.softmax(-1).double():
         for head, rows in enumerate(window):

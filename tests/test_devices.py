@@ -108,7 +108,7 @@ def test_every_criterion_ranks_and_compensation_solves(criterion, model, windows
     (pruned,) = pruner.apply(plans)
     assert pruned.device.type == "cpu"
     elastic = make_elastic(dense, order, plans, [pruned])
-    elastic.set_level(heads, neurons)
+    elastic.set_width(heads, neurons)
     assert len(list(generate_tokens(make_engine(elastic, 1), [[5, 9]], 2))) == 2
 
 
@@ -250,14 +250,14 @@ def test_levels_of_an_elastic_model_move_with_it(model, windows):
     order = pruner.order(0.5, 0.0)
     plans = [order.plan(0.5)]
     elastic = make_elastic(model, order, plans, pruner.apply(plans))
-    elastic.set_level(0.5)
+    elastic.set_width(0.5)
     expected = elastic(windows.tokens).double()
-    elastic.set_level(0.0)
+    elastic.set_width(0.0)
     moved = elastic.double()
-    moved.set_level(0.5)
+    moved.set_width(0.5)
     assert {parameter.dtype for parameter in moved.parameters()} == {torch.float64}
     assert torch.allclose(moved(windows.tokens), expected, atol=1e-4)
-    moved.set_level(0.0)
+    moved.set_width(0.0)
     assert {parameter.dtype for parameter in moved.parameters()} == {torch.float64}
 
 

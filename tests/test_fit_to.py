@@ -27,14 +27,14 @@ def test_a_target_takes_the_least_loss_that_fits():
     order = removal_order(spec, Scores("fisher", groups, neurons, are_losses=True))
     # heads cost 1 each, a tenth of all neurons 0.06: neurons go first
     plan = plan_within(
-        order, lambda p: sum(p.group_counts) * 48 + sum(p.neuron_counts), 0.7 * (12 * 48 + 576), 0.7, 0.5
+        order, lambda p: sum(p.width.groups) * 48 + sum(p.width.neurons), 0.7 * (12 * 48 + 576), 0.7, 0.5
     )
     assert (plan.heads, plan.neurons) == (
         0.15,
         0.45,
     )  # 2 heads, 259 neurons: just enough
     with pytest.raises(InputError, match="out of reach"):
-        plan_within(order, lambda p: float(sum(p.group_counts)), 0.5, 0.7, 0.5)
+        plan_within(order, lambda p: float(sum(p.width.groups)), 0.5, 0.7, 0.5)
 
 
 @pytest.mark.parametrize("compensate", [False, True])

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sentinel.errors import InputError
 from sentinel.formats.sources import load
-from sentinel.models.decoder import rotary_frequencies
+from sentinel.models.rotary import frequencies
 from sentinel.models.spec import RopeSpec
 
 TEXTS = (
@@ -220,8 +220,8 @@ def test_fields_of_other_writers(rope, fields, tmp_path):
 def test_the_scaling_of_llama_3_is_found_in_its_frequencies(original, tmp_path):
     scaling = {**LLAMA3_ROPE, "original_max_position_embeddings": original}
     model = hugging_face(rope_parameters=scaling, head_dim=32)
-    spec = RopeSpec(10000.0, "llama3", 8.0, 1.0, 4.0, original)
-    divisors = rotary_frequencies(RopeSpec(10000.0), 32) / rotary_frequencies(spec, 32)
+    spec = RopeSpec(10000.0, "llama3", factor=8.0, original_max_seq_len=original)
+    divisors = torch.from_numpy(frequencies(RopeSpec(10000.0), 32) / frequencies(spec, 32))
     path = write(tmp_path / "m.gguf", model, tensors={"rope_freqs.weight": divisors.numpy()})
     assert_equal(path, model)
 

@@ -8,7 +8,7 @@ import gguf
 import pytest
 import torch
 from conftest import CONFIGS, LLAMA, spec_of
-from helpers import filled_decoder, largest_difference, some_tokens
+from helpers import filled_decoder, largest_difference, some_tokens, with_layers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sentinel.errors import InputError
@@ -18,7 +18,6 @@ from sentinel.formats.gguf.writer import write_gguf
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import read_weights
-from sentinel.models.spec import ModelSpec
 
 F32, Q8 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 LLAMAS = [name for name in CONFIGS if name.startswith("llama")]
@@ -27,7 +26,7 @@ LLAMAS = [name for name in CONFIGS if name.startswith("llama")]
 def read(path: Path) -> Decoder:
     file, llama = GGUFFile(path), family_of("llama")
     spec = llama.spec_from_config(file.config())
-    return build(spec, read_weights(llama.weight_rules(spec), spec, file.weights()), path)
+    return build(spec, read_weights(llama.rules(spec), spec, file.weights()), path)
 
 
 @pytest.mark.parametrize("name", LLAMAS)
@@ -41,7 +40,10 @@ def test_a_written_llama_is_read_as_it_was(name, tmp_path):
         assert largest_difference(again(tokens), model(tokens)) < 1e-5
     ours, theirs = again.spec, model.spec
     assert (ours.layers, ours.tied_head, ours.max_seq_len) == (theirs.layers, theirs.tied_head, theirs.max_seq_len)
-    assert (ours.rope, ours.norm_eps) == (theirs.rope, pytest.approx(theirs.norm_eps))
+    assert (ours.layers[0].attention.rope, ours.norm.eps) == (
+        theirs.layers[0].attention.rope,
+        pytest.approx(theirs.norm.eps),
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-inner", "llama-grouped", "llama-rope-llama3"])
@@ -71,7 +73,7 @@ def test_rounded_matrices_are_within_half_a_step(tmp_path):
 
 @pytest.mark.parametrize("change", [{"activation": "relu"}, {"activation": "silu"}])
 def test_what_llama_cpp_does_not_run_is_refused(change, tmp_path):
-    model = filled_decoder(ModelSpec(**{**vars(spec_of("gpt2")), **change}))
-    with pytest.raises(InputError, match=r"llama.cpp does not run gpt2"):
+    model = filled_decoder(with_layers(spec_of("gpt2"), **change))
+    with pytest.raises(InputError, match=r"llama.cpp.s architecture gpt2"):
         write_gguf(model, tmp_path / "m.gguf", F32)
     assert not (tmp_path / "m.gguf").exists()

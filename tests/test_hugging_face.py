@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder, largest_difference, some_tokens
+from helpers import filled_decoder, largest_difference, resized, some_tokens
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache, Trainer, TrainingArguments
 
 from sentinel.adapt.integration import integrate
@@ -21,6 +21,7 @@ from sentinel.infer.cpu_engine import pack
 from sentinel.infer.quantised import save_quantised
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record
+from sentinel.models.width import Width
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 HEADS = {"first": [0, 1, 1, 1], "middle": [2, 0, 3, 1], "last": [1, 1, 1, 0], "all": [0, 0, 0, 0]}
@@ -38,9 +39,9 @@ def both(name: str) -> tuple:
 
 def without_heads(which: str, positions: str = "rope") -> SentinelForCausalLM:
     spec = unequal_spec(positions)
-    layers = tuple(dataclasses.replace(layer, n_head=6, n_kv_head=3) for layer in spec.layers)
+    layers = tuple(resized(layer, 6, 3, layer.head_dim, layer.intermediate_size) for layer in spec.layers)
     spec = dataclasses.replace(spec, layers=layers)
-    return wrapped(spec.with_counts(HEADS[which], [layer.intermediate_size for layer in spec.layers]))
+    return wrapped(Width(tuple(HEADS[which]), Width.full(spec).neurons).of(spec))
 
 
 @pytest.fixture(params=["gpt2", "llama-grouped"])

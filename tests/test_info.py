@@ -29,7 +29,7 @@ def elastic(tmp_path_factory) -> Path:
     dense = filled_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
     order = criterion_named("random").order(Subject(dense), 0.7, 0.7)
     plans = [order.plan(r, r) for r in (0.3, 0.7)]
-    smaller = [filled_decoder(dense.spec.with_counts(p.group_counts, p.neuron_counts)) for p in plans]
+    smaller = [filled_decoder(p.width.of(dense.spec)) for p in plans]
     folder = tmp_path_factory.mktemp("models") / "elastic"
     save_checkpoint(make_elastic(dense, order, plans, smaller), folder, letter_tokenizer(), MADE)
     return folder

@@ -100,15 +100,16 @@ def test_absent_fields_are_those_of_hugging_face(name, data):
         theirs.max_position_embeddings,
         theirs.tie_word_embeddings,
     )
-    if spec.rope is None:
+    attention, mlp = spec.layers[0].attention, spec.layers[0].mlp
+    if attention.rope is None:
         assert layer.intermediate_size == (theirs.n_inner or 4 * theirs.n_embd)
-        assert (spec.norm_eps, spec.activation) == (theirs.layer_norm_epsilon, theirs.activation_function)
+        assert (spec.norm.eps, mlp.activation) == (theirs.layer_norm_epsilon, theirs.activation_function)
     else:
         assert (layer.n_kv_head, layer.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
         assert layer.intermediate_size == theirs.intermediate_size
-        assert (spec.norm_eps, spec.activation) == (theirs.rms_norm_eps, theirs.hidden_act)
-        assert (spec.qkv_bias, spec.up_bias) == (theirs.attention_bias, theirs.mlp_bias)
-        assert spec.rope.theta == theirs.rope_parameters["rope_theta"]
+        assert (spec.norm.eps, mlp.activation) == (theirs.rms_norm_eps, theirs.hidden_act)
+        assert (attention.qkv_bias, mlp.up_bias) == (theirs.attention_bias, theirs.mlp_bias)
+        assert attention.rope.theta == theirs.rope_parameters["rope_theta"]
 
 
 def test_other_names_of_a_field_are_taken():
@@ -196,15 +197,21 @@ def test_what_would_change_the_function_is_refused_by_name(name, change, said):
 def test_specs_take_whole_numbers_and_refuse_text():
     spec = unequal_spec()
     data = spec.to_dict()
-    assert ModelSpec.from_dict({**data, "rope": {**data["rope"], "theta": 10000, "factor": 1}}) == spec
+    first = data["layers"][0]
+
+    def with_rope(**change: object) -> dict:
+        attention = {**first["attention"], "rope": {**first["attention"]["rope"], **change}}
+        return {"layers": [{**first, "attention": attention}, *data["layers"][1:]]}
+
+    assert ModelSpec.from_dict({**data, **with_rope(theta=10000, factor=1)}) == spec
     assert isinstance(RopeSpec(10000).theta, float)
     for change, said in (
-        ({"norm_eps": "1e-5"}, "norm_eps"),
+        ({"norm": {"kind": "rmsnorm", "eps": "1e-5"}}, "eps"),
         ({"vocab_size": True}, "vocab_size"),
         ({"tied_head": "yes"}, "tied_head"),
-        ({"rope": {**data["rope"], "theta": "10000"}}, "theta"),
-        ({"rope": {**data["rope"], "factor": None}}, "factor"),
-        ({"rope": {**data["rope"], "low_freq_factor": float("inf")}}, "low_freq_factor"),
+        (with_rope(theta="10000"), "theta"),
+        (with_rope(factor=None), "factor"),
+        (with_rope(low_freq_factor=float("inf")), "low_freq_factor"),
     ):
         with pytest.raises(InputError, match=said):
             ModelSpec.from_dict({**data, **change})

@@ -317,7 +317,7 @@ def test_an_elastic_model_keeps_its_levels(tmp_path):
     again = load_checkpoint(tmp_path / "a")
     for heads, neurons in ((0.5, 0.5), (0.0, 0.0), (0.3, 0.0)):
         for model in (elastic, made, again):
-            model.set_level(heads, neurons)  # pyright: ignore[reportAttributeAccessIssue]
+            model.set_width(heads, neurons)  # pyright: ignore[reportAttributeAccessIssue]
         with torch.no_grad():
             assert torch.equal(again(tokens), made(tokens))
             assert largest_difference(made(tokens), elastic(tokens)) > 1e-4

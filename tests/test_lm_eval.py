@@ -203,7 +203,7 @@ def test_stored_level_is_the_pruned_model(elastic, tasks):
     [
         ({}, "name is empty"),
         ({"pretrained": "/nowhere"}, "does not exist"),
-        ({"pretrained": "WORDS", "heads": 0.5}, "no pruning levels"),
+        ({"pretrained": "WORDS", "heads": 0.5}, "stores no widths"),
         ({"pretrained": "ELASTIC", "heads": 0.3}, "stored are"),
         ({"pretrained": "ELASTIC", "heads": "half"}, "must be a ratio"),
         ({"pretrained": "WORDS", "head": 0.5}, "'head' is not known"),

@@ -22,6 +22,7 @@ from sentinel.measure.suites.quality import judge_criteria
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.measure.text_metrics import distinct, repetition
 from sentinel.models.record import Record
+from sentinel.models.width import Width
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +133,9 @@ def test_variety_counts():
 def test_latency_table_adds_up_and_does_not_change_the_model(model):
     table = measure_latencies(model, context=8, rounds=2)
     layers = model.spec.layers
-    assert table.predict_counts([4] * 3, [192] * 3) == pytest.approx(table.dense_ms)
-    assert table.predict_counts([0] * 3, [0] * 3) > 0
-    assert table.predict_counts([2] * 3, [0] * 3) == pytest.approx(
+    assert table.predict_width(Width((4,) * 3, (192,) * 3)) == pytest.approx(table.dense_ms)
+    assert table.predict_width(Width((0,) * 3, (0,) * 3)) > 0
+    assert table.predict_width(Width((2,) * 3, (0,) * 3)) == pytest.approx(
         table.fixed_ms + sum(table.attention_ms[layer][2] + table.mlp_ms[layer][0] for layer in layers)
     )
     assert all(b.attn.active_groups == 4 and b.mlp.active_neurons == 192 for b in model.blocks)

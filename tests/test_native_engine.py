@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of
-from helpers import filled_decoder
+from helpers import filled_decoder, resized
 from native_oracle import TOKENS, engine_of
 
 from sentinel.errors import InputError
 from sentinel.infer.engine import make_engine
 from sentinel.infer.native import Level, NativeEngine, NativeWeights
-from sentinel.models.spec import LayerSpec
 
 MODELS = {
     "gpt2": lambda: oracle.gpt2(),
@@ -76,13 +75,8 @@ def unequal():
     """A model whose layers all differ, with a layer without heads, one without neurons and one with neither."""
     rng = np.random.default_rng(3)
     spec, _ = oracle.canonical(oracle.gpt2())
-    layers = (
-        LayerSpec(6, 3, 12, 50),
-        LayerSpec(0, 0, 16, 33),
-        LayerSpec(2, 2, 16, 0),
-        LayerSpec(0, 0, 4, 0),
-        LayerSpec(4, 1, 33, 7),
-    )
+    sizes = ((6, 3, 12, 50), (0, 0, 16, 33), (2, 2, 16, 0), (0, 0, 4, 0), (4, 1, 33, 7))
+    layers = tuple(resized(spec.layers[0], *size) for size in sizes)
     spec = dataclasses.replace(spec, layers=layers)
     a = {
         "embed.weight": rng.standard_normal((131, 48)), "positions.weight": rng.standard_normal((64, 48)),

@@ -23,7 +23,7 @@ from sentinel.infer import packed_cache
 from sentinel.infer.engine import make_engine
 from sentinel.infer.native.program import code_folder
 from sentinel.infer.opening import open_engine
-from sentinel.models.elastic import ElasticDecoder, PruningLevel
+from sentinel.models.elastic import StoredWidth
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 
@@ -120,7 +120,7 @@ def test_a_change_in_place_is_seen(tmp_path, said):
     open_engine(str(model), level=3)
     assert len(said) == 2
     config = json.loads((model / "config.json").read_text())
-    config["spec"]["norm_eps"] = 0.5
+    config["spec"]["norm"]["eps"] = 0.5
     (model / "config.json").write_text(json.dumps(config))
     assert not torch.equal(logits(open_engine(str(model), level=3)), first)
 
@@ -139,10 +139,10 @@ def test_widths_of_an_elastic_model(tmp_path, said):
     spec = ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17})
     order = criterion_named("random").order(Subject(filled_decoder(spec)), 0.5, 0.5)
     plan = order.plan(0.5, 0.5)
-    level = PruningLevel(0.5, 0.5, tuple(plan.group_counts), tuple(plan.neuron_counts), {})
-    elastic = ElasticDecoder.from_ordered(in_nested_order(filled_decoder(spec), order), [level])
+    elastic = in_nested_order(filled_decoder(spec), order)
+    elastic.store_widths([StoredWidth(0.5, 0.5, plan.width, {})])
     save_checkpoint(elastic, tmp_path / "e", letter_tokenizer(), Record())
-    elastic.set_level(0.5, 0.5)
+    elastic.set_width(0.5, 0.5)
     exact = torch.tensor(make_engine(elastic, 3).prefill([TOKENS], 1))
     whole = logits(open_engine(str(tmp_path / "e"), level=3))
     for _ in range(2):

@@ -15,6 +15,7 @@ from sentinel.models.families.weights import read_weights, write_weights
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceDecoder
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Width
 
 SPECS = [
     *(pytest.param(spec_of(n), id=n) for n in CONFIGS),
@@ -45,7 +46,7 @@ def test_weight_table_is_invertible(name):
     with torch.no_grad():
         for block in ours.blocks:
             block.attn.gate.fill_(1.0)
-    rules = family.weight_rules(spec)
+    rules = family.rules(spec)
     back = read_weights(rules, spec, write_weights(rules, spec, ours.state_dict()))
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in ours.state_dict().items())
@@ -71,16 +72,16 @@ def test_masked_heads_and_neurons_of_the_reference_equal_the_prefix_of_the_decod
     decoder, tokens = filled_decoder(spec), some_tokens(spec)
     reference = ReferenceDecoder(decoder)
     whole = decoder(tokens)
-    groups = [layer.n_kv_head // 2 for layer in spec.layers]
-    neurons = [layer.intermediate_size // 3 for layer in spec.layers]
+    full = Width.full(spec)
+    some = Width(tuple(n // 2 for n in full.groups), tuple(n // 3 for n in full.neurons))
     for model in (decoder, reference):
-        model.set_active(groups, neurons)
+        model.use(some)
     with torch.no_grad():
         pruned = decoder(tokens)
         assert largest_difference(reference(tokens), pruned) < 1e-5
         assert largest_difference(pruned, whole) > 1e-2
         for model in (decoder, reference):
-            model.set_active([la.n_kv_head for la in spec.layers], [la.intermediate_size for la in spec.layers])
+            model.use(full)
         assert torch.equal(decoder(tokens), whole)
         assert largest_difference(reference(tokens), whole) < 1e-5
 

@@ -27,20 +27,21 @@ from sentinel.infer.engine import make_engine
 from sentinel.infer.native import Level, NativeWeights
 from sentinel.infer.native.kernels.cpu import IS_X86
 from sentinel.infer.quantised import StoredLevel, load_level, load_quantised, save_quantised
-from sentinel.models.elastic import ElasticDecoder, require_levels
+from sentinel.models.decoder import Decoder
 from sentinel.models.record import Quantised, Record
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Width
 
 PROMPT = [5, 3, 2, 8, 1]
 
 
-def elastic_decoder(spec: ModelSpec) -> ElasticDecoder:
+def elastic_decoder(spec: ModelSpec) -> Decoder:
     """A model with levels 0.3 and 0.7; the projections of the second are its own, the gates are not 1."""
     decoder = filled_decoder(spec)
     order = some_order(spec)
     plans = [order.plan(r, r) for r in (0.3, 0.7)]
-    smaller = [filled_decoder(spec.with_counts(p.group_counts, p.neuron_counts), seed=i) for i, p in enumerate(plans)]
-    return require_levels(make_elastic(decoder, order, plans, smaller))
+    smaller = [filled_decoder(p.width.of(spec), seed=i) for i, p in enumerate(plans)]
+    return make_elastic(decoder, order, plans, smaller)
 
 
 def say_nothing(monkeypatch) -> list[str]:
@@ -128,14 +129,14 @@ def test_stored_levels_equal_the_elastic_model(spec, tmp_path):
     decoder = elastic_decoder(spec)
     weights, stored = pack(decoder, "fp32"), []
     for heads in (0.3, 0.7):
-        decoder.set_level(heads, heads)
+        decoder.set_width(heads, heads)
         stored.append(StoredLevel(heads, heads, pack_level(decoder, "fp32")))
     save_quantised(weights, stored, tmp_path / "q", None, Record())
     loaded, _ = load_quantised(tmp_path / "q")
     engine = CpuEngine(loaded)
     dense = engine.prefill([PROMPT], 4)
     for heads in (0.7, 0.3):
-        decoder.set_level(heads, heads)
+        decoder.set_width(heads, heads)
         engine.set_level(load_level(tmp_path / "q", loaded, heads, heads))
         expected = make_engine(decoder, 1).prefill([PROMPT], 4)
         np.testing.assert_allclose(engine.prefill([PROMPT], 4), expected, rtol=1e-3, atol=1e-3)
@@ -216,7 +217,7 @@ def checkpoint(tmp_path):
     """A quantised model with a pruning level."""
     decoder = elastic_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
     weights = pack(decoder, "int8")
-    decoder.set_level(0.7, 0.7)
+    decoder.set_width(0.7, 0.7)
     save_quantised(
         weights, [StoredLevel(0.7, 0.7, pack_level(decoder, "int8"))], tmp_path / "q", letter_tokenizer(), Record()
     )
@@ -265,7 +266,7 @@ def test_files_of_another_model_are_refused(checkpoint, tmp_path, capsys):
     with pytest.raises(InputError, match="header is damaged"):
         Level.load(level, weights.spec, "int8")
     # tensors that do not fit the spec that the same file names
-    spec = weights.spec.with_counts([1, 1, 1], [8, 8, 8])
+    spec = Width((1, 1, 1), (8, 8, 8)).of(weights.spec)
     NativeWeights(spec, "int8", weights.parts, weights.data).save(tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match="wrong size"):
         NativeWeights.load(tmp_path / "bad.safetensors")

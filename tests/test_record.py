@@ -23,9 +23,10 @@ from sentinel.formats.hugging_face.model import SentinelForCausalLM
 from sentinel.formats.sources import load
 from sentinel.measure.judge import Judge
 from sentinel.measure.runner import run_suites
-from sentinel.models.elastic import ElasticDecoder, at_current_level
+from sentinel.models.elastic import StoredWidth
 from sentinel.models.record import KINDS, Adapted, Integrated, Pruned, Quantised, Record, Recovered
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Kept
 
 STEPS = (
     Pruned(
@@ -284,12 +285,15 @@ def test_a_decoder_carries_its_record_through_surgery_and_saving(worded, tmp_pat
     decoder = dataclasses.replace(loaded, record=record).decoder
     layers = decoder.spec.layers
     whole = [range(la.n_kv_head) for la in layers], [range(la.intermediate_size) for la in layers]
+    elastic = select(decoder, *whole)
+    kept = Kept([range(1)] * len(layers), whole[1]).width
+    elastic.store_widths([StoredWidth(0.5, 0.0, kept, {})])
     changed = {
+        "elastic": elastic,
         "expanded": expand_kv(decoder),
         "selected": select(decoder, *whole),
         "integrated": integrate(decoder, "no-baseline", rank=2),
-        "elastic": ElasticDecoder.from_ordered(decoder, ()),
-        "current": at_current_level(decoder),
+        "narrowed": elastic.at_width(0.5, 0.0),
     }
     for name, made in changed.items():
         save_checkpoint(made, tmp_path / name)

@@ -31,7 +31,6 @@ from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.folder import read_record
 from sentinel.formats.sources import random_decoder
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder, require_levels
 from sentinel.models.record import Pruned, Record, Recovered
 from sentinel.models.spec import ModelSpec
 
@@ -62,7 +61,7 @@ def pruned(dense: Decoder, heads: float = 0.5) -> Decoder:
     return pruner.apply([pruner.order(heads, 0.0).plan(heads)])[0]
 
 
-def elastic_model(dense: Decoder, levels: tuple[float, ...] = (0.3, 0.6)) -> ElasticDecoder:
+def elastic_model(dense: Decoder, levels: tuple[float, ...] = (0.3, 0.6)) -> Decoder:
     pruner = Pruner(dense, PruningSettings(criterion="magnitude", compensate=False), None)
     order = pruner.order(max(levels), 0.0)
     plans = [order.plan(level) for level in levels]
@@ -186,17 +185,18 @@ def test_elastic_levels_improve_and_the_dense_level_stays():
 def test_levels_without_projections_of_their_own_get_them(tmp_path):
     dense = teacher_model()
     elastic = elastic_model(dense)
-    bare = [dataclasses.replace(level, projections={}) for level in elastic.levels[1:]]
-    bare_elastic = ElasticDecoder.from_ordered(elastic, bare)
+    bare = [dataclasses.replace(level, projections={}) for level in elastic.widths]
+    bare_elastic = elastic
+    bare_elastic.store_widths(bare)
     tokens = windows(2)
-    bare_elastic.set_level(0.6)
+    bare_elastic.set_width(0.6)
     before = bare_elastic(tokens)
     recover(
         bare_elastic, dense, windows(8), windows(4, seed=1), dataclasses.replace(SHORT, steps=2, learning_rate=1e-9)
     )
     save_checkpoint(bare_elastic, tmp_path / "e", None, Record())
-    loaded = require_levels(load_checkpoint(tmp_path / "e"))
-    loaded.set_level(0.6)
+    loaded = load_checkpoint(tmp_path / "e")
+    loaded.set_width(0.6)
     assert largest_difference(loaded(tokens), before) < 1e-5
 
 

@@ -156,27 +156,27 @@ def test_an_elastic_model_is_saved_with_its_levels(elastic, tmp_path):
     stored = load(elastic).decoder
     with torch.no_grad():
         dense = stored(tokens)
-        stored.set_level(0.5, 0.5)
+        stored.set_width(0.5, 0.5)
         pruned = stored(tokens)
         model = AutoModelForCausalLM.from_pretrained(elastic)
-        model.set_level(0.5, 0.5)
+        model.set_width(0.5, 0.5)
         for _ in range(2):
             model.save_pretrained(tmp_path / "again")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
         assert torch.equal(again(tokens).logits, pruned)
-        again.set_level(0.0)
+        again.set_width(0.0)
         assert torch.equal(again(tokens).logits, dense)
         loaded = load(str(tmp_path / "again")).decoder
         assert torch.equal(loaded(tokens), dense)
-        loaded.set_level(0.5, 0.5)
+        loaded.set_width(0.5, 0.5)
         assert torch.equal(loaded(tokens), pruned)
-    with pytest.raises(InputError, match="state_dict is that of a pruning level"):
+    with pytest.raises(InputError, match="state_dict is that of a stored width"):
         model.save_pretrained(tmp_path / "again", state_dict=model.state_dict())
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "level-1.safetensors").write_text("mine")
+    (tmp_path / "mine" / "width-0.safetensors").write_text("mine")
     with pytest.raises(InputError, match="in the way"):
         model.save_pretrained(tmp_path / "mine")
-    assert (tmp_path / "mine" / "level-1.safetensors").read_text() == "mine"
+    assert (tmp_path / "mine" / "width-0.safetensors").read_text() == "mine"
     plain = wrapped()
     plain.save_pretrained(tmp_path / "again")
     loads_as(tmp_path / "again", plain)

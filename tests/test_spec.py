@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from conftest import CONFIGS, spec_of, unequal_spec
-from helpers import filled_decoder, some_tokens
+from helpers import filled_decoder, layer_of, resized, some_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,13 +19,13 @@ from sentinel.errors import InputError
 from sentinel.formats.sources import KNOWN_SHAPES
 from sentinel.models.families import family_of
 from sentinel.models.kv_cache import KVCache
-from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.models.spec import ModelSpec
 
 
 @given(st.integers(0, 8), st.integers(1, 4), st.integers(1, 64), st.integers(0, 4096))
 def test_json_round_trip(groups, per_group, head_dim, neurons):
-    layer = LayerSpec(groups * per_group, groups, head_dim * 2, neurons)
     spec = unequal_spec()
+    layer = resized(spec.layers[0], groups * per_group, groups, head_dim * 2, neurons)
     spec = ModelSpec(**{**vars(spec), "layers": (*spec.layers, layer)})
     assert ModelSpec.from_json(spec.to_json()) == spec
 
@@ -51,7 +51,7 @@ def test_flops_are_those_that_torch_counts(name):
             decoder(tokens[:, -1:], cache=cache)
     unread = re.compile(r".*attn\.gate|baseline\.final_norm\..*")  # gates are folded into what is run
     vectors = sum(p.numel() for n, p in decoder.named_parameters() if p.dim() < 2 and not unread.fullmatch(n))
-    rows = spec.n_embd * (1 + (spec.positions == "learned")) * (2 if name == "integrated" else 1)  # of the embeddings
+    rows = spec.n_embd * (1 + spec.learned_positions) * (2 if name == "integrated" else 1)  # of the embeddings
     assert spec.flops_per_token(context) == counter.get_total_flops() + 2 * (vectors + rows)
 
 
@@ -80,7 +80,7 @@ def test_known_shapes_have_the_published_sizes():
 )
 def test_impossible_layers_are_refused(sizes, said):
     with pytest.raises(InputError, match=said):
-        LayerSpec(*sizes)
+        layer_of(*sizes)
 
 
 def test_damaged_json_is_refused_by_name():
@@ -89,7 +89,7 @@ def test_damaged_json_is_refused_by_name():
         "version": {**good, "spec_version": 99},
         "unknown field colour": {**good, "colour": 1},
         "missing field norm": {k: v for k, v in good.items() if k != "norm"},
-        "layer 0": {**good, "layers": [{"n_head": 1}]},
+        "layer 0": {**good, "layers": [{"attention": {"n_head": 1}}]},
     }
     for said, data in cases.items():
         with pytest.raises(InputError, match=said):
@@ -106,8 +106,8 @@ def test_damaged_json_is_refused_by_name():
         ("gpt2", {"n_head": 5}, "n_head"),
         ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ("gpt2", {"sliding_window": 4}, "sliding_window"),
-        ("llama-grouped", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
-        ("llama-grouped", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("llama-grouped", {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "short_factor"),
+        ("llama-grouped", {"rope_parameters": {"rope_type": "proportional"}}, "proportional"),
         ("llama-grouped", {"quantization_config": {}}, "quantization_config"),
         ("llama-grouped", {"hidden_size": 0}, "hidden_size"),
     ],
@@ -119,5 +119,5 @@ def test_unsupported_config_fields_are_refused_by_name(name, change, said):
 
 
 def test_unsupported_family_names_the_supported_ones():
-    with pytest.raises(InputError, match=r"'mamba'.*gpt2, llama"):
+    with pytest.raises(InputError, match=r"'mamba'.*gpt2.*llama"):
         family_of("mamba")

@@ -14,6 +14,7 @@ from sentinel.errors import InputError
 from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.torch.static import StaticTorchEngine
+from sentinel.models.width import Width
 
 SPECS = {name: spec_of(name) for name in ("gpt2", "llama-grouped", "llama-rope-llama3", "llama-multi-query-biases")}
 SPECS |= {"unequal-rope": unequal_spec(), "unequal-learned": unequal_spec("learned")}
@@ -35,7 +36,7 @@ def test_static_step_equals_level_1(name, prompts):
 
 def test_static_engine_follows_a_pruning_level():
     decoder = filled_decoder(spec_of("llama-grouped"))
-    decoder.set_active([1, 2, 0], [40, 80, 13])
+    decoder.use(Width((1, 2, 0), (40, 80, 13)))
     found = list(generate_tokens(StaticTorchEngine(decoder), PROMPTS[:1], 12))
     assert found == list(generate_tokens(make_engine(decoder, 1), PROMPTS[:1], 12))
 

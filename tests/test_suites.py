@@ -8,7 +8,7 @@ import json
 
 import pytest
 from conftest import spec_of
-from helpers import filled_decoder
+from helpers import filled_decoder, resized
 from synthetic_results import PLACE, row
 
 from sentinel.cli import main
@@ -23,7 +23,7 @@ from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, Settings, settings_of
 from sentinel.models.record import Record
-from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.models.spec import ModelSpec
 from sentinel.report.content import content_of
 
 SMALL = {"rounds": 2, "prompt_tokens": 6, "new_tokens": 2}
@@ -147,7 +147,7 @@ def test_engines_of_pruned_levels_do_not_disturb_each_other(engines):
 
 def test_what_is_not_there_can_not_be_removed():
     spec = spec_of("llama-grouped")
-    spec = ModelSpec(**{**vars(spec), "layers": (LayerSpec(0, 0, 8, 0),)})
+    spec = ModelSpec(**{**vars(spec), "layers": (resized(spec.layers[0], 0, 0, 8, 0),)})
     engines = Engines(LoadedModel("bare", filled_decoder(spec), None, Record(weights="random")))
     with pytest.raises(InputError, match="no attention heads"):
         engines.at(1, heads=0.5)

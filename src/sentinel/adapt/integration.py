@@ -16,7 +16,6 @@ from torch import Tensor
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import build
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder, dense_state
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
 State = dict[str, Tensor]
@@ -130,8 +129,7 @@ def fresh_fusions(spec: ModelSpec, seed: int, like: Decoder) -> State:
 
 
 def _state(decoder: Decoder) -> State:
-    state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
-    return {name: tensor.detach() for name, tensor in state.items()}
+    return {name: tensor.detach() for name, tensor in decoder.whole_state().items()}
 
 
 def _baseline_state(unpruned: State, n_layer: int) -> State:
@@ -141,12 +139,10 @@ def _baseline_state(unpruned: State, n_layer: int) -> State:
 
 
 def _like(decoder: Decoder, spec: ModelSpec, state: State) -> Decoder:
-    """A decoder of that state, with the pruning levels of ``decoder`` if it stores any."""
+    """A decoder of that state, with the stored widths of ``decoder``."""
     made = build(spec, state, "the integrated model")
     made.record = decoder.record
-    if not isinstance(decoder, ElasticDecoder):
-        return made
-    elastic = ElasticDecoder.from_ordered(made, decoder.levels)
+    made.store_widths(decoder.widths)
     if decoder.current is not None:
-        elastic.set_level(decoder.current.heads, decoder.current.neurons)
-    return elastic
+        made.set_width(decoder.current.heads, decoder.current.neurons)
+    return made

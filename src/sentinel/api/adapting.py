@@ -21,6 +21,7 @@ from sentinel.adapt.cycles.budget import (
 )
 from sentinel.adapt.cycles.controller import Controller, ControllerSettings
 from sentinel.adapt.pruning.compact import expand_kv as with_expanded_kv
+from sentinel.adapt.pruning.compact import with_output_biases
 from sentinel.adapt.pruning.gated_model import short_windows
 from sentinel.adapt.recovery.state import identity_of
 from sentinel.adapt.text.corpora import EVERY_BUILT_IN
@@ -34,6 +35,7 @@ from sentinel.formats.sources import LoadedModel
 from sentinel.measure.latency import measure_latencies
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Adapted
+from sentinel.models.width import Width
 
 TRAIN_LENGTH = 256  # tokens of a training window; pruning and held-out text take twice as many
 
@@ -112,7 +114,7 @@ def task_of(
     dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
     again = latencies is not None
     latencies = latencies or measured_latencies(dense)
-    spec = dataclasses.replace(dense.spec, out_bias=True, down_bias=True)  # compensation adds the biases
+    spec = with_output_biases(dense.spec)  # as compensation adds them
     costs: dict[Unit, CostTable] = {"heads": share_costs(spec), "MB": size_costs(spec), "ms": latencies}
     # Costs of the model as loaded, where those of the model that is pruned are others.
     whole: dict[Unit, float] = {"MB": loaded.spec.parameter_count() * 4 / 1e6}
@@ -127,8 +129,8 @@ def task_of(
 def measured_latencies(dense: Decoder) -> CostTable:
     """Milliseconds of a decoded token at level 1 by head groups, measured here; neurons all stay."""
     table = measure_latencies(dense)
-    neurons = [layer.intermediate_size for layer in dense.spec.layers]
-    return costs_by_layer(dense.spec, lambda counts: table.predict_counts(counts, neurons))
+    neurons = Width.full(dense.spec).neurons
+    return costs_by_layer(dense.spec, lambda counts: table.predict_width(Width(tuple(counts), neurons)))
 
 
 def state_of(output: Path) -> Path:

@@ -147,7 +147,6 @@ def quantize(
     int4 rounds on ``calibration`` text (GPTQ), None rounds each weight for itself; int8 needs none. ``heads`` and
     ``neurons`` keep that stored width of an elastic model alone; without them all stored widths stay.
     """
-    from sentinel.models.elastic import at_width
 
     if precision not in ("int8", "int4"):
         raise InputError(f"precision {precision!r} is not known; it is int8 or int4")
@@ -155,7 +154,7 @@ def quantize(
     windows = None
     if precision == "int4" and calibration is not None:
         windows = calibration_windows(loaded, calibration, calibration_tokens)
-    decoder = at_width(loaded.decoder, heads, neurons) if heads or neurons else loaded.decoder
+    decoder = loaded.decoder.at_width(heads, neurons) if heads or neurons else loaded.decoder
     native, levels = quantise(decoder, cast(Precision, precision), windows)
     step = Quantised(
         source=loaded.name,

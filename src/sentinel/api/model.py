@@ -103,9 +103,8 @@ class Model(Origin):
                 self._engines[key] = self.quantised.engine(level, precision, heads, neurons, threads)
             else:
                 from sentinel.infer.engine import make_engine
-                from sentinel.models.elastic import at_width
 
-                decoder = at_width(self.decoder, heads, neurons)
+                decoder = self.decoder.at_width(heads, neurons)
                 chosen = 1 if level is None else level
                 self._engines[key] = make_engine(decoder, chosen, precision=precision, threads=threads)
         return self._engines[key]

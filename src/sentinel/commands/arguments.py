@@ -197,7 +197,6 @@ def load_model(options: argparse.Namespace) -> LoadedModel:
 
 def set_pruning_level(decoder: Decoder, heads: float, neurons: float) -> None:
     """Apply ``--heads`` and ``--neurons``: a level that the model stores."""
-    from sentinel.models.elastic import require_levels
 
     if heads or neurons:
-        require_levels(decoder).set_level(heads, neurons)
+        decoder.set_width(heads, neurons)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sentinel.infer.model_info import ModelInfo
-    from sentinel.models.spec import ModelSpec
+    from sentinel.models.spec import LayerSpec, ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
 def _print_sizes(output: Console, info: ModelInfo) -> None:
     from rich.table import Table
 
+    from sentinel.models.features import features
+
     spec = info.spec
     output.print(f"[bold]{info.name}[/bold]: {spec.family}, {info.record.weights} weights, {info.precision}")
     if info.description:
@@ -50,8 +52,7 @@ def _print_sizes(output: Console, info: ModelInfo) -> None:
     table.add_row("parameters", f"{spec.parameter_count():,} and {spec.n_head_total:,} head gates")
     _add_integration(table, spec)
     table.add_row("width, vocabulary, context", f"{spec.n_embd:,}, {spec.vocab_size:,}, {spec.max_seq_len:,}")
-    table.add_row("norm, positions", f"{spec.norm}, {spec.positions}")
-    table.add_row("MLP", f"{spec.activation}{', gated' if spec.gated_mlp else ''}")
+    table.add_row("features", ", ".join(sorted(features(spec))))
     beside = ", stored ratios included" if info.stored else ""
     table.add_row("weights in memory", f"{info.memory_bytes / 1e6:,.1f} MB in {info.precision}{beside}")
     if info.disk_bytes is not None:
@@ -100,13 +101,17 @@ def _print_layers(output: Console, spec: ModelSpec) -> None:
     layers = Table("layers", "heads", "KV heads", "head_dim", "neurons", box=None, padding=(0, 2, 0, 0))
     first = 0
     for index, layer in enumerate(spec.layers):
-        if index + 1 == spec.n_layer or spec.layers[index + 1] != layer:
+        sizes = _sizes(layer)
+        if index + 1 == spec.n_layer or _sizes(spec.layers[index + 1]) != sizes:
             span = str(index) if first == index else f"{first}–{index}"
-            sizes = (layer.n_head, layer.n_kv_head, layer.head_dim, layer.intermediate_size)
             layers.add_row(span, *(f"{size:,}" for size in sizes))
             first = index + 1
     output.print()
     output.print(layers)
+
+
+def _sizes(layer: LayerSpec) -> tuple[int, int, int, int]:
+    return layer.n_head, layer.n_kv_head, layer.head_dim, layer.intermediate_size
 
 
 def _print_record(output: Console, info: ModelInfo) -> None:

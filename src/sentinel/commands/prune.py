@@ -129,13 +129,12 @@ def _print_table(options: argparse.Namespace, before: Model, made: Model) -> Non
 
 def _widths(made: Model) -> Iterator[tuple[tuple[float, float], Decoder]]:
     """Shares of heads and neurons that were removed, and a decoder without them, for each stored width."""
-    from sentinel.models.elastic import at_width
     from sentinel.models.record import Pruned
 
     step = made.record.steps[-1]
     assert isinstance(step, Pruned)
     for shares in zip(step.heads, step.neurons, strict=True):
-        yield shares, at_width(made.decoder, *shares) if step.elastic else made.decoder
+        yield shares, made.decoder.at_width(*shares) if step.elastic else made.decoder
 
 
 def _row(label: str, model: Decoder, shares: tuple[float, float] | None, judge: Judge | None) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder, PruningLevel, dense_state
+from sentinel.models.elastic import StoredWidth
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import State, read_weights, settle_head
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer, read_json
+from sentinel.models.width import Width
 
 ARCHITECTURE = "SentinelForCausalLM"
+WIDTH_FILE = "width"  # and a number
 
 
 def save_checkpoint(
@@ -42,8 +45,7 @@ def save_checkpoint(
     Raises `InputError` when ``folder`` is a file, can't be written, or holds anything. With ``force``, what sentinel wrote
     there is replaced and other files stay, see `write_folder`.
     """
-    state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.whole_state().items()}
     eos = list(tokenizer.eos_ids) if tokenizer is not None else []
     config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": "float32"}
     if eos:
@@ -52,41 +54,44 @@ def save_checkpoint(
     config["record"] = (decoder.record if record is None else record).to_dict()
     with write_folder(folder, force) as temporary:
         write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
-        if isinstance(decoder, ElasticDecoder):
-            config["levels"] = write_levels(decoder, temporary)
+        if decoder.widths:
+            config["widths"] = write_widths(decoder, temporary)
         if tokenizer is not None:
             tokenizer.copy_files(temporary)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_levels(decoder: ElasticDecoder, folder: Path) -> list[dict[str, Any]]:
-    """One file of re-solved projections per stored level; returns what ``config.json`` says of them."""
+def write_widths(decoder: Decoder, folder: Path) -> list[dict[str, Any]]:
+    """One file of re-solved projections per stored width; returns what ``config.json`` says of them."""
     listed: list[dict[str, Any]] = []
-    for level in decoder.levels:
-        name = f"level-{len(listed)}.safetensors"
-        write_tensors({k: t.detach().cpu().contiguous() for k, t in level.projections.items()}, folder / name)
-        counts = {"kept_groups": list(level.kept_groups), "kept_neurons": list(level.kept_neurons)}
-        listed.append({"heads": level.heads, "neurons": level.neurons, "file": name, **counts})
+    for stored in decoder.widths:
+        name = f"{WIDTH_FILE}-{len(listed)}.safetensors"
+        write_tensors({k: t.detach().cpu().contiguous() for k, t in stored.projections.items()}, folder / name)
+        counts = {"groups": list(stored.width.groups), "neurons": list(stored.width.neurons)}
+        listed.append({"heads": stored.heads, "neurons": stored.neurons, "file": name, "width": counts})
     return listed
 
 
-def read_levels(folder: Path, listed: list[dict[str, Any]]) -> list[PruningLevel]:
+def listed_widths(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``config.json`` says of stored widths; before version 0.2 they were called levels, the whole among them."""
+    return list(config.get("widths") or config.get("levels") or ())
+
+
+def read_widths(folder: Path, config: Mapping[str, Any]) -> list[StoredWidth]:
+    """The stored widths of the model in ``folder`` with that ``config.json``."""
+    listed = listed_widths(config)
     try:
-        levels = [
-            PruningLevel(
-                float(level["heads"]),
-                float(level["neurons"]),
-                tuple(level["kept_groups"]),
-                tuple(level["kept_neurons"]),
-                read_tensors(folder / level["file"]),
-            )
-            for level in listed
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'}: its pruning levels are damaged ({error})") from error
-    for level, entry in zip(levels, listed, strict=True):
-        require_finite(level.projections, folder / entry["file"])
-    return levels
+        widths = []
+        for entry in listed:
+            counts = entry.get("width") or {"groups": entry["kept_groups"], "neurons": entry["kept_neurons"]}
+            width = Width(tuple(counts["groups"]), tuple(counts["neurons"]))
+            tensors = read_tensors(folder / entry["file"])
+            widths.append(StoredWidth(float(entry["heads"]), float(entry["neurons"]), width, tensors))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / 'config.json'}: its stored widths are damaged ({error})") from error
+    for stored, entry in zip(widths, listed, strict=True):
+        require_finite(stored.projections, folder / entry["file"])
+    return widths
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -116,12 +121,11 @@ def load_checkpoint(folder: str | Path) -> Decoder:
         state = {name.removeprefix("decoder."): tensor for name, tensor in _in_fp32(state, folder).items()}
     else:
         family = family_of(spec.family)
-        state = _in_fp32(family.normalise_names(state), folder)
-        spec, state = settle_head(spec, state, family.EMBEDDING)
-        state = read_weights(family.weight_rules(spec), spec, state)
+        state = _in_fp32(family.rename(state), folder)
+        spec, state = settle_head(spec, state, family.embedding)
+        state = read_weights(family.rules(spec), spec, state)
     decoder = build(spec, state, folder)
-    if config.get("levels"):
-        return ElasticDecoder.from_ordered(decoder, read_levels(folder, config["levels"]))
+    decoder.store_widths(read_widths(folder, config))
     return decoder
 
 

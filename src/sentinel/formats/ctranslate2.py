@@ -9,9 +9,10 @@ import numpy as np
 from ctranslate2.specs import attention_spec, common_spec, transformer_spec  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
-from sentinel.errors import InputError
-from sentinel.models.decoder import Block, Decoder
+from sentinel.models.decoder import Decoder
 from sentinel.models.families.weights import split_qkv
+from sentinel.models.features import PLAIN, require_supported
+from sentinel.models.parts.block import Block
 from sentinel.models.spec import ModelSpec
 
 ACTIVATIONS = {
@@ -21,18 +22,22 @@ ACTIVATIONS = {
     "relu": common_spec.Activation.RELU,
 }
 
+# Of llama3's rotary scaling it fixes a part, so that this is left out.
+SUPPORTS = PLAIN | {"rotary scaling linear"}
+
 
 def write_model(decoder: Decoder, folder: Path, quantization: str | None) -> int:
     """Write ``decoder`` to ``folder``; returns the bytes of weights that one decoded token reads.
 
-    Raises `InputError` for the rotary scaling that it does not share with Hugging Face.
+    Raises `InputError` for what it does not have, such as unequal layers.
     """
     spec = decoder.spec
+    require_supported(spec, SUPPORTS, "ctranslate2")
     made = transformer_spec.TransformerDecoderModelSpec.from_config(**_settings(spec))
     _fill(made.decoder, decoder)
     made.register_vocabulary([str(token) for token in range(spec.vocab_size)])
     config: Any = made.config  # declared as None in the class
-    config.layer_norm_epsilon = spec.norm_eps
+    config.layer_norm_epsilon = spec.norm.eps
     config.unk_token = config.bos_token = "0"
     # Generation runs to the asked length, where this token is ruled out. The last one may be a real end of text.
     config.eos_token = str(spec.vocab_size - 2)
@@ -48,17 +53,16 @@ def _settings(spec: ModelSpec) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "num_layers": spec.n_layer,
         "num_heads": layer.n_head,
-        "activation": ACTIVATIONS[spec.activation],
-        "ffn_glu": spec.gated_mlp,
-        "rms_norm": spec.norm == "rmsnorm",
+        "activation": ACTIVATIONS[layer.mlp.activation],
+        "ffn_glu": layer.mlp.gated,
+        "rms_norm": spec.norm.kind == "rmsnorm",
     }
-    if spec.rope is not None:
-        settings.update(rotary_dim=0, rotary_interleave=False, rotary_base=spec.rope.theta, head_dim=layer.head_dim)
-        if spec.rope.type == "llama3":
-            raise InputError("ctranslate2 fixes part of the llama3 rotary scaling, so that this model can't be written")
-        if spec.rope.type == "linear":
+    rope = layer.attention.rope
+    if rope is not None:
+        settings.update(rotary_dim=0, rotary_interleave=False, rotary_base=rope.theta, head_dim=layer.head_dim)
+        if rope.type == "linear":
             linear = attention_spec.RotaryScalingType.Linear
-            settings.update(rotary_scaling_type=linear, rotary_scaling_factor=spec.rope.factor)
+            settings.update(rotary_scaling_type=linear, rotary_scaling_factor=rope.factor)
     if layer.n_kv_head != layer.n_head:
         settings["num_heads_kv"] = layer.n_kv_head
     return settings
@@ -98,7 +102,8 @@ def _fill_linear(theirs: Any, weight: Tensor, bias: Tensor | None) -> None:
         theirs.bias = _array(bias)
 
 
-def _fill_norm(theirs: Any, norm: nn.Module) -> None:
+def _fill_norm(theirs: Any, norm: nn.Module | None) -> None:
+    assert norm is not None
     vectors = dict(norm.named_parameters())
     theirs.gamma = _array(vectors["weight"])
     if "bias" in vectors:

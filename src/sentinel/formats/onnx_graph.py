@@ -19,14 +19,18 @@ from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMiss
 from torch import Tensor, nn
 
 from sentinel.errors import InputError
-from sentinel.models.decoder import Block, Decoder
+from sentinel.models.decoder import Decoder
 from sentinel.models.families.weights import split_qkv
-from sentinel.models.positions import rotary_frequencies
+from sentinel.models.features import PLAIN, ROPE_SCALINGS, SINGLE_BIASES, require_supported
+from sentinel.models.parts.block import Block
+from sentinel.models.rotary import tables
 from sentinel.models.spec import ModelSpec
 
 MICROSOFT = "com.microsoft"
 OPSET = 20  # the first with Gelu
 BLOCK = 32  # weights per scale in MatMulNBits
+SUPPORTS = PLAIN | SINGLE_BIASES | {"layers of unequal sizes", "no positions"}
+SUPPORTS |= ROPE_SCALINGS - {"rotary scaling longrope"}
 Matrices = Literal["fp32", "dynamic int8", "int8 blocks", "int4 blocks"]
 
 
@@ -35,7 +39,8 @@ def write_onnx(decoder: Decoder, path: Path, matrices: Matrices) -> int:
 
     Raises `InputError` for head sizes that the attention operator does not take.
     """
-    multiple = 16 if decoder.spec.rope else 8
+    require_supported(decoder.spec, SUPPORTS, "this ONNX graph")
+    multiple = 16 if decoder.spec.layers[0].attention.rope else 8
     for layer in decoder.spec.layers:
         if layer.head_dim % multiple:
             raise InputError(f"onnxruntime's attention takes a head_dim that {multiple} divides, not {layer.head_dim}")
@@ -48,7 +53,7 @@ def write_onnx(decoder: Decoder, path: Path, matrices: Matrices) -> int:
         helper.make_tensor_value_info("seqlens", TensorProto.INT32, ["B"]),
         helper.make_tensor_value_info("total", TensorProto.INT32, []),
     ]
-    if spec.positions == "learned":
+    if spec.learned_positions:
         inputs.append(helper.make_tensor_value_info("positions", TensorProto.INT64, ["T"]))
     results = [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["B", spec.vocab_size])]
     for i, layer in enumerate(spec.layers):
@@ -138,19 +143,20 @@ def _decoder(graph: _Graph, decoder: Decoder) -> str:
     return graph.matrix(_norm(graph, spec, decoder.final_norm, last), _array(decoder.head_weight), None)
 
 
-def _norm(graph: _Graph, spec: ModelSpec, norm: nn.Module, x: str) -> str:
+def _norm(graph: _Graph, spec: ModelSpec, norm: nn.Module | None, x: str) -> str:
+    assert norm is not None
     vectors = [graph.constant(_array(vector)) for vector in norm.parameters()]
-    name = "LayerNormalization" if spec.norm == "layernorm" else "SimplifiedLayerNormalization"
-    return graph.node(name, x, *vectors, epsilon=spec.norm_eps, axis=-1)
+    name = "LayerNormalization" if spec.norm.kind == "layernorm" else "SimplifiedLayerNormalization"
+    return graph.node(name, x, *vectors, epsilon=spec.norm.eps, axis=-1)
 
 
 def _rotary_tables(graph: _Graph, spec: ModelSpec) -> tuple[str, ...]:
     """Cosines and sines [max_seq_len, D/2]; nothing for learned positions."""
-    if spec.rope is None:
+    rope = spec.layers[0].attention.rope
+    if rope is None:
         return ()
-    frequencies = rotary_frequencies(spec.rope, spec.layers[0].head_dim).numpy()
-    angles = np.arange(spec.max_seq_len, dtype=np.float32)[:, None] * frequencies
-    return tuple(graph.constant(function(angles), streamed=False) for function in (np.cos, np.sin))
+    both = tables(rope, spec.layers[0].head_dim, spec.max_seq_len)
+    return tuple(graph.constant(table, streamed=False) for table in both)
 
 
 def _attention(graph: _Graph, spec: ModelSpec, block: Block, index: int, x: str, rotary: tuple[str, ...]) -> str:
@@ -176,19 +182,19 @@ def _mlp(graph: _Graph, spec: ModelSpec, block: Block, x: str) -> str:
     mlp = block.mlp
     up = graph.matrix(x, _array(mlp.up_proj.weight), _optional(mlp.up_proj.bias))
     if mlp.gate_proj is None:
-        hidden = _activate(graph, spec, up)
+        hidden = _activate(graph, mlp.activation, up)
     else:
         gate = graph.matrix(x, _array(mlp.gate_proj.weight), _optional(mlp.gate_proj.bias))
-        hidden = graph.node("Mul", _activate(graph, spec, gate), up)
+        hidden = graph.node("Mul", _activate(graph, mlp.activation, gate), up)
     return graph.matrix(hidden, _array(mlp.down_proj.weight), _optional(mlp.down_proj.bias))
 
 
-def _activate(graph: _Graph, spec: ModelSpec, x: str) -> str:
-    if spec.activation == "silu":
+def _activate(graph: _Graph, name: str, x: str) -> str:
+    if name == "silu":
         return graph.node("Mul", x, graph.node("Sigmoid", x))
-    if spec.activation == "gelu_new":
+    if name == "gelu_new":
         return graph.node("FastGelu", x, domain=MICROSOFT)
-    return graph.node({"gelu": "Gelu", "relu": "Relu"}[spec.activation], x)
+    return graph.node({"gelu": "Gelu", "relu": "Relu"}[name], x)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

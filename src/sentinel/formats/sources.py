@@ -73,7 +73,7 @@ def _load_real(model: str) -> LoadedModel:
     config = file.config()
     family = family_of("llama")
     spec = family.spec_from_config(config)
-    decoder = build(spec, read_weights(family.weight_rules(spec), spec, file.weights()), place)
+    decoder = build(spec, read_weights(family.rules(spec), spec, file.weights()), place)
     tokenizer = TextTokenizer(file.tokenizer(), file.eos_ids(), settings=file.tokenizer_config())
     return LoadedModel(label(model), decoder, tokenizer, Record(), file.description())
 

@@ -16,11 +16,11 @@ from sentinel.infer.native.program import program
 from sentinel.infer.native.threads import CallerLock, one_at_a_time
 from sentinel.infer.native.weights import Grams
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Width
 from sentinel.progress import say
 
 if TYPE_CHECKING:
     from sentinel.models.decoder import Decoder
-    from sentinel.models.elastic import ElasticDecoder
 
 
 class CpuEngine:
@@ -51,7 +51,7 @@ class CpuEngine:
         stored = self.weights.n_byte - self._bytes_of_tables()
         if self._level is None:
             return stored
-        smaller = self.spec.with_counts(self._level.n_kv_head, self._level.n_neuron)
+        smaller = Width(self._level.n_kv_head, self._level.n_neuron).of(self.spec)
         return round(stored * smaller.streamed_weights_per_token() / self.spec.streamed_weights_per_token())
 
     def _bytes_of_tables(self) -> int:
@@ -157,24 +157,17 @@ def pack(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> 
 
     ``grams``: Gram matrices of the inputs of every projection, layer after layer, for int4 (`gram_matrices.input_grams`).
     """
-    from sentinel.models.elastic import ElasticDecoder, dense_state
-
-    state = dense_state(decoder) if isinstance(decoder, ElasticDecoder) else decoder.state_dict()
-    arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
+    arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in decoder.whole_state().items()}
     return NativeWeights.from_arrays(decoder.spec, arrays, precision, grams=grams)
 
 
 def pack_level(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> Level:
     """The pruning level that is set, with the projections that an elastic model has re-solved for it."""
-    from sentinel.models.elastic import ElasticDecoder
-
-    groups = [block.attn.active_groups for block in decoder.blocks]
-    neurons = [block.mlp.active_neurons for block in decoder.blocks]
-    own = _projections(decoder) if isinstance(decoder, ElasticDecoder) else {}
-    return Level.from_arrays(decoder.spec, groups, neurons, own, precision, grams)
+    width = decoder.in_use
+    return Level.from_arrays(decoder.spec, width.groups, width.neurons, _projections(decoder), precision, grams)
 
 
-def _projections(decoder: ElasticDecoder) -> dict[str, NDArray[np.float32]]:
+def _projections(decoder: Decoder) -> dict[str, NDArray[np.float32]]:
     """The re-solved projections of the stored level that is set, gates folded in."""
     found: dict[str, NDArray[np.float32]] = {}
     for name, tensor in (decoder.current.projections if decoder.current else {}).items():

@@ -103,19 +103,17 @@ def _of_quantised(folder: Path) -> ModelInfo:
 
 def _of_decoder(model: str, random_weights: int | None) -> ModelInfo:
     from sentinel.formats.sources import load, locate
-    from sentinel.models.elastic import ElasticDecoder
 
     loaded = load(model, random_weights=random_weights)
-    spec, levels = loaded.spec, loaded.decoder.levels if isinstance(loaded.decoder, ElasticDecoder) else []
+    spec = loaded.spec
     stored = tuple(
         StoredRatio(
-            level.heads,
-            level.neurons,
-            sum(tensor.nbytes for tensor in level.projections.values()),
-            spec.with_counts(level.kept_groups, level.kept_neurons).weight_bytes_per_token(),
+            width.heads,
+            width.neurons,
+            sum(tensor.nbytes for tensor in width.projections.values()),
+            width.width.of(spec).weight_bytes_per_token(),
         )
-        for level in levels
-        if level.heads or level.neurons
+        for width in loaded.decoder.widths
     )
     return ModelInfo(
         name=loaded.name,

@@ -88,12 +88,11 @@ def _load(
 
     from sentinel.cores import physical_cores
     from sentinel.formats.sources import load
-    from sentinel.models.elastic import require_levels
 
     torch.set_num_threads(threads or physical_cores())
     loaded = load(model, random_weights=random_weights, device=device)
     if any(width):
-        require_levels(loaded.decoder).set_level(*width)
+        loaded.decoder.set_width(*width)
     return loaded
 
 

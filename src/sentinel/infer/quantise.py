@@ -11,7 +11,6 @@ from sentinel.infer.native import NativeWeights, Precision
 from sentinel.infer.native.weights import Grams
 from sentinel.infer.quantised import StoredLevel
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder
 from sentinel.progress import say, track
 
 DEFAULT_TOKENS = 16_384
@@ -36,8 +35,7 @@ def quantise(
     decoder: Decoder, precision: Precision, windows: Windows | None
 ) -> tuple[NativeWeights, list[StoredLevel]]:
     """Packed weights of ``decoder`` and, if it is elastic, its stored widths but the dense one."""
-    elastic = decoder if isinstance(decoder, ElasticDecoder) else None
-    pruned = [level for level in elastic.levels if level.heads or level.neurons] if elastic is not None else []
+    pruned = decoder.widths
 
     def grams() -> Grams | None:
         return None if windows is None else input_grams(decoder, windows.tokens)
@@ -45,9 +43,7 @@ def quantise(
     weights = pack(decoder, precision, grams())
     stored = []
     for level in track(pruned, "Quantising stored widths", len(pruned)):
-        assert elastic is not None
-        elastic.set_level(level.heads, level.neurons)
-        stored.append(StoredLevel(level.heads, level.neurons, pack_level(elastic, precision, grams())))
-    if elastic is not None:
-        elastic.set_level(0.0, 0.0)
+        decoder.set_width(level.heads, level.neurons)
+        stored.append(StoredLevel(level.heads, level.neurons, pack_level(decoder, precision, grams())))
+    decoder.set_width(0.0)
     return weights, stored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from sentinel.measure.results import Sample, median
 from sentinel.models.decoder import Block, Decoder
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.spec import LayerSpec
+from sentinel.models.width import Width
 
 NEURON_POINTS = 9
 CALLS = 8  # per sample
@@ -33,12 +34,12 @@ class LatencyTable:
 
     def predict(self, plan: PruningPlan) -> float:
         """Milliseconds per token of a plan, interpolated between the measured counts."""
-        return self.predict_counts(plan.group_counts, plan.neuron_counts)
+        return self.predict_width(plan.width)
 
-    def predict_counts(self, groups: Sequence[int], neurons: Sequence[int]) -> float:
-        """Milliseconds per token with that many head groups and neurons per layer."""
+    def predict_width(self, width: Width) -> float:
+        """Milliseconds per token at that width."""
         total = self.fixed_ms
-        for layer, g, f in zip(self.layers, groups, neurons, strict=True):
+        for layer, g, f in zip(self.layers, width.groups, width.neurons, strict=True):
             for count, table in ((g, self.attention_ms[layer]), (f, self.mlp_ms[layer])):
                 total += float(np.interp(count, sorted(table), [table[k] for k in sorted(table)]))
         return total
@@ -46,9 +47,8 @@ class LatencyTable:
     @property
     def dense_ms(self) -> float:
         """Milliseconds per token with nothing removed."""
-        return self.predict_counts(
-            [layer.n_kv_head for layer in self.layers], [layer.intermediate_size for layer in self.layers]
-        )
+        groups, neurons = ([getattr(y, name) for y in self.layers] for name in ("n_kv_head", "intermediate_size"))
+        return self.predict_width(Width(tuple(groups), tuple(neurons)))
 
 
 @torch.inference_mode()
@@ -74,7 +74,7 @@ def measure_latencies(decoder: Decoder, *, context: int = 64, rounds: int = 7) -
                 block = blocks[call % len(blocks)]
                 index = decoder.blocks.index(block)
                 cache.lengths[index] = context
-                _with_counts(block, count, None, lambda: block.attn(block.attn_norm(x), rotary, cache, index, None))
+                _with_counts(block, count, None, lambda: block.attn(block.attn_input(x), rotary, cache, index, None))
 
             places[f"a{number}.{count}"] = (layer, "attn", count)
             runs[f"a{number}.{count}"] = lambda call=attention: _timed(call, device)
@@ -82,7 +82,7 @@ def measure_latencies(decoder: Decoder, *, context: int = 64, rounds: int = 7) -
 
             def mlp(call: int, count=count, blocks=blocks) -> None:
                 block = blocks[call % len(blocks)]
-                _with_counts(block, None, count, lambda: block.mlp(block.mlp_norm(x)))
+                _with_counts(block, None, count, lambda: block.mlp(block.mlp_input(x)))
 
             places[f"m{number}.{count}"] = (layer, "mlp", count)
             runs[f"m{number}.{count}"] = lambda call=mlp: _timed(call, device)
@@ -104,6 +104,6 @@ def _timed(call: Callable[[int], object], device: torch.device) -> Sample:
 
 def _with_counts(block: Block, groups: int | None, neurons: int | None, call: Callable[[], object]) -> None:
     before = block.attn.active_groups, block.mlp.active_neurons
-    block.set_active(before[0] if groups is None else groups, before[1] if neurons is None else neurons)
+    block.use(before[0] if groups is None else groups, before[1] if neurons is None else neurons)
     call()
-    block.set_active(*before)
+    block.use(*before)

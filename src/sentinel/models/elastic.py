@@ -1,186 +1,173 @@
-"""One set of weights, several pruning levels, switched at run time.
+"""One set of weights, several widths, switched at run time.
 
-Heads and neurons are stored most important first, so that a level is a count per layer. The projections that were
-re-solved for a level are kept per level; everything else is shared.
+Heads and neurons are stored most important first, so that a width is a count per layer. The projections that were
+re-solved for a stored width are kept with it; everything else is shared.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from sentinel.errors import InputError
-from sentinel.models.decoder import Decoder
+from sentinel.models.parts.block import Block
 from sentinel.models.parts.linear import require_plain
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tensors import prefix
+from sentinel.models.width import Width
 
-# The projections, by their place in a block, that a level may have of its own.
-LEVEL_TENSORS = ("attn.out_proj.weight", "attn.out_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias")
+# The tensors, by their place in a block, that a stored width may have of its own.
+WIDTH_TENSORS = ("attn.out_proj.weight", "attn.out_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias")
+WHOLE = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class PruningLevel:
-    """Share of heads and neurons removed, what is kept per layer, and re-solved projections by name.
+class StoredWidth:
+    """Share of heads and neurons removed, what is used per layer, and re-solved projections by name.
 
-    ``projections`` is empty for a level that was not compensated; it then uses the prefixes of the dense ones.
+    ``projections`` is empty for a width that was not compensated; it then uses the prefixes of the whole ones.
     """
 
     heads: float
     neurons: float
-    kept_groups: tuple[int, ...]
-    kept_neurons: tuple[int, ...]
+    width: Width
     projections: dict[str, Tensor]
 
     @property
     def key(self) -> tuple[float, float]:
-        return (round(self.heads, 4), round(self.neurons, 4))
+        return width_key(self.heads, self.neurons)
 
 
-class ElasticDecoder(Decoder):
-    """A decoder in nested order with stored pruning levels; level (0, 0) is the dense model and always there."""
+def width_key(heads: float, neurons: float) -> tuple[float, float]:
+    """The name of a stored width: its ratios, rounded as they are compared."""
+    return (round(heads, 4), round(neurons, 4))
 
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        self._levels: dict[tuple[float, float], PruningLevel] = {}
-        self._dense: dict[str, Tensor | None] = {}
-        self.current: PruningLevel | None = None
 
-    @classmethod
-    def from_ordered(cls, decoder: Decoder, levels: Iterable[PruningLevel]) -> ElasticDecoder:
-        """Make ``decoder``, whose heads and neurons are already in nested order, elastic. Weights are shared."""
-        elastic = cls.empty(decoder.spec)
-        elastic.record = decoder.record
-        elastic.load_state_dict(decoder.state_dict(), assign=True)
-        elastic.store_levels(levels)
-        return elastic.eval()
+class Elastic(nn.Module):
+    """A model in layers that may store widths; without any it is a plain one, and always whole.
 
-    def store_levels(self, levels: Iterable[PruningLevel]) -> None:
-        """Let these levels, beside the dense one, be those that `set_level` knows. The dense level must be set."""
-        dense = PruningLevel(
-            0.0,
-            0.0,
-            tuple(layer.n_kv_head for layer in self.spec.layers),
-            tuple(layer.intermediate_size for layer in self.spec.layers),
-            {},
-        )
-        self._levels = {level.key: level for level in (dense, *levels)}
-        self._dense = {name: getattr(module, part) for name, module, part in self._places()}
+    ``current`` is the stored width that is set, None for the whole.
+    """
+
+    spec: ModelSpec
+    layers: nn.ModuleList
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: StoredWidth | None = None
+        self._stored: dict[tuple[float, float], StoredWidth] = {}
+        self._whole: dict[str, Tensor | None] = {}  # what a stored width that is set has taken the place of
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return cast("list[Block]", list(self.layers))
+
+    @property
+    def widths(self) -> list[StoredWidth]:
+        """The stored widths, least pruned first, without the whole."""
+        return sorted(self._stored.values(), key=lambda stored: stored.key)
+
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of all re-solved projections."""
+        return sum(t.nbytes for stored in self._stored.values() for t in stored.projections.values())
+
+    @property
+    def in_use(self) -> Width:
+        """How much of each layer takes part."""
+        blocks = self.blocks
+        return Width(tuple(b.attn.active_groups for b in blocks), tuple(b.mlp.active_neurons for b in blocks))
+
+    def use(self, width: Width) -> None:
+        """Let the first key/value groups and neurons of each layer take part that ``width`` says.
+
+        Nothing is copied or forgotten, so that a later call can go up as well as down. Cached positions of another
+        width are of no use to the new one. Raises `InputError` for counts that a layer does not have.
+        """
+        width.check(self.spec)
+        for block, groups, neurons in zip(self.blocks, width.groups, width.neurons, strict=True):
+            block.use(groups, neurons)
+
+    def store_widths(self, widths: Iterable[StoredWidth]) -> None:
+        """Let these widths, beside the whole, be those that `set_width` knows. The whole is set."""
+        self.set_width(0.0)
+        self._stored = {stored.key: stored for stored in widths if stored.key != WHOLE}
+
+    def set_width(self, heads: float, neurons: float = 0.0) -> None:
+        """Switch to a stored width, up or down. Nothing is copied; raises `InputError` for one that is not stored."""
+        key = width_key(heads, neurons)
+        stored = self._stored.get(key)
+        if stored is None and key != WHOLE:
+            raise InputError(self._not_stored(heads, neurons))
+        self.use(Width.full(self.spec) if stored is None else stored.width)
+        if stored is self.current:
+            return
+        for _, module, _ in self._places():
+            require_plain(module)
+        if self.current is None:
+            self._whole = {name: getattr(module, part) for name, module, part in self._places()}
+        for name, module, part in self._places():
+            tensor = stored.projections.get(name) if stored and stored.projections else self._whole[name]
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=False)
+            setattr(module, part, tensor)
+        self.current = stored
+        self._whole = {} if stored is None else self._whole
+
+    def _not_stored(self, heads: float, neurons: float) -> str:
+        if not self._stored:
+            return "this model stores no widths; make some with 'sentinel prune --elastic'"
+        known = ", ".join(f"{h:g}/{n:g}" for h, n in (WHOLE, *sorted(self._stored)))
+        return f"width {heads:g} of heads and {neurons:g} of neurons is not stored; stored are {known}"
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """State of the whole, whatever width is set."""
+        state = self.state_dict()
+        for name, tensor in self._whole.items():
+            state.pop(name, None)
+            if tensor is not None:
+                state[name] = tensor.detach()
+        return state
+
+    def own_projections(self, stored: StoredWidth) -> dict[str, nn.Parameter]:
+        """Weights and biases that belong to a stored width alone, as parameters that it uses from here on.
+
+        One that was stored without projections gets copies of its part of the whole ones, and biases. The whole must
+        be set.
+        """
+        made: dict[str, nn.Parameter] = {}
+        counts = zip(self.blocks, stored.width.groups, stored.width.neurons, strict=True)
+        for index, (block, groups, neurons) in enumerate(counts):
+            columns = groups * block.attn.layer.group_size * block.attn.layer.head_dim
+            for name, projection, kept in (
+                (f"layers.{index}.attn.out_proj", block.attn.out_proj, columns),
+                (f"layers.{index}.mlp.down_proj", block.mlp.down_proj, neurons),
+            ):
+                weight, bias = (stored.projections.get(f"{name}.{part}") for part in ("weight", "bias"))
+                if weight is None:
+                    weight, bias = projection.weight.detach()[:, :kept].clone(), projection.bias
+                bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+                made[f"{name}.weight"], made[f"{name}.bias"] = nn.Parameter(weight.detach()), nn.Parameter(bias)
+        owned: dict[str, Tensor] = dict(made)
+        self._stored[stored.key] = dataclasses.replace(stored, projections=owned)
+        return made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert what `torch.nn.Module.to` does not see too: the projections of levels that are not set."""
+        """Move or convert what `torch.nn.Module.to` does not see too: the projections that are not in use."""
         super()._apply(fn, recurse)
-        for level in self._levels.values():
-            for tensor in level.projections.values():
-                tensor.data = fn(tensor.data)
-        for tensor in self._dense.values():
+        kept = (t for stored in self._stored.values() for t in stored.projections.values())
+        for tensor in (*kept, *self._whole.values()):
             if tensor is not None:
                 tensor.data = fn(tensor.data)
         return self
 
-    def set_level(self, heads: float, neurons: float = 0.0) -> None:
-        """Switch to a stored level, up or down. Nothing is copied; raises `InputError` for a level that is not stored."""
-        level = self._levels.get((round(heads, 4), round(neurons, 4)))
-        if level is None:
-            stored = ", ".join(f"{h:g}/{n:g}" for h, n in sorted(self._levels))
-            raise InputError(
-                f"pruning level {heads:g} of heads and {neurons:g} of neurons is not stored; stored are {stored}"
-            )
-        for _, module, _ in self._places():
-            require_plain(module)
-        self.set_active(level.kept_groups, level.kept_neurons)
-        self.current = level
-        for name, module, part in self._places():
-            tensor = level.projections.get(name) if level.projections else self._dense[name]
-            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
-                tensor = nn.Parameter(tensor, requires_grad=False)
-            setattr(module, part, tensor)
-
-    def own_projections(self, level: PruningLevel) -> dict[str, nn.Parameter]:
-        """Weights and biases that belong to ``level`` alone, as parameters that it uses when it is set.
-
-        A level that was stored without projections gets copies of its part of the dense ones, and biases.
-        """
-        made: dict[str, nn.Parameter] = {}
-        counts = zip(self.blocks, level.kept_groups, level.kept_neurons, strict=True)
-        for index, (block, groups, neurons) in enumerate(counts):
-            kept = {"attn.out_proj": groups * block.attn.layer.group_size * block.attn.layer.head_dim}
-            kept["mlp.down_proj"] = neurons
-            for place, columns in kept.items():
-                name = f"layers.{index}.{place}"
-                weight = level.projections.get(f"{name}.weight")
-                bias = level.projections.get(f"{name}.bias")
-                if weight is None:
-                    weight, bias = self._dense[f"{name}.weight"], self._dense[f"{name}.bias"]
-                    assert weight is not None
-                    weight = weight.detach()[:, :columns].clone()
-                bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
-                made[f"{name}.weight"], made[f"{name}.bias"] = nn.Parameter(weight.detach()), nn.Parameter(bias)
-        level.projections.update(made)
-        return made
-
-    def _places(self) -> list[tuple[str, nn.Module, str]]:
-        found: list[tuple[str, nn.Module, str]] = []
+    def _places(self) -> Iterator[tuple[str, nn.Module, str]]:
         for index, block in enumerate(self.blocks):
-            for place in LEVEL_TENSORS:
+            for place in WIDTH_TENSORS:
                 half, projection, part = place.split(".")
-                found.append((f"layers.{index}.{place}", getattr(getattr(block, half), projection), part))
-        return found
-
-    @property
-    def levels(self) -> list[PruningLevel]:
-        """The stored levels, least pruned first."""
-        return sorted(self._levels.values(), key=lambda level: level.key)
-
-    @property
-    def level_bytes(self) -> int:
-        """Bytes of all re-solved projections."""
-        return sum(t.nbytes for level in self._levels.values() for t in level.projections.values())
-
-
-def dense_state(decoder: ElasticDecoder) -> dict[str, Tensor]:
-    """State of the dense level, whatever level is set."""
-    state = decoder.state_dict()
-    for name, tensor in decoder._dense.items():
-        state.pop(name, None)
-        if tensor is not None:
-            state[name] = tensor.detach()
-    return state
-
-
-def at_current_level(decoder: Decoder) -> Decoder:
-    """A plain decoder of what takes part at the level that is set; ``decoder`` itself when it is not elastic."""
-    level = decoder.current if isinstance(decoder, ElasticDecoder) else None
-    if level is None or not (level.heads or level.neurons):
-        return decoder
-    spec = decoder.spec.with_counts(level.kept_groups, level.kept_neurons)
-    used = prefix(decoder.state_dict(), decoder.spec, level.kept_groups, level.kept_neurons)
-    state = {name: tensor.detach().clone() for name, tensor in used.items()}
-    biases = {name.split(".", 2)[2] for name in state if name.startswith("layers.") and name.endswith(".bias")}
-    spec = dataclasses.replace(spec, out_bias="attn.out_proj.bias" in biases, down_bias="mlp.down_proj.bias" in biases)
-    smaller = Decoder.empty(spec)
-    smaller.record = decoder.record
-    smaller.load_state_dict(state, assign=True)
-    return smaller.eval()
-
-
-def at_width(decoder: Decoder, heads: float, neurons: float) -> Decoder:
-    """A plain decoder of a stored width, or ``decoder`` at its dense one; `InputError` for a width that is not stored."""
-    if not (heads or neurons) and not isinstance(decoder, ElasticDecoder):
-        return decoder
-    elastic = require_levels(decoder)
-    elastic.set_level(heads, neurons)
-    found = at_current_level(elastic)
-    elastic.set_level(0.0, 0.0)
-    return found
-
-
-def require_levels(decoder: Decoder) -> ElasticDecoder:
-    """``decoder``, if it is elastic; `InputError` otherwise."""
-    if not isinstance(decoder, ElasticDecoder):
-        raise InputError("this model stores no pruning levels; make some with 'sentinel prune --elastic'")
-    return decoder
+                yield f"layers.{index}.{place}", getattr(getattr(block, half), projection), part

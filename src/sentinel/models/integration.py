@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sentinel.models.parts.attention import Cache
 from sentinel.models.parts.linear import Projection
 from sentinel.models.parts.norms import make_norm
+from sentinel.models.positions import Masks, Rotary
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from sentinel.models.decoder import Cache, Decoder, Rotary
+    from sentinel.models.decoder import Decoder
 
 
 class Fusion(nn.Module):
@@ -62,20 +64,20 @@ class Borrowing:
     """
 
     def __init__(
-        self, integration: Integration, baseline: Decoder | None, n_layer: int, cache: Cache | None, mask: Tensor | None
+        self, integration: Integration, baseline: Decoder | None, n_layer: int, cache: Cache | None, masks: Masks
     ) -> None:
         self._integration, self._baseline, self._n_layer = integration, baseline, n_layer
-        self._cache, self._mask = cache, mask
+        self._cache, self._masks = cache, masks
         self._early: dict[int, Tensor] = {}
         self._state: Tensor | None = None
         self._rotary: Rotary = {}
 
-    def start(self, tokens: Tensor, positions: Tensor) -> None:
-        """Embed the new ``tokens`` [B, T] for the baseline."""
+    def start(self, tokens: Tensor, positions: Tensor, total: int) -> None:
+        """Embed the new ``tokens`` [B, T], the last ones of ``total``, for the baseline."""
         if self._baseline is not None:
             with torch.no_grad():
                 self._state = self._baseline.embedded(tokens, positions)
-                self._rotary = self._baseline.rotary(positions)
+                self._rotary = self._baseline.rotary(positions, total)
 
     def enter(self, index: int, x: Tensor) -> Tensor:
         """What layer ``index`` reads [B, T, C], for the state ``x`` [B, T, C] that the layer before it left."""
@@ -85,7 +87,8 @@ class Borrowing:
         if self._baseline is not None and index > 0:
             with torch.no_grad():
                 layer, place = self._baseline.layers[index - 1], self._n_layer + index - 1
-                self._state = layer(self._state, self._rotary, self._cache, place, self._mask)
+                mask = self._masks.of(self._baseline.spec.layers[index - 1].attention.window)
+                self._state = layer(self._state, self._rotary, self._cache, place, mask)
         late = index - (self._n_layer - pairs)
         if late >= 0 and skips is not None:
             x = skips[late](x, self._early.pop(self._n_layer - 1 - index))

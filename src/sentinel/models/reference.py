@@ -7,16 +7,21 @@ every table.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sentinel.models.decoder import MLP, Attention, Block, Cache, Decoder, Rotary, activate
-from sentinel.models.positions import rotate, visible
-from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.models.decoder import Decoder
+from sentinel.models.elastic import Elastic
+from sentinel.models.parts.attention import Attention, Cache
+from sentinel.models.parts.block import Block
+from sentinel.models.parts.mlp import MLP, activate
+from sentinel.models.parts.norms import RMSNorm
+from sentinel.models.positions import Rotary, rotate, visible
+from sentinel.models.spec import AttentionSpec, ModelSpec
+from sentinel.models.width import with_own_groups
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -66,9 +71,10 @@ class ReferenceAttention(nn.Module):
 
     def __init__(self, fused: Attention) -> None:
         super().__init__()
-        self.layer: LayerSpec = fused.layer
+        self.layer: AttentionSpec = fused.layer
         self.heads = nn.ModuleList(ReferenceHead(fused, head) for head in range(fused.layer.n_head))
         self.gate = fused.gate
+        self.q_norm, self.k_norm = fused.q_norm, fused.k_norm
         self.out_bias = fused.out_proj.bias
         active = fused.active_groups * fused.layer.group_size
         self.register_buffer("mask", _first(active, fused.layer.n_head, self.gate.device))
@@ -76,7 +82,8 @@ class ReferenceAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
         """Attention output [B, T, C] for normalised input ``x`` [B, T, C]; ``mask`` as in `Attention.forward`."""
         heads = [head for head in self.heads if isinstance(head, ReferenceHead)]
-        keys = [self._rotated(head.key(x), rotary) for head in heads]
+        queries = self._normed(self.q_norm, [head.query(x) for head in heads])
+        keys = [self._rotated(key, rotary) for key in self._normed(self.k_norm, [head.key(x) for head in heads])]
         values = [head.value(x) for head in heads]
         if cache is not None:
             empty = x.new_zeros(x.shape[0], 0, x.shape[1], self.layer.head_dim)
@@ -86,17 +93,41 @@ class ReferenceAttention(nn.Module):
             keys, values = list(all_keys.unbind(1)), list(all_values.unbind(1))
         output = torch.zeros_like(x)
         for number, head in enumerate(heads):
-            query, key, value = self._rotated(head.query(x), rotary), keys[number], values[number]
-            scores = query @ key.transpose(1, 2) / math.sqrt(self.layer.head_dim)  # [B, T, S]
-            seen = visible(scores.shape[1], scores.shape[2], x.device) if mask is None else mask[:, 0]
-            weights = scores.masked_fill(~seen, -math.inf).softmax(dim=-1)
+            query, key, value = self._rotated(queries[number], rotary), keys[number], values[number]
+            weights = self._weights(query, key, mask)
             output = output + head.out(weights @ value * self.gate[number] * self.mask[number])
         return output if self.out_bias is None else output + self.out_bias
 
+    def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """How much each position looks at each other [B, T, S]."""
+        scores = query @ key.transpose(1, 2) * self.layer.score_scale
+        if self.layer.soft_cap is not None:
+            scores = self.layer.soft_cap * torch.tanh(scores / self.layer.soft_cap)
+        seen = visible(scores.shape[1], scores.shape[2], query.device) if mask is None else mask[:, 0]
+        return scores.masked_fill(~seen, -math.inf).softmax(dim=-1)
+
+    def _normed(self, norm: RMSNorm | None, heads: list[Tensor]) -> list[Tensor]:
+        """Queries or keys [B, T, D] of all heads, normed one by one, or over all the heads that are kept.
+
+        Keys of a group stand here once per query head, which changes no mean.
+        """
+        if norm is None or not heads:
+            return heads
+        weight, eps = norm.weight, norm.eps
+        if self.layer.qk_norm == "head":
+            return [x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight for x in heads]
+        kept = self.mask.sum().clamp(min=1)
+        squares = [x.square().mean(-1, keepdim=True) * m for x, m in zip(heads, self.mask, strict=True)]
+        square = torch.stack(squares).sum(0) / kept
+        parts = weight.view(-1, self.layer.head_dim).repeat_interleave(
+            len(heads) * self.layer.head_dim // len(weight), 0
+        )
+        return [x * (square + eps).rsqrt() * part for x, part in zip(heads, parts, strict=True)]
+
     def _rotated(self, x: Tensor, rotary: Rotary) -> Tensor:
-        if not rotary:
+        if self.layer.rope is None:
             return x
-        return rotate(x[:, None], *rotary[self.layer.head_dim])[:, 0]
+        return rotate(x[:, None], *rotary[self.layer.rope, self.layer.head_dim])[:, 0]
 
 
 class ReferenceMLP(nn.Module):
@@ -125,11 +156,13 @@ class ReferenceBlock(Block):
 
     def __init__(self, block: Block) -> None:
         nn.Module.__init__(self)
+        self.joints = block.joints
         self.attn_norm, self.mlp_norm = block.attn_norm, block.mlp_norm
+        self.attn_post_norm, self.mlp_post_norm = block.attn_post_norm, block.mlp_post_norm
         self.attn: ReferenceAttention = ReferenceAttention(block.attn)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.mlp: ReferenceMLP = ReferenceMLP(block.mlp)  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def set_active(self, groups: int, neurons: int) -> None:
+    def use(self, groups: int, neurons: int) -> None:
         """Mask the heads of all but the first ``groups`` key/value groups, and all but the first ``neurons``."""
         heads = groups * self.attn.layer.group_size
         self.attn.mask.copy_(_first(heads, len(self.attn.mask), self.attn.mask.device))
@@ -140,11 +173,11 @@ class ReferenceDecoder(Decoder):
     """The same function as ``decoder``, as pruned as it is set to be, computed head by head.
 
     Embeddings, norms, gates, MLP weights and fusions are shared.
-    A pruning level is a mask here: `set_active` silences heads and neurons without making anything smaller or faster.
+    A width is a mask here: `use` silences heads and neurons without making anything smaller or faster.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        nn.Module.__init__(self)
+        Elastic.__init__(self)
         self.spec, self.record = decoder.spec, decoder.record
         self.embed, self.positions = decoder.embed, decoder.positions
         self.layers = nn.ModuleList(ReferenceBlock(block) for block in decoder.blocks)
@@ -156,5 +189,4 @@ class ReferenceDecoder(Decoder):
     def cache_spec(self) -> ModelSpec:
         """Specification of the KV cache: every query head keeps keys and values of its own."""
         spec = self.spec.with_baseline_layers()
-        layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head) for layer in spec.layers)
-        return dataclasses.replace(spec, layers=layers)
+        return with_own_groups(spec)

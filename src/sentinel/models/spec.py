@@ -2,111 +2,80 @@
 
 Sizes use the field's names: ``n_layer``, ``n_head``, ``n_kv_head``, ``head_dim``, ``n_embd``, ``intermediate_size``,
 ``vocab_size``, ``max_seq_len``.
-Layers may differ from each other; zero heads and zero neurons are allowed.
+Layers may differ from each other; zero heads and zero neurons are allowed. The parts of a layer are in `layer_spec`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sentinel.errors import InputError
+from sentinel.models.earlier_spec import as_version_2
+from sentinel.models.layer_spec import (
+    AttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    RopeSpec,
+    is_whole,
+    require,
+    require_flags,
+    take_numbers,
+)
 
-Norm = Literal["layernorm", "rmsnorm"]
-Positions = Literal["learned", "rope"]
-Activation = Literal["gelu_new", "gelu", "silu", "relu"]
-RopeType = Literal["default", "linear", "llama3"]
+__all__ = ["AttentionSpec", "BlockSpec", "IntegrationSpec", "LayerSpec", "MlpSpec", "ModelSpec", "NormSpec", "RopeSpec"]
 
-SPEC_VERSION = 1
+NormKind = Literal["layernorm", "rmsnorm"]
 
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _take_numbers(spec: Any, *names: str) -> None:
-    """Make floats of the fields ``names``: a whole number may stand there, text and NaN may not."""
-    for name in names:
-        value = getattr(spec, name)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        _require(good, f"{name} must be a number, not {value!r}")
-        object.__setattr__(spec, name, float(value))
+SPEC_VERSION = 2
 
 
 @dataclass(frozen=True)
-class LayerSpec:
-    """Sizes of one decoder layer.
+class NormSpec:
+    """The normalisation of the model: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
 
-    ``n_head`` query heads share ``n_kv_head`` key/value heads in equal groups (grouped-query attention; equal numbers
-    are plain multi-head attention). A layer without heads or without neurons has zeros there.
-    """
-
-    n_head: int
-    n_kv_head: int
-    head_dim: int
-    intermediate_size: int
+    kind: NormKind
+    eps: float
 
     def __post_init__(self) -> None:
-        for name in ("n_head", "n_kv_head", "head_dim", "intermediate_size"):
-            value = getattr(self, name)
-            _require(
-                _is_whole(value) and value >= 0,
-                f"{name} must be a whole number of at least 0, not {value!r}",
-            )
-        _require(self.head_dim > 0, "head_dim must be at least 1")
-        _require(
-            (self.n_head == 0) == (self.n_kv_head == 0),
-            f"n_head {self.n_head} and n_kv_head {self.n_kv_head} must be zero together",
-        )
-        _require(
-            self.n_kv_head == 0 or self.n_head % self.n_kv_head == 0,
-            f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}",
-        )
+        require(self.kind in get_args(NormKind), f"norm {self.kind!r} is not supported")
+        take_numbers(self, "eps")
+        require(self.eps >= 0, f"the eps of a norm must not be negative, not {self.eps!r}")
 
-    @property
-    def group_size(self) -> int:
-        """Query heads per key/value head (0 in a layer without heads)."""
-        return self.n_head // self.n_kv_head if self.n_kv_head else 0
-
-    @property
-    def qkv_rows(self) -> int:
-        """Rows of the fused query/key/value projection."""
-        return (self.n_head + 2 * self.n_kv_head) * self.head_dim
+    def weights(self, width: int) -> int:
+        """Weights of one norm over ``width`` numbers."""
+        return width * (2 if self.kind == "layernorm" else 1)
 
 
 @dataclass(frozen=True)
-class RopeSpec:
-    """Rotary position embedding (Su et al. 2021), with the scalings of Llama checkpoints.
+class BlockSpec:
+    """How the halves of a layer, attention and MLP, are joined to the residual stream; the same in all layers.
 
-    ``linear`` divides positions by ``factor``. ``llama3`` also needs the three ``llama3``-only fields (Llama 3.1).
+    pre_norm: a half reads the normed stream. post_norm: its output is normed before it is added. parallel: both halves
+    read the stream that enters the layer; with shared_norm they read one norm of it. residual_scale multiplies what is
+    added.
     """
 
-    theta: float
-    type: RopeType = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_seq_len: int = 8192
+    pre_norm: bool = True
+    post_norm: bool = False
+    parallel: bool = False
+    shared_norm: bool = False
+    residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _take_numbers(self, "theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len")
-        object.__setattr__(self, "original_max_seq_len", int(self.original_max_seq_len))
-        _require(self.theta > 0, f"rope theta must be positive, not {self.theta!r}")
-        _require(self.type in ("default", "linear", "llama3"), f"rope type {self.type!r} is not supported")
-        _require(self.factor >= 1, f"rope factor must be at least 1, not {self.factor!r}")
-        _require(
-            0 < self.low_freq_factor < self.high_freq_factor and self.original_max_seq_len >= 1,
-            "rope: low_freq_factor must be above 0 and below high_freq_factor, and original_max_seq_len at least 1",
-        )
+        require_flags(self, "pre_norm", "post_norm", "parallel", "shared_norm")
+        take_numbers(self, "residual_scale")
+        require(self.residual_scale > 0, f"residual_scale must be above 0, not {self.residual_scale!r}")
+        fits = not self.shared_norm or (self.parallel and self.pre_norm)
+        require(fits, "a norm can be shared by parallel halves with a norm before them only")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the norms of one layer."""
+        pre = () if not self.pre_norm else ("attn_norm",) if self.shared_norm else ("attn_norm", "mlp_norm")
+        return (*pre, *(("attn_post_norm", "mlp_post_norm") if self.post_norm else ()))
 
 
 @dataclass(frozen=True)
@@ -122,32 +91,39 @@ class IntegrationSpec:
     rank: int | None
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.skips, bool), f"skips must be true or false, not {self.skips!r}")
-        _require(self.skips or self.baseline is not None, "an integration needs skips, a baseline, or both")
-        _require(
-            self.rank is None or (_is_whole(self.rank) and self.rank >= 1),
+        require(isinstance(self.skips, bool), f"skips must be true or false, not {self.skips!r}")
+        require(self.skips or self.baseline is not None, "an integration needs skips, a baseline, or both")
+        require(
+            self.rank is None or (is_whole(self.rank) and self.rank >= 1),
             f"the rank of an integration must be at least 1, not {self.rank!r}",
         )
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `InputError` unless this fits the model ``spec``."""
-        _require(spec.n_layer >= 2, "an integration needs a model of at least two layers")
-        _require(
+        require(spec.n_layer >= 2, "an integration needs a model of at least two layers")
+        require(
             self.rank is None or self.rank <= spec.n_embd,
             f"rank {self.rank} is above the model's width of {spec.n_embd}; take full rank",
         )
         other = self.baseline
         if other is None:
             return
-        _require(other.integration is None, "the baseline must be a plain model, without an integration of its own")
-        _require(
+        require(other.integration is None, "the baseline must be a plain model, without an integration of its own")
+        require(
             other.n_layer == spec.n_layer - 1,
             f"the baseline has {other.n_layer + 1} layers, but the model {spec.n_layer}; they must be as many",
         )
-        for name in ("n_embd", "vocab_size", "norm", "norm_eps", "activation", "gated_mlp", "positions", "rope"):
+        for name in ("n_embd", "vocab_size", "norm", "block", "learned_positions", "embed_scale"):
             ours, theirs = getattr(spec, name), getattr(other, name)
-            _require(ours == theirs, f"the baseline has {name} {theirs}, but the model {ours}; they must be the same")
-        _require(
+            require(ours == theirs, f"the baseline has {name} {theirs}, but the model {ours}; they must be the same")
+        for name, of in (
+            ("activation", lambda layer: layer.mlp.activation),
+            ("gated", lambda layer: layer.mlp.gated),
+            ("rope", lambda layer: layer.attention.rope),
+        ):
+            ours, theirs = ({of(layer) for layer in model.layers} for model in (spec, other))
+            require(theirs <= ours, f"the baseline has {name} {theirs}, but the model {ours}; they must be the same")
+        require(
             other.max_seq_len >= spec.max_seq_len,
             f"the baseline's context of {other.max_seq_len} is shorter than the model's of {spec.max_seq_len}",
         )
@@ -156,53 +132,47 @@ class IntegrationSpec:
         """Weights of all fusions: two norms, the matrices, a bias and a gate each."""
         width = spec.n_embd
         matrices = 2 * width * width if self.rank is None else 3 * width * self.rank
-        each = 2 * spec.weights_per_norm + matrices + width + 1
+        each = 2 * spec.norm.weights(width) + matrices + width + 1
         return spec.n_layer // 2 * (self.skips + (self.baseline is not None)) * each
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model: sizes, features, one `LayerSpec` per layer, and what late layers borrow."""
+    """A decoder-only language model: sizes, features, one `LayerSpec` per layer, and what late layers borrow.
+
+    learned_positions: an embedding of positions is added to that of tokens. embed_scale multiplies what the first layer
+    reads (positions apart). head_bias: of the LM head. logit_scale multiplies the logits, and logit_soft_cap c makes them
+    c * tanh(logits / c).
+    """
 
     family: str
     vocab_size: int
     n_embd: int
     max_seq_len: int
     layers: tuple[LayerSpec, ...]
-    norm: Norm
-    norm_eps: float
-    positions: Positions
-    rope: RopeSpec | None
-    activation: Activation
-    gated_mlp: bool
-    qkv_bias: bool
-    out_bias: bool
-    up_bias: bool
-    down_bias: bool
+    norm: NormSpec
     tied_head: bool
+    learned_positions: bool = False
+    block: BlockSpec = BlockSpec()
+    head_bias: bool = False
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_soft_cap: float | None = None
     integration: IntegrationSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_embd", "max_seq_len"):
             value = getattr(self, name)
-            _require(_is_whole(value) and value > 0, f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("gated_mlp", "qkv_bias", "out_bias", "up_bias", "down_bias", "tied_head"):
+            require(is_whole(value) and value > 0, f"{name} must be a whole number of at least 1, not {value!r}")
+        require_flags(self, "tied_head", "learned_positions", "head_bias")
+        take_numbers(self, "embed_scale", "logit_scale")
+        if self.logit_soft_cap is not None:
+            take_numbers(self, "logit_soft_cap")
+        for name in ("embed_scale", "logit_scale", "logit_soft_cap"):
             value = getattr(self, name)
-            _require(isinstance(value, bool), f"{name} must be true or false, not {value!r}")
-        _take_numbers(self, "norm_eps")
-        _require(len(self.layers) > 0, "a model needs at least one layer")
-        _require(self.norm in ("layernorm", "rmsnorm"), f"norm {self.norm!r} is not supported")
-        _require(self.norm_eps >= 0, f"norm_eps must not be negative, not {self.norm_eps!r}")
-        _require(self.positions in ("learned", "rope"), f"positions {self.positions!r} is not supported")
-        _require(
-            (self.positions == "rope") == (self.rope is not None), "rope settings are given when positions are 'rope'"
-        )
-        _require(
-            self.activation in ("gelu_new", "gelu", "silu", "relu"), f"activation {self.activation!r} is not supported"
-        )
-        if self.rope is not None:
-            for i, layer in enumerate(self.layers):
-                _require(layer.head_dim % 2 == 0, f"layer {i}: rotary positions need an even head_dim")
+            require(value is None or value > 0, f"{name} must be above 0, not {value!r}")
+        require(len(self.layers) > 0, "a model needs at least one layer")
+        require(not (self.tied_head and self.head_bias), "an LM head that is the embedding has no bias")
         if self.integration is not None:
             self.integration.check(self)
 
@@ -217,16 +187,8 @@ class ModelSpec:
 
     @property
     def is_uniform(self) -> bool:
-        """True when all layers have the same sizes."""
-        return len(set(self.layers)) == 1
-
-    def with_counts(self, groups: Sequence[int], neurons: Sequence[int]) -> ModelSpec:
-        """The same model with that many key/value groups and neurons per layer."""
-        layers = tuple(
-            dataclasses.replace(layer, n_head=g * layer.group_size, n_kv_head=g, intermediate_size=f)
-            for layer, g, f in zip(self.layers, groups, neurons, strict=True)
-        )
-        return dataclasses.replace(self, layers=layers)
+        """True when all layers have the same sizes and biases."""
+        return len({(layer.attention.sizes, layer.mlp) for layer in self.layers}) == 1
 
     def with_baseline_layers(self) -> ModelSpec:
         """The layers that keep keys and values: the model's own, then those of the baseline."""
@@ -237,24 +199,16 @@ class ModelSpec:
     # --- arithmetic -------------------------------------------------------------------------------------------------
 
     def layer_weights(self, layer: LayerSpec) -> int:
-        """Weights of one layer's matrices and their biases (norms and gates excluded)."""
-        attention = 0
-        if layer.n_head:
-            out_columns = layer.n_head * layer.head_dim
-            attention = layer.qkv_rows * (self.n_embd + self.qkv_bias) + self.n_embd * out_columns
-        attention += self.n_embd * self.out_bias
-        mlp = layer.intermediate_size * ((1 + self.gated_mlp) * (self.n_embd + self.up_bias) + self.n_embd)
-        return attention + mlp + self.n_embd * self.down_bias
-
-    @property
-    def weights_per_norm(self) -> int:
-        """Weights of one norm."""
-        return self.n_embd * (2 if self.norm == "layernorm" else 1)
-
-    @property
-    def norm_weights(self) -> int:
-        """Weights of all norms: two per layer and the final one."""
-        return (2 * self.n_layer + 1) * self.weights_per_norm
+        """Weights of one layer: matrices, biases and norms (gates excluded)."""
+        width, attention, mlp = self.n_embd, layer.attention, layer.mlp
+        columns = attention.n_head * attention.head_dim
+        total = attention.qkv_rows * (width + attention.qkv_bias) + width * columns + width * attention.out_bias
+        if attention.qk_norm == "head":
+            total += 2 * attention.head_dim
+        elif attention.qk_norm == "whole":
+            total += columns + attention.n_kv_head * attention.head_dim
+        total += mlp.intermediate_size * ((1 + mlp.gated) * (width + mlp.up_bias) + width) + width * mlp.down_bias
+        return total + len(self.block.norms) * self.norm.weights(width)
 
     @property
     def fusion_weights(self) -> int:
@@ -267,23 +221,23 @@ class ModelSpec:
         ``baseline`` counts the frozen weights of the baseline too.
         """
         embeddings = self.vocab_size * self.n_embd * (1 if self.tied_head else 2)
-        if self.positions == "learned":
-            embeddings += self.max_seq_len * self.n_embd
-        matrices = sum(self.layer_weights(layer) for layer in self.layers)
-        own = embeddings + matrices + self.norm_weights + (self.n_head_total if gates else 0) + self.fusion_weights
+        embeddings += self.learned_positions * self.max_seq_len * self.n_embd + self.head_bias * self.vocab_size
+        layers = sum(self.layer_weights(layer) for layer in self.layers) + self.norm.weights(self.n_embd)
+        own = embeddings + layers + (self.n_head_total if gates else 0) + self.fusion_weights
         unpruned = self.integration.baseline if self.integration is not None and baseline else None
         return own if unpruned is None else own + unpruned.parameter_count(gates=gates)
 
     def _streamed_by_layers(self) -> int:
         """Weights read to take one token through the layers of the model and of its baseline."""
-        layers = sum(self.layer_weights(layer) + 2 * self.weights_per_norm for layer in self.layers)
-        rows = self.n_embd * (2 if self.positions == "learned" else 1)
+        layers = sum(self.layer_weights(layer) for layer in self.layers)
+        rows = self.n_embd * (1 + self.learned_positions)
         baseline = None if self.integration is None else self.integration.baseline
         return layers + rows + self.fusion_weights + (0 if baseline is None else baseline._streamed_by_layers())
 
     def streamed_weights_per_token(self) -> int:
         """Weights read from memory to decode one token at batch 1: every matrix once and one embedding row."""
-        return self._streamed_by_layers() + self.weights_per_norm + self.vocab_size * self.n_embd
+        head = self.vocab_size * (self.n_embd + self.head_bias)
+        return self._streamed_by_layers() + self.norm.weights(self.n_embd) + head
 
     def weight_bytes_per_token(self, bytes_per_weight: float = 4.0) -> int:
         """Bytes of weights streamed to decode one token at batch 1 (4 bytes a weight in fp32)."""
@@ -303,40 +257,37 @@ class ModelSpec:
     # --- JSON -------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a feature that the model does not have is left out, so that older versions read the rest."""
-        data = {"spec_version": SPEC_VERSION, **dataclasses.asdict(self)}
-        if self.integration is None:
-            del data["integration"]
-        elif self.integration.baseline is not None:
-            data["integration"]["baseline"] = self.integration.baseline.to_dict()
-        return data
+        """Plain values; what is as by default is left out."""
+        return {"spec_version": SPEC_VERSION, **_plain(self)}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
-        """Inverse of `to_dict`. Raises `InputError` for another version, and for unknown or missing fields, by name."""
-        data = dict(data)
+        """Inverse of `to_dict`, which also takes what version 1 wrote.
+
+        Raises `InputError` for another version, and for unknown or missing fields, by name.
+        """
+        data = as_version_2(data)
         version = data.pop("spec_version", None)
-        _require(
+        require(
             version == SPEC_VERSION,
-            f"model spec has version {version!r}; this version of sentinel reads version {SPEC_VERSION}",
+            f"model spec has version {version!r}; this version of sentinel reads versions 1 and {SPEC_VERSION}",
         )
         layers = data.pop("layers", None)
-        _require(isinstance(layers, (list, tuple)), "model spec: 'layers' must be a list")
-        rope = data.pop("rope", None)
-        parsed: dict[str, Any] = {
-            "layers": tuple(_build(LayerSpec, layer, f"layer {i}") for i, layer in enumerate(layers or ())),
-            "rope": None if rope is None else _build(RopeSpec, rope, "rope"),
-        }
+        require(isinstance(layers, (list, tuple)), "model spec: 'layers' must be a list")
+        data["layers"] = tuple(_layer(layer, f"layer {i}") for i, layer in enumerate(layers or ()))
+        for name, part in (("norm", NormSpec), ("block", BlockSpec)):
+            if name in data:
+                data[name] = _build(part, data[name], name)
         integration = data.pop("integration", None)
         if integration is not None:
-            _require(isinstance(integration, dict), "model spec: 'integration' must be an object")
+            require(isinstance(integration, dict), "model spec: 'integration' must be an object")
             baseline = integration.get("baseline")
             baseline = None if baseline is None else cls.from_dict(baseline)
-            parsed["integration"] = _build(IntegrationSpec, {**integration, "baseline": baseline}, "integration")
-        return _build(cls, {**data, **parsed}, "model spec")
+            data["integration"] = _build(IntegrationSpec, {**integration, "baseline": baseline}, "integration")
+        return _build(cls, data, "model spec")
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -345,16 +296,47 @@ class ModelSpec:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"model spec is not valid JSON ({error})") from error
-        _require(isinstance(data, dict), "model spec must be a JSON object")
+        require(isinstance(data, dict), "model spec must be a JSON object")
         return cls.from_dict(data)
+
+
+def _plain(value: Any) -> Any:
+    """Dictionaries and lists of plain values; a field that is as by default is left out."""
+    if isinstance(value, ModelSpec) or not dataclasses.is_dataclass(value):
+        if isinstance(value, tuple):
+            return [_plain(item) for item in value]
+        if not isinstance(value, ModelSpec):
+            return value
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if field.default is dataclasses.MISSING or item != field.default:
+            found[field.name] = item.to_dict() if isinstance(item, ModelSpec) else _plain(item)
+    return found
+
+
+def _layer(data: Any, where: str) -> LayerSpec:
+    require(isinstance(data, dict), f"{where}: expected an object, not {type(data).__name__}")
+    parts = dict(data)
+    if isinstance(parts.get("attention"), dict):
+        attention = dict(parts["attention"])
+        if attention.get("rope") is not None:
+            attention["rope"] = _build(RopeSpec, attention["rope"], f"{where}: rope")
+        parts["attention"] = _build(AttentionSpec, attention, f"{where}: attention")
+    if isinstance(parts.get("mlp"), dict):
+        parts["mlp"] = _build(MlpSpec, parts["mlp"], f"{where}: mlp")
+    layer = _build(LayerSpec, parts, where)
+    require(isinstance(layer.attention, AttentionSpec), f"{where}: attention must be an object")
+    require(isinstance(layer.mlp, MlpSpec), f"{where}: mlp must be an object")
+    return layer
 
 
 def _build(cls: type[Any], data: Any, where: str) -> Any:
     """Make dataclass ``cls`` of exactly the fields in ``data``."""
-    _require(isinstance(data, dict), f"{where}: expected an object, not {type(data).__name__}")
+    require(isinstance(data, dict), f"{where}: expected an object, not {type(data).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
     unknown, missing = sorted(set(data) - set(fields)), sorted(required - set(data))
-    _require(not unknown, f"{where}: unknown field {', '.join(unknown)}")
-    _require(not missing, f"{where}: missing field {', '.join(missing)}")
+    require(not unknown, f"{where}: unknown field {', '.join(unknown)}")
+    require(not missing, f"{where}: missing field {', '.join(missing)}")
     return cls(**data)

@@ -4,21 +4,25 @@ What follows from that is a loop over the table: taking units out, using a prefi
 torch tensors and NumPy arrays alike, and imports neither. ::
 
     layers.i.attn.qkv_proj   weight [groups * (q + k + v), C]   bias [groups * (q + k + v)]
+    layers.i.attn.q_norm     weight [D], or [groups * q] where it spans all heads
+    layers.i.attn.k_norm     weight [D], or [groups * k]
     layers.i.attn.gate       [heads], which are groups * heads of a group
-    layers.i.attn.out_proj   weight [C, groups * heads of a group * D]     bias [C]
+    layers.i.attn.out_proj   weight [C, groups * q]             bias [C]
     layers.i.mlp.gate_proj, up_proj   weight [neurons, C]       bias [neurons]
     layers.i.mlp.down_proj   weight [C, neurons]                bias [C]
 
-Shape letters: C width, D head dim. A unit is one head group or one neuron; its rows or columns are neighbours.
+Shape letters: C width, D head dim; q stands for the D rows of each query head of a group, k and v for D rows each. A unit
+is one head group or one neuron; its rows or columns are neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.models.width import Kept, Width
 
 Unit = Literal["groups", "neurons"]
 Array = Any  # a torch tensor or a NumPy array: what is done here, both can do
@@ -29,7 +33,8 @@ class TensorSpec:
     """A tensor of the decoder's state.
 
     Where ``unit`` says what ``axis`` counts, there are ``count`` units of ``size`` neighbouring rows or columns each, in
-    layer ``layer``.
+    layer ``layer``. The rows of a group are as many equal parts as ``parts`` has letters: "qqkv" are those of two query
+    heads, of the key head and of the value head.
     """
 
     name: str
@@ -39,32 +44,37 @@ class TensorSpec:
     axis: int = 0
     count: int = 0
     size: int = 0
+    parts: str = ""
 
+    @property
+    def is_matrix(self) -> bool:
+        """True for what is multiplied with, and not looked up or added."""
+        return self.name.endswith(".weight") and len(self.shape) == 2 and ".positions." not in f".{self.name}"
 
-@dataclass(frozen=True)
-class Kept:
-    """Numbers of the head ``groups`` and ``neurons`` of each layer that stay, in the order in which they are stored."""
+    def kept(self, kept: Kept) -> list[int]:
+        """The units of this tensor that stay."""
+        assert self.layer is not None and self.unit is not None
+        return list((kept.groups if self.unit == "groups" else kept.neurons)[self.layer])
 
-    groups: Sequence[Sequence[int]]
-    neurons: Sequence[Sequence[int]]
-
-    def of(self, tensor: TensorSpec) -> list[int]:
-        """The units of that tensor that stay."""
-        assert tensor.layer is not None and tensor.unit is not None
-        return list((self.groups if tensor.unit == "groups" else self.neurons)[tensor.layer])
+    def used(self, width: Width) -> int:
+        """How many units of this tensor are used."""
+        assert self.layer is not None and self.unit is not None
+        return (width.groups if self.unit == "groups" else width.neurons)[self.layer]
 
 
 def tensors_of(spec: ModelSpec, prefix: str = "") -> Iterator[TensorSpec]:
     """All tensors of a decoder of that specification, as its ``state_dict`` names them, the frozen baseline's too."""
     width = spec.n_embd
     yield TensorSpec(f"{prefix}embed.weight", (spec.vocab_size, width))
-    if spec.positions == "learned":
+    if spec.learned_positions:
         yield TensorSpec(f"{prefix}positions.weight", (spec.max_seq_len, width))
     for index, layer in enumerate(spec.layers):
         yield from _layer_tensors(spec, layer, index, f"{prefix}layers.{index}")
     yield from _norm_tensors(spec, f"{prefix}final_norm")
     if not spec.tied_head:
         yield TensorSpec(f"{prefix}lm_head.weight", (spec.vocab_size, width))
+    if spec.head_bias:
+        yield TensorSpec(f"{prefix}lm_head.bias", (spec.vocab_size,))
     if spec.integration is not None:
         yield from _fusion_tensors(spec, f"{prefix}integration")
         if spec.integration.baseline is not None:
@@ -73,47 +83,68 @@ def tensors_of(spec: ModelSpec, prefix: str = "") -> Iterator[TensorSpec]:
 
 def _norm_tensors(spec: ModelSpec, name: str) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{name}.weight", (spec.n_embd,))
-    if spec.norm == "layernorm":
+    if spec.norm.kind == "layernorm":
         yield TensorSpec(f"{name}.bias", (spec.n_embd,))
 
 
 def _layer_tensors(spec: ModelSpec, layer: LayerSpec, index: int, name: str) -> Iterator[TensorSpec]:
-    width, per_group, dim = spec.n_embd, layer.group_size, layer.head_dim
-    groups = {"layer": index, "unit": "groups", "count": layer.n_kv_head}
-    neurons = {"layer": index, "unit": "neurons", "count": layer.intermediate_size, "size": 1}
-    rows = {**groups, "size": (per_group + 2) * dim}
-    yield from _norm_tensors(spec, f"{name}.attn_norm")
-    yield TensorSpec(f"{name}.attn.qkv_proj.weight", (layer.qkv_rows, width), **rows)
-    if spec.qkv_bias:
-        yield TensorSpec(f"{name}.attn.qkv_proj.bias", (layer.qkv_rows,), **rows)
-    yield TensorSpec(f"{name}.attn.gate", (layer.n_head,), **groups, size=per_group)
-    columns = {**groups, "axis": 1, "size": per_group * dim}
-    yield TensorSpec(f"{name}.attn.out_proj.weight", (width, layer.n_head * dim), **columns)
-    if spec.out_bias:
-        yield TensorSpec(f"{name}.attn.out_proj.bias", (width,))
-    yield from _norm_tensors(spec, f"{name}.mlp_norm")
-    for projection in ("gate_proj", "up_proj") if spec.gated_mlp else ("up_proj",):
-        yield TensorSpec(f"{name}.mlp.{projection}.weight", (layer.intermediate_size, width), **neurons)
-        if spec.up_bias:
-            yield TensorSpec(f"{name}.mlp.{projection}.bias", (layer.intermediate_size,), **neurons)
-    yield TensorSpec(f"{name}.mlp.down_proj.weight", (width, layer.intermediate_size), **neurons, axis=1)
-    if spec.down_bias:
-        yield TensorSpec(f"{name}.mlp.down_proj.bias", (width,))
+    for norm in spec.block.norms:
+        yield from _norm_tensors(spec, f"{name}.{norm}")
+    yield from _attention_tensors(spec.n_embd, layer, index, f"{name}.attn")
+    width, mlp = spec.n_embd, layer.mlp
+    neurons = {"layer": index, "unit": "neurons", "count": mlp.intermediate_size, "size": 1}
+    for projection in ("gate_proj", "up_proj") if mlp.gated else ("up_proj",):
+        yield TensorSpec(f"{name}.mlp.{projection}.weight", (mlp.intermediate_size, width), **neurons)
+        if mlp.up_bias:
+            yield TensorSpec(f"{name}.mlp.{projection}.bias", (mlp.intermediate_size,), **neurons)
+    yield TensorSpec(f"{name}.mlp.down_proj.weight", (width, mlp.intermediate_size), **neurons, axis=1)
+    if mlp.down_bias:
+        yield TensorSpec(f"{name}.mlp.down_proj.bias", (width,), layer=index)
+
+
+def _attention_tensors(width: int, layer: LayerSpec, index: int, name: str) -> Iterator[TensorSpec]:
+    attention, dim = layer.attention, layer.head_dim
+    queries = "q" * layer.group_size
+
+    def groups(parts: str, each: int, axis: int = 0) -> dict[str, Any]:
+        sizes = {"count": layer.n_kv_head, "size": len(parts) * each, "parts": parts}
+        return {"layer": index, "unit": "groups", "axis": axis, **sizes}
+
+    rows = groups(queries + "kv", dim)
+    yield TensorSpec(f"{name}.qkv_proj.weight", (layer.qkv_rows, width), **rows)
+    if attention.qkv_bias:
+        yield TensorSpec(f"{name}.qkv_proj.bias", (layer.qkv_rows,), **rows)
+    if attention.qk_norm == "head":
+        yield TensorSpec(f"{name}.q_norm.weight", (dim,), layer=index)
+        yield TensorSpec(f"{name}.k_norm.weight", (dim,), layer=index)
+    elif attention.qk_norm == "whole":
+        yield TensorSpec(f"{name}.q_norm.weight", (layer.n_head * dim,), **groups(queries, dim))
+        yield TensorSpec(f"{name}.k_norm.weight", (layer.n_kv_head * dim,), **groups("k", dim))
+    yield TensorSpec(f"{name}.gate", (layer.n_head,), **groups(queries, 1))
+    yield TensorSpec(f"{name}.out_proj.weight", (width, layer.n_head * dim), **groups(queries, dim, axis=1))
+    if attention.out_bias:
+        yield TensorSpec(f"{name}.out_proj.bias", (width,), layer=index)
+
+
+def fusions_of(spec: ModelSpec) -> Iterator[str]:
+    """Names of all fusions of an integration, those with early states first."""
+    if spec.integration is not None:
+        kinds = {"skips": spec.integration.skips, "adapters": spec.integration.baseline is not None}
+        for kind in (kind for kind, wanted in kinds.items() if wanted):
+            yield from (f"integration.{kind}.{i}" for i in range(spec.n_layer // 2))
 
 
 def _fusion_tensors(spec: ModelSpec, name: str) -> Iterator[TensorSpec]:
     assert spec.integration is not None
     width, rank = spec.n_embd, spec.integration.rank
-    kinds = {"skips": spec.integration.skips, "adapters": spec.integration.baseline is not None}
-    for kind in (kind for kind, wanted in kinds.items() if wanted):
-        for place in (f"{name}.{kind}.{i}" for i in range(spec.n_layer // 2)):
-            yield from _norm_tensors(spec, f"{place}.other_norm")
-            yield from _norm_tensors(spec, f"{place}.norm")
-            if rank is not None:
-                yield TensorSpec(f"{place}.down.weight", (rank, 2 * width))
-            yield TensorSpec(f"{place}.up.weight", (width, 2 * width if rank is None else rank))
-            yield TensorSpec(f"{place}.up.bias", (width,))
-            yield TensorSpec(f"{place}.gate", (1,))
+    for place in (f"{name}.{fusion.removeprefix('integration.')}" for fusion in fusions_of(spec)):
+        yield from _norm_tensors(spec, f"{place}.other_norm")
+        yield from _norm_tensors(spec, f"{place}.norm")
+        if rank is not None:
+            yield TensorSpec(f"{place}.down.weight", (rank, 2 * width))
+        yield TensorSpec(f"{place}.up.weight", (width, 2 * width if rank is None else rank))
+        yield TensorSpec(f"{place}.up.bias", (width,))
+        yield TensorSpec(f"{place}.gate", (1,))
 
 
 def pruned_tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
@@ -133,7 +164,7 @@ def _at(axis: int, chosen: Any) -> tuple[Any, ...]:
 
 def _rows(kept: Kept, tensor: TensorSpec) -> tuple[Any, ...]:
     """The index of all rows or columns of the units that stay."""
-    rows = [unit * tensor.size + row for unit in kept.of(tensor) for row in range(tensor.size)]
+    rows = [unit * tensor.size + row for unit in tensor.kept(kept) for row in range(tensor.size)]
     return _at(tensor.axis, rows)
 
 
@@ -152,25 +183,52 @@ def put_back(state: Mapping[str, Array], spec: ModelSpec, kept: Kept, taken: Map
         array[_rows(kept, units[name]) if name in units else ...] = taken[name]
 
 
-def prefix(
-    state: Mapping[str, Array], spec: ModelSpec, groups: Sequence[int], neurons: Sequence[int]
-) -> dict[str, Array]:
-    """The state cut to the first ``groups`` and ``neurons`` of each layer; views. Tensors that are as narrow stay."""
+def prefix(state: Mapping[str, Array], spec: ModelSpec, width: Width) -> dict[str, Array]:
+    """The state cut to the first groups and neurons that ``width`` says; views. Tensors that are as narrow stay."""
+    used = {t.name: state[t.name][_at(t.axis, slice(t.used(width) * t.size))] for t in pruned_tensors(spec)}
+    return {**state, **used}
+
+
+def expanded(state: Mapping[str, Array], spec: ModelSpec) -> dict[str, Array]:
+    """The state with a group of its own for every query head: keys and values are repeated (`LayerSpec.group_size` 1)."""
     found = dict(state)
     for tensor in pruned_tensors(spec):
-        assert tensor.layer is not None
-        counts = groups if tensor.unit == "groups" else neurons
-        found[tensor.name] = state[tensor.name][_at(tensor.axis, slice(counts[tensor.layer] * tensor.size))]
+        if tensor.unit == "groups" and tensor.count:
+            each = tensor.size // len(tensor.parts)
+            found[tensor.name] = state[tensor.name][_at(tensor.axis, _expanded_rows(tensor, spec, each))]
     return found
 
 
+def _expanded_rows(tensor: TensorSpec, spec: ModelSpec, each: int) -> list[int]:
+    """Which row each row of the expanded tensor is: per query head its own part, then those that its group shares."""
+    assert tensor.layer is not None
+    queries = [place for place, letter in enumerate(tensor.parts) if letter == "q"]
+    shared = [place for place, letter in enumerate(tensor.parts) if letter != "q"]
+    heads = [[place, *shared] for place in queries] or [shared] * spec.layers[tensor.layer].group_size
+    places = [place for head in heads for place in head]
+    starts = [unit * tensor.size + place * each for unit in range(tensor.count) for place in places]
+    return [start + row for start in starts for row in range(each)]
+
+
 def with_gates_folded(state: Mapping[str, Array], spec: ModelSpec) -> dict[str, Array]:
-    """The state with every gate multiplied into the columns of its head in the output projection; gates are left out."""
-    found = {name: array for name, array in state.items() if not name.endswith("attn.gate")}
-    for index, layer in enumerate(spec.layers):
-        name = f"layers.{index}.attn.out_proj.weight"
-        if layer.n_head:
-            columns = found[name].reshape(-1, layer.n_head, layer.head_dim)
-            folded = columns * state[f"layers.{index}.attn.gate"][:, None]
-            found[name] = folded.reshape(-1, layer.n_head * layer.head_dim)
+    """The state with every gate multiplied into what it closes; gates are left out.
+
+    A head's gate goes into the columns of the output projection that read it, a fusion's into its last matrix and bias.
+    The output projection may be narrower than the specification, as those of a width are.
+    """
+    found = {name: array for name, array in state.items() if not name.endswith(".gate")}
+    places = [("", spec)]
+    if spec.integration is not None and spec.integration.baseline is not None:
+        places.append(("baseline.", spec.integration.baseline))
+    for start, part in places:
+        for index, layer in enumerate(part.layers):
+            gate, name = f"{start}layers.{index}.attn.gate", f"{start}layers.{index}.attn.out_proj.weight"
+            if gate in state and name in found and found[name].shape[1]:
+                columns = found[name].reshape(found[name].shape[0], -1, layer.head_dim)
+                folded = columns * state[gate][: columns.shape[1], None]
+                found[name] = folded.reshape(found[name].shape)
+    for fusion in fusions_of(spec):
+        for name in (f"{fusion}.up.weight", f"{fusion}.up.bias"):
+            if f"{fusion}.gate" in state and name in found:
+                found[name] = found[name] * state[f"{fusion}.gate"]
     return found

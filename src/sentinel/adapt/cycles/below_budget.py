@@ -22,7 +22,7 @@ def overshooting_plan(order: RemovalOrder, budget: Budget, extra: int) -> Prunin
     """The weakest plan of ``order`` that keeps the budget, less ``extra`` heads; one head and the floors stay."""
     total = sum(len(ranks) for ranks in order.group_ranks)
     least = max(1, sum(min(budget.floor, len(ranks)) for ranks in order.group_ranks))
-    removed = next(n for n in range(total + 1) if budget.allows(order.plan(n / total).group_counts))
+    removed = next(n for n in range(total + 1) if budget.allows(order.plan(n / total).width.groups))
     return order.plan(max(removed, min(removed + extra, total - least)) / total)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Width
 
 Unit = Literal["heads", "MB", "ms"]
 _FORMS = "give megabytes of fp32 weights (400MB), a speed-up (1.3x), or the share of heads that stay (0.5)"
@@ -49,8 +50,8 @@ def share_costs(spec: ModelSpec) -> CostTable:
 
 def size_costs(spec: ModelSpec) -> CostTable:
     """Megabytes (10^6 bytes) of fp32 weights."""
-    neurons = [layer.intermediate_size for layer in spec.layers]
-    return costs_by_layer(spec, lambda counts: spec.with_counts(counts, neurons).parameter_count() * 4 / 1e6)
+    neurons = Width.full(spec).neurons
+    return costs_by_layer(spec, lambda counts: Width(tuple(counts), neurons).of(spec).parameter_count() * 4 / 1e6)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from sentinel.models.decoder import Attention, Decoder, Rotary
-from sentinel.models.positions import visible
+from sentinel.models.decoder import Decoder
+from sentinel.models.parts.attention import Attention
+from sentinel.models.positions import Masks, visible
 
 
 class AttentionEntropy:
@@ -19,6 +20,7 @@ class AttentionEntropy:
         self._decoder = decoder
         self._positions = torch.arange(length, device=decoder.device)[None]
         self._rotary = decoder.rotary(self._positions)
+        self._masks = Masks(None, length, length, decoder.device)
         self._most = torch.arange(1, length + 1, device=decoder.device).float().log().clamp(min=1e-9)
 
     @torch.no_grad()
@@ -27,18 +29,20 @@ class AttentionEntropy:
         found: dict[int, Tensor] = {}
         x = self._decoder.embedded(tokens.to(self._decoder.device), self._positions)
         for index, block in enumerate(self._decoder.blocks):
+            mask = self._masks.of(block.attn.layer.window)
             if block.attn.active_groups:
-                entropy = self._entropy(block.attn, block.attn_norm(x), self._rotary)
+                entropy = self._entropy(block.attn, block.attn_input(x), mask)
                 found[index] = entropy.unflatten(1, (block.attn.active_groups, -1)).mean((0, 2))
-            x = block(x, self._rotary, None, index, None)
+            x = block(x, self._rotary, None, index, mask)
         return found
 
-    def _entropy(self, attention: Attention, x: Tensor, rotary: Rotary) -> Tensor:
+    def _entropy(self, attention: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
         """Mean relative entropy [B, H] over positions with more than one thing to look at."""
-        query, key = attention.queries_and_keys(x, rotary)
-        scores = query @ key.transpose(2, 3) / math.sqrt(attention.layer.head_dim)
+        scores = attention.scores(x, self._rotary)
         length = scores.shape[-1]
-        scores = scores.masked_fill(~visible(length, length, x.device), -math.inf)
-        weights = scores.softmax(-1)
+        seen = visible(length, length, x.device) if mask is None else mask
+        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
         entropy = -torch.special.xlogy(weights, weights).sum(-1)
-        return (entropy / self._most)[..., 1:].mean(-1)
+        window = attention.layer.window
+        most = self._most if window is None else self._most.clamp(max=max(math.log(window), 1e-9))
+        return (entropy / most)[..., 1:].mean(-1)

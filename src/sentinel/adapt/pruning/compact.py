@@ -10,28 +10,18 @@ import torch
 from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder
 from sentinel.formats.checkpoint import build
 from sentinel.models.decoder import Decoder
-from sentinel.models.tensors import Kept, take, tensors_of
+from sentinel.models.spec import ModelSpec
+from sentinel.models.tensors import expanded, take, tensors_of
+from sentinel.models.width import Kept, with_own_groups
 
 
 def expand_kv(decoder: Decoder) -> Decoder:
     """The same function with a key/value head for every query head, so that each head can be removed on its own."""
-    layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head) for layer in decoder.spec.layers)
-    if layers == decoder.spec.layers:
+    spec = with_own_groups(decoder.spec)
+    if spec == decoder.spec:
         return decoder
-    spec = dataclasses.replace(decoder.spec, layers=layers)
-    state = decoder.state_dict()
-    for index, layer in enumerate(decoder.spec.layers):
-        for part in ("weight", "bias"):
-            name = f"layers.{index}.attn.qkv_proj.{part}"
-            if name in state and layer.n_head:
-                rest = state[name].shape[1:]
-                rows = state[name].view(layer.n_kv_head, layer.group_size + 2, layer.head_dim, *rest)
-                query = rows[:, : layer.group_size]
-                key, value = (rows[:, layer.group_size + i, None].expand_as(query) for i in (0, 1))
-                state[name] = torch.stack((query, key, value), dim=2).reshape(-1, *rest)
-    return _with_record(
-        build(spec, {name: tensor.detach() for name, tensor in state.items()}, "the model with repeated keys"), decoder
-    )
+    state = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
+    return _with_record(build(spec, expanded(state, decoder.spec), "the model with repeated keys"), decoder)
 
 
 def compact(decoder: Decoder, plan: PruningPlan, *, biases: bool = False) -> Decoder:
@@ -51,14 +41,28 @@ def select(
     decoder: Decoder, groups: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]], *, biases: bool = False
 ) -> Decoder:
     """A decoder of the given head groups and neurons of each layer, in the given order."""
-    spec = decoder.spec
-    counts = spec.with_counts([len(chosen) for chosen in groups], [len(chosen) for chosen in neurons])
-    smaller = dataclasses.replace(counts, out_bias=spec.out_bias or biases, down_bias=spec.down_bias or biases)
-    state = take({name: tensor.detach() for name, tensor in decoder.state_dict().items()}, spec, Kept(groups, neurons))
+    spec, kept = decoder.spec, Kept(groups, neurons)
+    smaller = kept.width.of(spec)
+    if biases:
+        smaller = with_output_biases(smaller)
+    state = take({name: tensor.detach() for name, tensor in decoder.state_dict().items()}, spec, kept)
     added = {t.name: torch.zeros(t.shape, device=decoder.device) for t in tensors_of(smaller) if t.name not in state}
     return _with_record(
         build(smaller, {name: tensor.clone() for name, tensor in (state | added).items()}, "the pruned model"), decoder
     )
+
+
+def with_output_biases(spec: ModelSpec) -> ModelSpec:
+    """The same model with biases on all output projections."""
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            attention=dataclasses.replace(layer.attention, out_bias=True),
+            mlp=dataclasses.replace(layer.mlp, down_bias=True),
+        )
+        for layer in spec.layers
+    )
+    return dataclasses.replace(spec, layers=layers)
 
 
 def _with_record(made: Decoder, source: Decoder) -> Decoder:

@@ -23,7 +23,7 @@ from sentinel.adapt.integration import require_plain
 from sentinel.adapt.pruning.compact import compact
 from sentinel.adapt.pruning.gram_matrices import gram_of
 from sentinel.adapt.pruning.plan import PruningPlan
-from sentinel.adapt.pruning.residual_stream import HALVES, Half, Stream, check_finite, device_of_float64, half_of
+from sentinel.adapt.pruning.residual_stream import HALVES, Half, Stream, device_of_float64, half_of
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.progress import say, track
@@ -152,7 +152,7 @@ def resolve(student: Stream, teacher: Stream, index: int, half: Half) -> None:
     for batch in student.batches():
         inputs = student.inputs(index, half, batch)
         kept.append(inputs)
-        target = teacher.states[batch] - student.states[batch]
+        target = _target(teacher, student, index, batch)
         numbers = torch.arange(batch.start, batch.start + len(inputs), device=inputs.device)
         held = numbers % HELD_OUT == min(HELD_OUT, len(student.states)) - 1
         for normal, rows in zip(parts, (~held, held), strict=True):
@@ -164,6 +164,16 @@ def resolve(student: Stream, teacher: Stream, index: int, half: Half) -> None:
     solution = solution.float().to(projection.weight.device)
     projection.weight = nn.Parameter(solution[:-1].T.contiguous())
     projection.bias = nn.Parameter(solution[-1])
-    for batch, inputs in zip(student.batches(), kept, strict=True):
-        student.states[batch] += student.project(index, half, inputs)
-    check_finite(student.states, index, half)
+    student.add(index, half, (student.project(index, half, inputs) for inputs in kept))
+
+
+def _target(teacher: Stream, student: Stream, index: int, batch: slice) -> Tensor:
+    """What a projection of the student should give [B, T, C]: what leads its stream back to the teacher's.
+
+    A norm after the half layer undoes every scale, so that there the target is the teacher's output before the norm.
+    """
+    joints = student.decoder.blocks[index].joints
+    if joints.post_norm:
+        assert teacher.outputs is not None
+        return teacher.outputs[batch]
+    return (teacher.states[batch] - student.states[batch]) / joints.residual_scale

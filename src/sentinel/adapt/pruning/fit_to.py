@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
+from sentinel.adapt.pruning.compact import with_output_biases
 from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder
 from sentinel.adapt.pruning.prune import Pruner
 from sentinel.errors import InputError
@@ -51,5 +51,5 @@ def megabytes(pruner: Pruner) -> Cost:
     """MB (10^6 bytes) of the fp32 weights that a plan of ``pruner`` leaves, with the biases that compensation adds."""
     spec = pruner.dense.spec
     if pruner.settings.compensate:
-        spec = dataclasses.replace(spec, out_bias=True, down_bias=True)
-    return lambda plan: spec.with_counts(plan.group_counts, plan.neuron_counts).parameter_count() * 4 / 1e6
+        spec = with_output_biases(spec)
+    return lambda plan: plan.width.of(spec).parameter_count() * 4 / 1e6

@@ -17,6 +17,8 @@ from sentinel.adapt.pruning.residual_stream import (
     check_finite,
     device_of_float64,
     half_of,
+    joined,
+    masks_of,
     positions_of,
     projection_inputs,
 )
@@ -45,18 +47,21 @@ def probe(
     require_plain(decoder, "calibration")
     generator = torch.Generator(decoder.device).manual_seed(seed)
     positions = positions_of(windows, decoder)
-    rotary = decoder.rotary(positions)
+    rotary, masks = decoder.rotary(positions), masks_of(windows, decoder)
     for part in windows.split(batch):
         tokens = part.to(decoder.device)
         with torch.enable_grad():
             x = decoder.embedded(tokens, positions).detach().requires_grad_()
             read: dict[Place, Tensor] = {}
             for index, block in enumerate(decoder.blocks):
+                entering, mask = x, masks.of(block.attn.layer.window)
                 for half in HALVES:
-                    inputs = projection_inputs(block, half, x, rotary, index)
+                    source = entering if block.joints.parallel else x
+                    normed = block.attn_input(x) if half == "attn" else block.mlp_input(source)
+                    inputs = projection_inputs(block, half, normed, rotary, index, mask)
                     if inputs.shape[-1]:
                         read[index, half] = inputs
-                    x = x + half_of(block, half).project(inputs)
+                    x = joined(block, half, x, half_of(block, half).project(inputs))
                     check_finite(x, index, half)
             loss = _loss(decoder.logits(x), tokens, labels, generator)
             found = torch.autograd.grad(loss, list(read.values()))

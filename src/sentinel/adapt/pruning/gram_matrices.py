@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sentinel.adapt.pruning.residual_stream import HALVES, Half, Stream, positions_of
+from sentinel.adapt.pruning.residual_stream import HALVES, Half, Stream, masks_of, positions_of
 from sentinel.models.decoder import Decoder
 from sentinel.models.integration import Borrowing
 
@@ -61,10 +61,9 @@ def _of_layer(stream: Stream, borrowings: list[Borrowing], index: int) -> dict[s
         for batch, borrowing in zip(stream.batches(), borrowings, strict=True):
             states = stream.states[batch]
             states[:] = borrowing.enter(index, states.clone())  # it keeps some of what it is given
-    norms = {"attn": block.attn_norm, "mlp": block.mlp_norm}
     for half in HALVES:
         entering, leaving = _NAMES[half]
-        first = _sum(norms[half](stream.states[batch]) for batch in stream.batches())
+        first = _sum(stream.read(index, half, batch) for batch in stream.batches())
         last = _sum(stream.inputs(index, half, batch) for batch in stream.batches())
         if half == "attn":
             last = _before_gates(last, block.attn.gate, block.attn.layer.head_dim)
@@ -91,8 +90,10 @@ def _borrowings(decoder: Decoder, windows: Tensor, stream: Stream) -> list[Borro
     positions = positions_of(windows, decoder)
     made = []
     for batch in stream.batches():
-        borrowing = Borrowing(decoder.integration, decoder.baseline, decoder.spec.n_layer, None, None)
-        borrowing.start(windows[batch].to(decoder.device), positions)
+        borrowing = Borrowing(
+            decoder.integration, decoder.baseline, decoder.spec.n_layer, None, masks_of(windows, decoder)
+        )
+        borrowing.start(windows[batch].to(decoder.device), positions, windows.shape[1])
         made.append(borrowing)
     return made
 

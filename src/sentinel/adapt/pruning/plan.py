@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Kept, Width
 
 Ranks = tuple[NDArray[np.int64], ...]
 Losses = tuple[NDArray[np.float64], ...]
@@ -86,12 +87,14 @@ class PruningPlan:
             raise InputError("the pruning plan was made for a model of another shape; make a plan for this one")
 
     @property
-    def group_counts(self) -> tuple[int, ...]:
-        return tuple(len(kept) for kept in self.groups)
+    def kept(self) -> Kept:
+        """What stays, by number."""
+        return Kept(self.groups, self.kept_neurons)
 
     @property
-    def neuron_counts(self) -> tuple[int, ...]:
-        return tuple(len(kept) for kept in self.kept_neurons)
+    def width(self) -> Width:
+        """How much stays."""
+        return self.kept.width
 
     def to_json(self) -> str:
         return json.dumps(vars(self))

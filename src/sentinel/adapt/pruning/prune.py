@@ -17,7 +17,7 @@ from sentinel.adapt.pruning.subject import CalibrationText, Subject
 from sentinel.adapt.text.corpora import Text, Windows, sample_windows
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import LEVEL_TENSORS, ElasticDecoder, PruningLevel
+from sentinel.models.elastic import WIDTH_TENSORS, StoredWidth
 from sentinel.models.record import Pruned
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -169,12 +169,12 @@ class Pruner:
     def _check_floors(self, plan: PruningPlan) -> None:
         layers = self.dense.spec.layers
         for what, ratio, floor, kept, whole in (
-            ("heads", plan.heads, self.settings.floor_groups, plan.group_counts, [la.n_kv_head for la in layers]),
+            ("heads", plan.heads, self.settings.floor_groups, plan.width.groups, [la.n_kv_head for la in layers]),
             (
                 "neurons",
                 plan.neurons,
                 self.settings.floor_neurons,
-                plan.neuron_counts,
+                plan.width.neurons,
                 [la.intermediate_size for la in layers],
             ),
         ):
@@ -187,12 +187,14 @@ class Pruner:
 
 def make_elastic(
     dense: Decoder, order: RemovalOrder, plans: Sequence[PruningPlan], models: Sequence[Decoder]
-) -> ElasticDecoder:
-    """One elastic decoder whose stored levels are the pruned ``models`` of ``plans``, all of one removal order."""
-    levels = []
+) -> Decoder:
+    """One elastic decoder whose stored widths are the pruned ``models`` of ``plans``, all of one removal order."""
+    widths = []
     for plan, model in zip(plans, models, strict=True):
         state = model.state_dict()
-        names = [f"layers.{i}.{place}" for i in range(model.spec.n_layer) for place in LEVEL_TENSORS]
+        names = [f"layers.{i}.{place}" for i in range(model.spec.n_layer) for place in WIDTH_TENSORS]
         projections = {name: state[name].detach() for name in names if name in state}
-        levels.append(PruningLevel(plan.heads, plan.neurons, plan.group_counts, plan.neuron_counts, projections))
-    return ElasticDecoder.from_ordered(in_nested_order(dense, order), levels)
+        widths.append(StoredWidth(plan.heads, plan.neurons, plan.width, projections))
+    elastic = in_nested_order(dense, order)
+    elastic.store_widths(widths)
+    return elastic

@@ -5,14 +5,18 @@ Shape letters as in the decoder: B batch, T tokens, C width, K inputs of an outp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
-from sentinel.models.decoder import MLP, Attention, Block, Decoder, Rotary
+from sentinel.models.decoder import Decoder
+from sentinel.models.parts.attention import Attention
+from sentinel.models.parts.block import Block
+from sentinel.models.parts.mlp import MLP
+from sentinel.models.positions import Masks, Rotary
 
 Half = Literal["attn", "mlp"]
 HALVES: tuple[Half, Half] = ("attn", "mlp")
@@ -29,33 +33,62 @@ class Stream:
         self.decoder = decoder
         positions = positions_of(windows, decoder)
         self.rotary: Rotary = decoder.rotary(positions)
+        self._masks = masks_of(windows, decoder)
         with torch.no_grad():
             self.states = decoder.embedded(windows.to(decoder.device), positions)
+        self._entering: Tensor | None = None  # the states before the layer, which parallel halves both read
+        self.outputs: Tensor | None = None  # of the last half layer, before its norm, where there is one
 
     def batches(self) -> Iterator[slice]:
         """Slices over the windows."""
         for start in range(0, len(self.states), BATCH):
             yield slice(start, start + BATCH)
 
+    def read(self, index: int, half: Half, batch: slice) -> Tensor:
+        """What that half layer reads [B, T, C], its norm applied, for a batch of windows."""
+        block = self.decoder.blocks[index]
+        if half == "attn":
+            return block.attn_input(self.states[batch])
+        states = self.states if self._entering is None else self._entering
+        return block.mlp_input(states[batch])
+
     def inputs(self, index: int, half: Half, batch: slice) -> Tensor:
         """What the output projection of that half layer reads [B, T, K], for a batch of windows."""
-        return projection_inputs(self.decoder.blocks[index], half, self.states[batch], self.rotary, index)
+        block = self.decoder.blocks[index]
+        mask = self._masks.of(block.attn.layer.window)
+        return projection_inputs(block, half, self.read(index, half, batch), self.rotary, index, mask)
 
     def project(self, index: int, half: Half, inputs: Tensor) -> Tensor:
         """Output of that half layer [B, T, C] for what its projection reads."""
         return half_of(self.decoder.blocks[index], half).project(inputs)
 
-    def advance(self, index: int, half: Half) -> None:
-        """Add that half layer's output to the states. Raises `InputError` that names the layer on NaN."""
-        with torch.no_grad():
-            for batch in self.batches():
-                self.states[batch] += self.project(index, half, self.inputs(index, half, batch))
+    def add(self, index: int, half: Half, outputs: Iterable[Tensor]) -> None:
+        """Add that half layer's ``outputs`` [B, T, C], batch by batch. Raises `InputError` that names the layer on NaN."""
+        block = self.decoder.blocks[index]
+        if half == "attn":
+            self._entering = self.states.clone() if block.joints.parallel else None
+        if block.joints.post_norm and self.outputs is None:
+            self.outputs = torch.empty_like(self.states)
+        for batch, y in zip(self.batches(), outputs, strict=True):
+            self.states[batch] = joined(block, half, self.states[batch], y)
+            if self.outputs is not None:
+                self.outputs[batch] = y
         check_finite(self.states, index, half)
+
+    def advance(self, index: int, half: Half) -> None:
+        """Add that half layer's own output to the states. Raises `InputError` that names the layer on NaN."""
+        with torch.no_grad():
+            self.add(index, half, (self.project(index, half, self.inputs(index, half, b)) for b in self.batches()))
 
 
 def positions_of(windows: Tensor, decoder: Decoder) -> Tensor:
     """Positions [1, T] of ``windows`` [windows, T], where ``decoder`` computes."""
     return torch.arange(windows.shape[1], device=decoder.device)[None]
+
+
+def masks_of(windows: Tensor, decoder: Decoder) -> Masks:
+    """What the positions of ``windows`` [windows, T] may look at."""
+    return Masks(None, windows.shape[1], windows.shape[1], decoder.device)
 
 
 def device_of_float64(device: torch.device) -> torch.device:
@@ -68,15 +101,18 @@ def half_of(block: Block, half: Half) -> Attention | MLP:
     return block.attn if half == "attn" else block.mlp
 
 
-def projection_inputs(block: Block, half: Half, x: Tensor, rotary: Rotary, index: int) -> Tensor:
-    """What the output projection of that half layer reads [B, T, K] when the residual stream is ``x`` [B, T, C]."""
+def projection_inputs(block: Block, half: Half, x: Tensor, rotary: Rotary, index: int, mask: Tensor | None) -> Tensor:
+    """What the output projection of that half layer reads [B, T, K] when the half reads ``x`` [B, T, C]."""
     if half == "mlp":
-        if block.mlp.active_neurons == 0:
-            return x.new_zeros(*x.shape[:2], 0)
-        return block.mlp.hidden(block.mlp_norm(x))
+        return x.new_zeros(*x.shape[:2], 0) if block.mlp.active_neurons == 0 else block.mlp.hidden(x)
     if block.attn.active_groups == 0:
         return x.new_zeros(*x.shape[:2], 0)
-    return block.attn.heads(block.attn_norm(x), rotary, None, index, None)
+    return block.attn.heads(x, rotary, None, index, mask)
+
+
+def joined(block: Block, half: Half, x: Tensor, y: Tensor) -> Tensor:
+    """The residual stream ``x`` [B, T, C] with the output ``y`` of a half layer."""
+    return block.with_attention(x, y) if half == "attn" else block.with_mlp(x, y)
 
 
 def check_finite(states: Tensor, index: int, half: Half) -> None:

@@ -16,7 +16,6 @@ from sentinel.adapt.recovery.state import HeldOut, Step
 from sentinel.adapt.recovery.student import CHOICES, Choice, Student, bf16_pays
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder
 from sentinel.models.token_text import check_ids
 
 
@@ -67,7 +66,7 @@ def recover(
     """
     _check(student, teacher, train, held_out, settings)
     places = [(decoder, decoder.device) for decoder in (student, teacher)]
-    accelerator = make_accelerator(unused_parameters=isinstance(student, ElasticDecoder))
+    accelerator = make_accelerator(unused_parameters=bool(student.widths))
     bf16 = bf16_pays(accelerator.device) if settings.bf16 is None else settings.bf16
     model = Student(
         student,

@@ -1,10 +1,10 @@
 """The training loop of recovery.
 
 It is Hugging Face Accelerate's, so that ``accelerate launch`` and ``torchrun`` run it on several devices or machines.
-Which windows a step sees, and at which pruning level, is a function of the step alone: a run that was interrupted goes
+Which windows a step sees, and at which width, is a function of the step alone: a run that was interrupted goes
 on exactly as if it had not been.
 
-The levels of an elastic model take turns, one per step. What learns belongs to one level each, so that this is the work
+The widths of an elastic model take turns, one per step. What learns belongs to one width each, so that this is the work
 of sandwich training (Yu and Huang 2019) in another order.
 """
 
@@ -38,7 +38,6 @@ from sentinel.adapt.recovery.student import Student
 from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder
 from sentinel.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -136,16 +135,16 @@ class RecoveryRun:
         rate = settings.rate(number, progress.seconds)
         for group, multiplier in zip(self.optimizer.param_groups, self.multipliers, strict=True):
             group["lr"] = rate * multiplier
-        levels = max(1, len(self.student.levels))
+        widths = max(1, len(self.student.widths))
         total = torch.zeros((), device=self.accelerator.device)
         for part in range(settings.accumulate):
             last = part == settings.accumulate - 1
-            indices = self._indices(number // levels * settings.accumulate + part)
+            indices = self._indices(number // widths * settings.accumulate + part)
             tokens = self.train[indices].to(self.accelerator.device)
             with self.student.working_precision(self.accelerator.device):
                 targets = self.teacher.targets(indices)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(tokens, targets, number % levels) / settings.accumulate
+                loss = self.model(tokens, targets, number % widths) / settings.accumulate
                 self.accelerator.backward(loss)
             total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
@@ -157,7 +156,7 @@ class RecoveryRun:
         windows = settings.batch * settings.accumulate * self.accelerator.num_processes
         progress.tokens += windows * (self.train.shape[1] - 1)
         progress.seconds = self._seconds()
-        level = self.student.label(number % levels)
+        level = self.student.label(number % widths)
         progress.steps.append(Step(number + 1, level, mean, rate, progress.tokens, progress.seconds))
         return progress.steps[-1]
 
@@ -180,17 +179,17 @@ class RecoveryRun:
         nlls: dict[str, float] = {}
         count = self.held_out.numel() - len(self.held_out)
         batches = torch.arange(len(self.held_out), device="cpu").split(self.settings.batch)
-        for level in range(max(1, len(self.student.levels))):
+        for width in range(max(1, len(self.student.widths))):
             sums = torch.zeros(2, device=accelerator.device)
             for turn in range(0, len(batches), accelerator.num_processes):
                 mine = turn + accelerator.process_index  # every process runs as often, as sharded models need
                 batch = batches[min(mine, len(batches) - 1)]
                 with self.student.working_precision(accelerator.device):
                     targets = self.examiner.targets(batch.tolist())
-                judged = self.model(self.held_out[batch].to(accelerator.device), targets, level, True)
+                judged = self.model(self.held_out[batch].to(accelerator.device), targets, width, True)
                 sums += judged * (mine < len(batches))
             divergence, nll = self._over_processes(sums, "sum").tolist()
-            label = self.student.label(level)
+            label = self.student.label(width)
             kl[label], nlls[label] = divergence / count, nll / count
         if not all(map(math.isfinite, (*kl.values(), *nlls.values()))):
             raise FloatingPointError(f"the held-out loss after step {progress.step} is NaN or infinite")
@@ -248,9 +247,8 @@ class RecoveryRun:
             set_optimizer_state_dict(self.model, optimizer, state, options=options)
 
     def _set_dense(self) -> None:
-        """Leave the parameters of every level in one place only."""
-        if isinstance(self.student.decoder, ElasticDecoder):
-            self.student.decoder.set_level(0.0)
+        """Leave the parameters of every width in one place only."""
+        self.student.decoder.set_width(0.0)
 
 
 def _options() -> Any:

@@ -24,7 +24,7 @@ STATE, BEST, METRICS, TEACHER = "state.safetensors", "best.safetensors", "metric
 
 @dataclass(frozen=True)
 class Step:
-    """One update: pruning level, mean loss over its windows, learning rate, training tokens and seconds so far."""
+    """One update: width, mean loss over its windows, learning rate, training tokens and seconds so far."""
 
     step: int
     level: str
@@ -37,7 +37,7 @@ class Step:
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out text after ``step`` updates: divergence from the teacher and negative log-likelihood, both in nats a token,
-    by pruning level (of a model without levels, the one entry "all"). ``mean_kl`` is what early stopping goes by."""
+    by width (of a model that stores none, the one entry "all"). ``mean_kl`` is what early stopping goes by."""
 
     step: int
     seconds: float
@@ -46,7 +46,7 @@ class HeldOut:
 
     @property
     def perplexity(self) -> dict[str, float]:
-        """By pruning level; infinite where that is beyond a float."""
+        """By width; infinite where that is beyond a float."""
         return {level: perplexity_of(nll) for level, nll in self.nll.items()}
 
     @property

@@ -1,4 +1,4 @@
-"""The model in training: which parameters learn, and the loss of a batch at a pruning level."""
+"""The model in training: which parameters learn, and the loss of a batch at a width."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sentinel.adapt.recovery.distillation import (
 )
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder, PruningLevel
+from sentinel.models.elastic import StoredWidth
 
 Choice = Callable[[str, nn.Parameter], bool]
 
@@ -46,8 +46,8 @@ CHOICES: dict[str, Choice] = {"biases": _vectors, "gates": _gates, "projections"
 class Student(nn.Module):
     """``decoder`` with the parameters that ``choice`` names made trainable, and everything else frozen.
 
-    Of an elastic decoder the projections and biases that belong to one level learn, so that the dense level stays what
-    it is: norms and gates are shared with it. A level that was stored without projections gets its own first.
+    Of a decoder that stores widths the projections and biases that belong to one of them learn, so that the whole stays
+    what it is: norms and gates are shared with it. A width that was stored without projections gets its own first.
     """
 
     def __init__(
@@ -56,55 +56,51 @@ class Student(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.temperature, self.state_weight, self.bf16 = temperature, state_weight, bf16
-        self.levels: list[PruningLevel] = []
+        self.widths: list[StoredWidth] = []
         self._flags = {parameter: parameter.requires_grad for parameter in decoder.parameters()}
         decoder.requires_grad_(False)
-        if isinstance(decoder, ElasticDecoder):
-            self._own_levels(decoder, choice)
+        if decoder.widths:
+            self._own_widths(decoder, choice)
         else:
             for name, parameter in decoder.named_parameters():
                 parameter.requires_grad_(parameter.numel() > 0 and self._flags[parameter] and choice(name, parameter))
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("nothing of this model is trainable by that choice; train projections or all")
 
-    def _own_levels(self, decoder: ElasticDecoder, choice: Choice) -> None:
+    def _own_widths(self, decoder: Decoder, choice: Choice) -> None:
         if decoder.spec.integration is not None:
             raise InputError(
-                "the levels of this elastic model share its skips and baseline, which can't learn for one of them alone; "
-                "prune to one level and integrate that, or take them off with 'sentinel integrate --configuration minimal'"
+                "the widths of this elastic model share its skips and baseline, which can't learn for one of them alone; "
+                "prune to one width and integrate that, or take them off with 'sentinel integrate --configuration minimal'"
             )
-        decoder.set_level(0.0)
-        self.levels = [level for level in decoder.levels if level.heads or level.neurons]
-        if not self.levels:
-            raise InputError(
-                "this elastic model stores no pruning level but the dense one; there is nothing to recover"
-            )
+        decoder.set_width(0.0)
+        self.widths = decoder.widths
         self.own = nn.ModuleList()
-        for level in self.levels:
-            parameters = decoder.own_projections(level)
+        for stored in self.widths:
+            parameters = decoder.own_projections(stored)
             for name, parameter in parameters.items():
                 parameter.requires_grad_(parameter.numel() > 0 and choice(name, parameter))
             self.own.append(nn.ParameterDict({name.replace(".", "/"): p for name, p in parameters.items()}))
 
     def learned(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Trainable parameters by the decoder's names for them; of an elastic decoder with the level before."""
+        """Trainable parameters by the decoder's names for them; of an elastic decoder with the width before."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 yield name.removeprefix("decoder.").replace("/", "."), parameter
 
-    def label(self, level: int) -> str:
-        """How that level is called in reports: "all" of a model without levels, else what is removed."""
-        if not self.levels:
+    def label(self, width: int) -> str:
+        """How that width is called in reports: "all" of a model that stores none, else what is removed."""
+        if not self.widths:
             return "all"
-        chosen = self.levels[level]
+        chosen = self.widths[width]
         return f"heads {chosen.heads:g}" + (f", neurons {chosen.neurons:g}" if chosen.neurons else "")
 
-    def forward(self, tokens: Tensor, targets: TeacherTargets, level: int, judge: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor, targets: TeacherTargets, width: int, judge: bool = False) -> Tensor:
         """Loss of windows ``tokens`` [B, T + 1] whose positions have the ``targets``; with ``judge``, sums over
         positions of divergence and negative log-likelihood [2]."""
-        if isinstance(self.decoder, ElasticDecoder):
-            chosen = self.levels[level]
-            self.decoder.set_level(chosen.heads, chosen.neurons)
+        if self.widths:
+            chosen = self.widths[width]
+            self.decoder.set_width(chosen.heads, chosen.neurons)
         with self.working_precision(tokens.device):
             states = self.decoder.final_norm(self.decoder.hidden_states(tokens[:, :-1])).flatten(0, 1)
             head = self.decoder.head_weight
@@ -121,9 +117,8 @@ class Student(nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
 
     def release(self) -> None:
-        """Give the decoder back: its dense level set, and its parameters trainable as they were."""
-        if isinstance(self.decoder, ElasticDecoder):
-            self.decoder.set_level(0.0)
+        """Give the decoder back: the whole set, and its parameters trainable as they were."""
+        self.decoder.set_width(0.0)
         for parameter in self.parameters():
             parameter.grad = None
             parameter.requires_grad_(self._flags.get(parameter, False))

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from sentinel.errors import InputError
 from sentinel.formats.gguf.tokenizer import build_tokenizer
-from sentinel.models.decoder import rotary_frequencies
 from sentinel.models.families.weights import State
+from sentinel.models.rotary import frequencies
 from sentinel.models.spec import RopeSpec
 from sentinel.progress import track
 
@@ -182,7 +182,7 @@ class GGUFFile:
     def _llama3(self, theta: float, head_dim: int) -> dict[str, Any]:
         """The settings whose frequencies are those that the file lists."""
         divisors = np.array(self._dequantise(self._tensors[ROPE_FREQUENCIES]), dtype=np.float64).reshape(-1)
-        plain = rotary_frequencies(RopeSpec(theta), head_dim).double().numpy()
+        plain = frequencies(RopeSpec(theta), head_dim).astype(np.float64)
         if divisors.shape != plain.shape or not (divisors > 0).all():
             raise InputError(f"{self.path}: tensor {ROPE_FREQUENCIES!r} does not fit heads of size {head_dim}")
         if (divisors == 1).all():
@@ -192,8 +192,15 @@ class GGUFFile:
         smooth = (1 / divisors[between] - 1 / factor) / (1 - 1 / factor)
         solved = np.round(2 * np.pi / plain[between] * (smooth * (high - low) + low)).astype(int)
         for length in (self._get("llama.rope.scaling.original_context_length", 8192), 8192, *solved.tolist()):
-            spec = RopeSpec(theta, "llama3", factor, low, high, length)
-            if np.allclose(rotary_frequencies(spec, head_dim).double().numpy(), plain / divisors, rtol=1e-4):
+            spec = RopeSpec(
+                theta,
+                "llama3",
+                factor=factor,
+                low_freq_factor=low,
+                high_freq_factor=high,
+                original_max_seq_len=length,
+            )
+            if np.allclose(frequencies(spec, head_dim).astype(np.float64), plain / divisors, rtol=1e-4):
                 settings = {"rope_type": "llama3", "factor": factor, **LLAMA3, "rope_theta": theta}
                 return {**settings, "original_max_position_embeddings": int(length)}
         raise InputError(

@@ -13,11 +13,18 @@ from torch import Tensor
 from sentinel.errors import InputError
 from sentinel.formats.hugging_face.model import to_hugging_face
 from sentinel.models.decoder import Decoder
-from sentinel.models.positions import rotary_frequencies
+from sentinel.models.features import BIASES, HEADS, require_supported
+from sentinel.models.rotary import frequencies
 from sentinel.models.spec import ModelSpec
 
 ARCHITECTURES = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}
-ACTIVATIONS = {"gpt2": "gelu_new", "llama": "silu"}  # llama.cpp has one for each architecture
+SUPPORTS = {  # llama.cpp has one activation for each architecture
+    "gpt2": BIASES | HEADS - {"grouped heads"} | {"LayerNorm", "activation gelu_new", "plain MLP", "learned positions"},
+    "llama": BIASES
+    | HEADS
+    | {"RMSNorm", "activation silu", "gated MLP", "rotary positions"}
+    | {"rotary scaling linear", "rotary scaling llama3"},
+}
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Hugging Face's GPT-2 keeps these as [in, out]
 
 
@@ -28,8 +35,9 @@ def write_gguf(decoder: Decoder, path: Path, kind: gguf.GGMLQuantizationType) ->
     token ids go in and come out. Raises `InputError` for what llama.cpp's architectures do not have.
     """
     spec = decoder.spec
-    if spec.family not in ARCHITECTURES or spec.activation != ACTIVATIONS[spec.family]:
-        raise InputError(f"llama.cpp does not run {spec.family} with activation {spec.activation}")
+    if spec.family not in ARCHITECTURES:
+        raise InputError(f"llama.cpp's files of family {spec.family} are not written; those of gpt2 and llama are")
+    require_supported(spec, SUPPORTS[spec.family], f"llama.cpp's architecture {spec.family}")
     architecture = ARCHITECTURES[spec.family]
     names = gguf.get_tensor_name_map(architecture, spec.n_layer)
     writer = gguf.GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[architecture])
@@ -44,7 +52,8 @@ def write_gguf(decoder: Decoder, path: Path, kind: gguf.GGMLQuantizationType) ->
         writer.add_tensor(theirs, data, raw_dtype=stored)
         looked_up = theirs == "position_embd.weight" or (theirs == "token_embd.weight" and not spec.tied_head)
         streamed += data.nbytes // array.shape[0] if looked_up else data.nbytes
-    if spec.rope is not None and spec.rope.type == "llama3":
+    rope = spec.layers[0].attention.rope
+    if rope is not None and rope.type == "llama3":
         writer.add_tensor("rope_freqs.weight", _rope_factors(spec))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -65,17 +74,18 @@ def _add_settings(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     writer.add_value_length(layer.head_dim)
     writer.add_vocab_size(spec.vocab_size)
     writer.add_tokenizer_model("none")
-    if spec.rope is None:
-        writer.add_layer_norm_eps(spec.norm_eps)
+    rope = layer.attention.rope
+    if rope is None:
+        writer.add_layer_norm_eps(spec.norm.eps)
     else:
-        writer.add_layer_norm_rms_eps(spec.norm_eps)
+        writer.add_layer_norm_rms_eps(spec.norm.eps)
         writer.add_rope_dimension_count(layer.head_dim)
-        writer.add_rope_freq_base(spec.rope.theta)
-        if spec.rope.type == "linear":
+        writer.add_rope_freq_base(rope.theta)
+        if rope.type == "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(spec.rope.factor)
-        elif spec.rope.type == "llama3":  # llama.cpp goes by `rope_freqs.weight` alone; readers of it by this too
-            writer.add_rope_scaling_orig_ctx_len(spec.rope.original_max_seq_len)
+            writer.add_rope_scaling_factor(rope.factor)
+        elif rope.type == "llama3":  # llama.cpp goes by `rope_freqs.weight` alone; readers of it by this too
+            writer.add_rope_scaling_orig_ctx_len(rope.original_max_seq_len)
 
 
 def _tensors(decoder: Decoder) -> dict[str, Tensor]:
@@ -105,7 +115,7 @@ def _quantised(array: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> t
 
 def _rope_factors(spec: ModelSpec) -> NDArray[np.float32]:
     """What llama.cpp divides the plain rotary frequencies by."""
-    rope, dim = spec.rope, spec.layers[0].head_dim
+    rope, dim = spec.layers[0].attention.rope, spec.layers[0].head_dim
     assert rope is not None
     plain = type(rope)(rope.theta)
-    return (rotary_frequencies(plain, dim) / rotary_frequencies(rope, dim)).numpy()
+    return frequencies(plain, dim) / frequencies(rope, dim)

@@ -15,7 +15,7 @@ class SentinelConfig(PretrainedConfig):
     """A Hugging Face config around a `ModelSpec`, which it keeps in the field ``spec``.
 
     The fields that Hugging Face's code reads (``vocab_size``, ``max_position_embeddings`` ...) follow from the spec.
-    ``levels`` lists the stored pruning levels of an elastic model, ``heads`` and ``neurons`` name the one that is set.
+    ``widths`` lists the stored widths of an elastic model, ``heads`` and ``neurons`` name the one that is set.
     """
 
     model_type = MODEL_TYPE
@@ -25,14 +25,14 @@ class SentinelConfig(PretrainedConfig):
         spec: ModelSpec | dict[str, Any] | None = None,
         *,
         use_cache: bool = True,
-        levels: list[dict[str, Any]] | None = None,
+        widths: list[dict[str, Any]] | None = None,
         heads: float = 0.0,
         neurons: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Raises `InputError` for a field that says another thing than the spec."""
         self.use_cache = use_cache
-        self.levels, self.heads, self.neurons = levels, heads, neurons
+        self.widths, self.heads, self.neurons = widths, heads, neurons
         if spec is None:  # Hugging Face asks for the defaults
             super().__init__(**kwargs)
             return

@@ -20,13 +20,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.hub import cached_file
 
 from sentinel.errors import InputError
-from sentinel.formats.checkpoint import read_levels
+from sentinel.formats.checkpoint import listed_widths, read_widths
 from sentinel.formats.folder import MODEL_TYPE
 from sentinel.formats.hugging_face.cache import SharedCache
 from sentinel.formats.hugging_face.config import SentinelConfig
 from sentinel.formats.hugging_face.saving import save
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import ElasticDecoder, require_levels
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import write_weights
 from sentinel.models.parts.linear import Projection
@@ -40,8 +39,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
     """`Decoder` behind Hugging Face's interface. Layers may all differ.
 
-    A checkpoint with pruning levels is an `ElasticDecoder`: ``from_pretrained(folder, heads=0.5)`` sets a level, as does
-    `set_level` later.
+    A checkpoint may store widths: ``from_pretrained(folder, heads=0.5)`` sets one, as does `set_width` later.
     """
 
     config_class = SentinelConfig
@@ -52,11 +50,7 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SentinelConfig) -> None:
         super().__init__(config)
-        if config.levels:
-            self.decoder: Decoder = ElasticDecoder(config.model_spec())
-            self.decoder.store_levels(())
-        else:
-            self.decoder = Decoder(config.model_spec())
+        self.decoder = Decoder(config.model_spec())
         if getattr(config, "record", None) is not None:
             self.decoder.record = Record.from_dict(config.record)
         self.post_init()
@@ -77,9 +71,9 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any
     ) -> Any:
-        """As Hugging Face's. ``heads`` and ``neurons`` choose a stored pruning level of an elastic checkpoint.
+        """As Hugging Face's. ``heads`` and ``neurons`` choose a stored width of an elastic checkpoint.
 
-        Raises `InputError` for a level that is not stored, and for a quantised checkpoint.
+        Raises `InputError` for a width that is not stored, and for a quantised checkpoint.
         """
         options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         given = kwargs.get("config")
@@ -89,28 +83,28 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
         found = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         config = model.config
-        if config.levels and pretrained_model_name_or_path is not None:
-            files = [cached_file(pretrained_model_name_or_path, entry["file"], **options) for entry in config.levels]
-            model._store_levels(Path(str(files[0])).parent)
+        listed = listed_widths(vars(config))
+        if listed and pretrained_model_name_or_path is not None:
+            files = [cached_file(pretrained_model_name_or_path, entry["file"], **options) for entry in listed]
+            model._store_widths(Path(str(files[0])).parent)
         if config.heads or config.neurons:
-            model.set_level(config.heads, config.neurons)
+            model.set_width(config.heads, config.neurons)
         return found
 
-    def _store_levels(self, folder: Path) -> None:
-        decoder = require_levels(self.decoder)
-        decoder.store_levels(
+    def _store_widths(self, folder: Path) -> None:
+        self.decoder.store_widths(
             dataclasses.replace(
-                level, projections={n: t.to(self.device, self.dtype) for n, t in level.projections.items()}
+                stored, projections={n: t.to(self.device, self.dtype) for n, t in stored.projections.items()}
             )
-            for level in read_levels(folder, self.config.levels)
+            for stored in read_widths(folder, vars(self.config))
         )
 
-    def set_level(self, heads: float, neurons: float = 0.0) -> None:
-        """Use a stored pruning level: the share of heads, and of neurons, that is left out.
+    def set_width(self, heads: float, neurons: float = 0.0) -> None:
+        """Use a stored width: the share of heads, and of neurons, that is left out.
 
-        Raises `InputError` for a model without stored levels, and for a level that is not stored.
+        Raises `InputError` for a width that is not stored.
         """
-        require_levels(self.decoder).set_level(heads, neurons)
+        self.decoder.set_width(heads, neurons)
         self.config.heads, self.config.neurons = heads, neurons
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -231,7 +225,7 @@ class SentinelForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """As Hugging Face's, with its options: other files in the folder stay, each file appears whole or not at all.
 
-        Weights of an earlier save that would be read in place of these go. An elastic model is saved with its levels.
+        Weights of an earlier save that would be read in place of these go. An elastic model is saved with its widths.
         Raises `InputError` for what can't be honoured or written.
         """
         if is_main_process:
@@ -243,11 +237,13 @@ def to_hugging_face(decoder: Decoder) -> PreTrainedModel:
     spec = decoder.spec
     if spec.integration is not None:
         raise InputError("Hugging Face has no model with skips or a baseline, so that this one can't be written as one")
+    if not spec.is_uniform:
+        raise InputError("Hugging Face's classes have layers that are all alike, which those of this model are not")
     family = family_of(spec.family)
     config = family.config_from_spec(spec)
-    state = write_weights(family.weight_rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})
+    state = write_weights(family.rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})
     hf_config = AutoConfig.for_model(**config, bos_token_id=None, eos_token_id=None)
-    model_class = getattr(transformers, family.ARCHITECTURE)
+    model_class = getattr(transformers, family.architecture)
     return model_class.from_pretrained(None, config=hf_config, state_dict=state).eval()
 
 

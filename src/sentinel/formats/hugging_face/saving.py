@@ -16,9 +16,8 @@ from transformers.utils.hub import PushToHubMixin
 
 from sentinel.errors import InputError
 from sentinel.files import write_into
-from sentinel.formats.checkpoint import write_levels
+from sentinel.formats.checkpoint import WIDTH_FILE, listed_widths, write_widths
 from sentinel.formats.folder import read_config
-from sentinel.models.elastic import ElasticDecoder, dense_state
 
 if TYPE_CHECKING:
     from sentinel.formats.hugging_face.model import SentinelForCausalLM
@@ -41,10 +40,10 @@ def save(
     with _pushed(model, folder, pushing):
         with write_into(folder) as temporary:
             if not getattr(model, "_hf_peft_config_loaded", False):
-                state_dict = _with_levels(model, temporary, state_dict)
+                state_dict = _with_widths(model, temporary, state_dict)
             write(temporary, state_dict=state_dict, **options)
             written = {file.name for file in temporary.iterdir()}
-            _refuse_foreign_levels(folder, written)
+            _refuse_foreign_widths(folder, written)
         for name in _stale(folder, written, options.get("variant")):
             (folder / name).unlink()
 
@@ -82,27 +81,29 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | No
     return options, {**pushing, "token": token}
 
 
-def _with_levels(
+def _with_widths(
     model: SentinelForCausalLM, folder: Path, state_dict: dict[str, Tensor] | None
 ) -> dict[str, Tensor] | None:
-    """Write the stored levels of an elastic model to ``folder``; returns the state of its dense level."""
+    """Write the stored widths of an elastic model to ``folder``; returns the state of the whole."""
     decoder = model.decoder
-    if not isinstance(decoder, ElasticDecoder):
-        model.config.levels = None
+    if hasattr(model.config, "levels"):  # the older name
+        delattr(model.config, "levels")
+    if not decoder.widths:
+        model.config.widths = None
         return state_dict
-    if state_dict is not None and decoder.current is not None and any(decoder.current.key):
-        raise InputError("state_dict is that of a pruning level; leave it out, or set the dense level first")
-    model.config.levels = write_levels(decoder, folder)
-    return state_dict or {f"decoder.{name}": tensor for name, tensor in dense_state(decoder).items()}
+    if state_dict is not None and decoder.current is not None:
+        raise InputError("state_dict is that of a stored width; leave it out, or set the whole width first")
+    model.config.widths = write_widths(decoder, folder)
+    return state_dict or {f"decoder.{name}": tensor for name, tensor in decoder.whole_state().items()}
 
 
-def _refuse_foreign_levels(folder: Path, written: set[str]) -> None:
-    """Raise `InputError` for a file in the way of a level's that the model in ``folder`` does not name as its own."""
+def _refuse_foreign_widths(folder: Path, written: set[str]) -> None:
+    """Raise `InputError` for a file in the way of a width's that the model in ``folder`` does not name as its own."""
     config = read_config(folder) if (folder / "config.json").exists() else {}
-    known = {entry["file"] for entry in config.get("levels") or ()}
+    known = {entry["file"] for entry in listed_widths(config)}
     for name in sorted(written - known):
-        if name.startswith("level-") and (folder / name).exists():
-            raise InputError(f"{folder / name} is in the way and is no level of the model there; move it first")
+        if name.startswith(f"{WIDTH_FILE}-") and (folder / name).exists():
+            raise InputError(f"{folder / name} is in the way and is no stored width of the model there; move it first")
 
 
 def _stale(folder: Path, written: set[str], variant: str | None) -> list[str]:

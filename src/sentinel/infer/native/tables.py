@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sentinel.models.rotary import tables
 from sentinel.models.spec import ModelSpec, RopeSpec
 
 from . import memory
@@ -39,6 +39,7 @@ class Tables:
         self._threads = threads
         self._context = padded(max_tokens)
         self._buffers: dict[str, NDArray[Any]] = {}
+        self._rotary: dict[tuple[RopeSpec, int], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._level: Level | None = None  # kept alive: the tables point into its projections
         self._allocate()
         self._place_cache(KvArea(self._described.layers, max_batch, self._context, half=half_kv))
@@ -136,9 +137,9 @@ class Tables:
         spec, st = self.spec, self.state
         st[S.THREADS], st[S.N_LAYER], st[S.N_EMBD] = self._threads, spec.n_layer, spec.n_embd
         st[S.VOCAB], st[S.CONTEXT] = spec.vocab_size, self._context
-        st[S.LAYERNORM] = spec.norm == "layernorm"
-        st[S.EPS_BITS] = np.float32(spec.norm_eps).view(np.int32)
-        st[S.ACTIVATION] = Activation[spec.activation.upper()]
+        st[S.LAYERNORM] = spec.norm.kind == "layernorm"
+        st[S.EPS_BITS] = np.float32(spec.norm.eps).view(np.int32)
+        st[S.ACTIVATION] = Activation[spec.layers[0].mlp.activation.upper()]
         st[S.LAYERS] = self.layers.ctypes.data
         matrices = np.zeros((2, layout.MATRIX_FIELDS), np.int64)
         self._buffers["matrices"] = matrices
@@ -148,11 +149,9 @@ class Tables:
         address = self.weights.address
         st[S.POSITIONS] = address("positions.weight")
         st[S.FINAL_NORM], st[S.FINAL_NORM_BIAS] = address("final_norm.weight"), address("final_norm.bias")
-        for head_dim in {y.head_dim for y in self._described.layers} if spec.rope is not None else ():
-            assert spec.rope is not None
-            self._buffers[f"cos{head_dim}"], self._buffers[f"sin{head_dim}"] = rope_tables(
-                spec.rope, head_dim, self._context
-            )
+        for rope, head_dim in {(y.attention.rope, y.head_dim) for y in self._described.layers}:
+            if rope is not None:
+                self._rotary[rope, head_dim] = tables(rope, head_dim, self._context)
 
     def _describe_baseline(self) -> None:
         """The baseline's layers, all of each, its embeddings, and which of its states are kept."""
@@ -204,7 +203,7 @@ class Tables:
         n_head = y.group_size * n_kv_head
         fields[layout.L_HEAD], fields[layout.L_KV_HEAD] = n_head, n_kv_head
         fields[layout.L_HEAD_DIM], fields[layout.L_NEURON] = y.head_dim, n_neuron
-        fields[layout.L_GATED] = spec.gated_mlp
+        fields[layout.L_GATED] = y.mlp.gated
         address = self.weights.address
         fields[layout.L_NORM1], fields[layout.L_NORM2] = (
             address(f"{prefix}.{norm}.weight") for norm in ("attn_norm", "mlp_norm")
@@ -212,14 +211,14 @@ class Tables:
         fields[layout.L_NORM1_BIAS], fields[layout.L_NORM2_BIAS] = (
             address(f"{prefix}.{norm}.bias") for norm in ("attn_norm", "mlp_norm")
         )
-        if spec.rope is not None:
-            fields[layout.L_COS] = self._buffers[f"cos{y.head_dim}"].ctypes.data
-            fields[layout.L_SIN] = self._buffers[f"sin{y.head_dim}"].ctypes.data
+        if y.attention.rope is not None:
+            cos, sin = self._rotary[y.attention.rope, y.head_dim]
+            fields[layout.L_COS], fields[layout.L_SIN] = cos.ctypes.data, sin.ctypes.data
         qkv_rows = (n_head + 2 * n_kv_head) * y.head_dim
         c, n_value = spec.n_embd, n_head * y.head_dim
         # a projection without inputs still adds its bias; without either it is left out
-        out_rows = c if n_value or spec.out_bias else 0
-        down_rows = c if n_neuron or spec.down_bias else 0
+        out_rows = c if n_value or y.attention.out_bias else 0
+        down_rows = c if n_neuron or y.mlp.down_bias else 0
         for start, name, n_row, n_column in (
             (layout.L_QKV, "attn.qkv_proj", qkv_rows, c),
             (layout.L_OUT, "attn.out_proj", out_rows, n_value),
@@ -263,21 +262,6 @@ def _own(projections: PackedTensors, name: str, matrix: list[int], n_row: int) -
         changed[layout.BIAS] = projections.address(f"{name}.bias")
         changed[layout.N_ROW] = n_row
     return changed
-
-
-def rope_tables(rope: RopeSpec, head_dim: int, n_position: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin [positions, D / 2] of the rotary angles (Su et al. 2021; ``llama3`` scaling as in Llama 3.1)."""
-    frequency = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if rope.type == "linear":
-        frequency = frequency / rope.factor
-    elif rope.type == "llama3":
-        wavelength = 2 * math.pi / frequency
-        low, high = rope.low_freq_factor, rope.high_freq_factor
-        smooth = (rope.original_max_seq_len / wavelength - low) / (high - low)
-        smooth = np.clip(smooth, 0.0, 1.0)
-        frequency = (1 - smooth) * frequency / rope.factor + smooth * frequency
-    angle = np.arange(n_position)[:, None] * frequency.astype(np.float32)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 def _odd_lines(n_byte: int) -> int:

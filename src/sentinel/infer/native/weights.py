@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.errors import InputError
+from sentinel.models.features import INTEGRATION, PLAIN, ROPE_SCALINGS, SINGLE_BIASES, UNEQUAL, require_supported
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import track
 
@@ -18,6 +19,10 @@ from .blocks import padded
 from .packed_file import Collector, PackedTensor, PackedTensors, read_packed, write_packed
 from .precisions import PRECISIONS, Precision
 
+SUPPORTS = (
+    PLAIN | ROPE_SCALINGS | UNEQUAL | SINGLE_BIASES | INTEGRATION | {"no positions"}
+    | {"rotary positions in some layers only", "rotary positions that differ between layers"}
+)  # fmt: skip
 ENDS = ("embed", "lm_head", "baseline.embed")
 # Of one layer after the other, those of the baseline last: Gram matrices of what its matrices read, by their names.
 Grams = Iterator[Mapping[str, NDArray]]
@@ -59,6 +64,7 @@ class NativeWeights(PackedTensors):
         """
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r} is not one of fp32, int8 and int4")
+        require_supported(spec, SUPPORTS, "the native engine (levels 2 and 3)")
         head = head_precision or PRECISIONS[precision].ENDS
         tensors = Collector()
         matrices = matrices_of(spec)
@@ -111,12 +117,13 @@ def matrices_of(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
     found = [] if spec.tied_head else [("embed", spec.vocab_size, c, False)]
     for i, layer in enumerate(spec.layers):
         f = layer.intermediate_size
-        found.append((f"layers.{i}.attn.qkv_proj", layer.qkv_rows, c, spec.qkv_bias))
-        found.append((f"layers.{i}.attn.out_proj", c, layer.n_head * layer.head_dim, spec.out_bias))
-        if spec.gated_mlp:
-            found.append((f"layers.{i}.mlp.gate_proj", f, c, spec.up_bias))
-        found.append((f"layers.{i}.mlp.up_proj", f, c, spec.up_bias))
-        found.append((f"layers.{i}.mlp.down_proj", c, f, spec.down_bias))
+        attention, mlp = layer.attention, layer.mlp
+        found.append((f"layers.{i}.attn.qkv_proj", layer.qkv_rows, c, attention.qkv_bias))
+        found.append((f"layers.{i}.attn.out_proj", c, layer.n_head * layer.head_dim, attention.out_bias))
+        if mlp.gated:
+            found.append((f"layers.{i}.mlp.gate_proj", f, c, mlp.up_bias))
+        found.append((f"layers.{i}.mlp.up_proj", f, c, mlp.up_bias))
+        found.append((f"layers.{i}.mlp.down_proj", c, f, mlp.down_bias))
     found += _integration_matrices(spec)
     found.append(("lm_head", spec.vocab_size, c, False))
     return found
@@ -151,13 +158,13 @@ def vectors_of(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
     found: list[tuple[str, tuple[int, ...]]] = []
     for name in names:
         found.append((f"{name}.weight", (spec.n_embd,)))
-        if spec.norm == "layernorm":
+        if spec.norm.kind == "layernorm":
             found.append((f"{name}.bias", (spec.n_embd,)))
-    if spec.positions == "learned":
+    if spec.learned_positions:
         found.append(("positions.weight", (spec.max_seq_len, spec.n_embd)))
     for name in (f"{fusion}.{norm}" for fusion in _fusions(spec) for norm in ("other_norm", "norm")):
         found.append((f"{name}.weight", (spec.n_embd,)))
-        if spec.norm == "layernorm":
+        if spec.norm.kind == "layernorm":
             found.append((f"{name}.bias", (spec.n_embd,)))
     baseline = None if spec.integration is None else spec.integration.baseline
     if baseline is not None:

@@ -11,7 +11,6 @@ import torch
 from sentinel.errors import InputError
 from sentinel.infer.engine import Logits, check_level, check_prompts
 from sentinel.models.decoder import Decoder
-from sentinel.models.elastic import at_current_level
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceDecoder
 
@@ -27,7 +26,7 @@ class TorchEngine:
         self.precision = "fp32"
         self.kv_bytes = decoder.embed.weight.element_size()
         self.name = f"level {level}"
-        self.decoder = ReferenceDecoder(at_current_level(decoder)) if level == 0 else decoder
+        self.decoder = ReferenceDecoder(decoder.narrowed()) if level == 0 else decoder
         self.decoder.eval()
         self.spec = decoder.spec
         self._cache: KVCache | None = None

@@ -18,6 +18,7 @@ from sentinel.infer.engine import Logits
 from sentinel.infer.torch.eager import TorchEngine
 from sentinel.models.decoder import Decoder
 from sentinel.models.kv_cache import KVCache
+from sentinel.models.positions import Masks, Rotary
 
 
 class StaticTorchEngine(TorchEngine):
@@ -29,7 +30,7 @@ class StaticTorchEngine(TorchEngine):
         self._view: _WholeCache | None = None
         self._keep: Tensor | None = None
         self._padding: Tensor | None = None
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+        self._rotary: Rotary = {}
         self._compiled: Callable[[Tensor, Tensor], Tensor] = self._step
         if decoder.device.type != "cpu":
             self._compiled = torch.compile(self._step, mode="reduce-overhead", fullgraph=True)
@@ -74,11 +75,13 @@ class StaticTorchEngine(TorchEngine):
         assert self._view is not None and self._keep is not None and self._padding is not None
         self._view.position = position
         places = position - self._padding  # [B, 1], counted from each sequence's first token
-        mask = (self._keep & (torch.arange(self._keep.shape[1], device=position.device) <= position))[:, None, None]
+        distance = position - torch.arange(self._keep.shape[1], device=position.device)
+        seen = (self._keep & (distance >= 0))[:, None, None]
+        masks = Masks(seen, 1, self._keep.shape[1], position.device, distance[None])
         rotary = {
-            dim: (cos[0, 0][places][:, None], sin[0, 0][places][:, None]) for dim, (cos, sin) in self._rotary.items()
+            key: (cos[0, 0][places][:, None], sin[0, 0][places][:, None]) for key, (cos, sin) in self._rotary.items()
         }
-        return self._plain.logits(self._plain.through_layers(tokens, places, rotary, self._view, mask))
+        return self._plain.logits(self._plain.through_layers(tokens, places, rotary, self._view, masks))
 
 
 class _WholeCache:

@@ -168,8 +168,14 @@ def places_of(decoder: Decoder) -> Iterator[tuple[object, str, str, str]]:
 def _places_of_layers(decoder: Decoder, prefix: str) -> Iterator[tuple[object, str, str, str]]:
     for index, block in enumerate(decoder.blocks):
         where = f"{prefix}layer {index} "
-        yield block.attn_norm, "forward", "norms", f"{where}attention norm"
-        yield block.mlp_norm, "forward", "norms", f"{where}MLP norm"
+        for norm, name in (
+            (block.attn_norm, "attention norm"),
+            (block.mlp_norm, "MLP norm"),
+            (block.attn_post_norm, "attention post-norm"),
+            (block.mlp_post_norm, "MLP post-norm"),
+        ):
+            if norm is not None:
+                yield norm, "forward", "norms", f"{where}{name}"
         yield block.mlp, "forward", "MLP", f"{where}MLP"
         yield block.attn, "forward", "attention", f"{where}attention"
         attention: Any = block.attn

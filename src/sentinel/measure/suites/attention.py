@@ -25,6 +25,7 @@ from sentinel.models.decoder import Attention, Decoder
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceAttention
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import with_own_groups
 
 REFERENCE, OPTIMISED = "attention-original", "attention-optimised"
 
@@ -70,7 +71,7 @@ def _parts(whole: Decoder, pruned: Decoder, index: int, heads: tuple[float, ...]
     """The layer with all heads as in ``whole``, the model as loaded, and with fewer as in ``pruned``, whose grouped keys
     and values may be repeated."""
     layer = whole.spec.layers[index]
-    separate = replace(whole.spec, layers=(replace(layer, n_kv_head=layer.n_head),))
+    separate = with_own_groups(replace(whole.spec, layers=(layer,)))
     parts = [_Part(REFERENCE, 0, 0.0, ReferenceAttention(whole.blocks[index].attn), separate)]
     groups = pruned.spec.layers[index].n_kv_head
     for kept in sorted({round((1 - ratio) * groups) for ratio in heads}, reverse=True):

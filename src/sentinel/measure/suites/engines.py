@@ -107,7 +107,7 @@ class Engines:
         neurons: float = 0.0,
         expand_kv: bool = False,
     ) -> Subject:
-        """The engine of a level at a pruning level; ``precision`` is that of level 3.
+        """The engine of a level at a width; ``precision`` is that of level 3.
 
         Raises `InputError` when there are no heads or neurons to remove.
         """
@@ -135,24 +135,24 @@ class Engines:
             raise InputError(f"{self._loaded.name} has no MLP neurons left to remove")
         nested, order = self._in_order(expand)
         plan = order.plan(heads, neurons)
-        smaller = nested.spec.with_counts(plan.group_counts, plan.neuron_counts)
+        smaller = plan.width.of(nested.spec)
         made = functools.partial(Subject, spec=smaller, level=level, precision=precision, heads=heads, neurons=neurons)
         if level >= 2 and nested.device.type != "cpu":
-            kept = select(nested, [range(g) for g in plan.group_counts], [range(f) for f in plan.neuron_counts])
+            kept = select(nested, [range(g) for g in plan.width.groups], [range(f) for f in plan.width.neurons])
             return made(make_engine(kept, level, precision=precision))
         if level >= 2:
             return made(self._native(nested, precision, expand, plan))
         engine = TorchEngine(nested, level)
         if level == 0:  # has masks of its own
-            engine.decoder.set_active(plan.group_counts, plan.neuron_counts)
+            engine.decoder.use(plan.width)
             return made(engine)
-        return made(engine, select=functools.partial(nested.set_active, plan.group_counts, plan.neuron_counts))
+        return made(engine, select=functools.partial(nested.use, plan.width))
 
     def _native(self, nested: Decoder, precision: str, expand: bool, plan: PruningPlan) -> CpuEngine:
         if (expand, precision) not in self._packed:
             self._packed[expand, precision] = pack(nested, cast(Precision, precision))
         engine = CpuEngine(self._packed[expand, precision], threads=self.threads)
-        engine.set_level(Level(plan.group_counts, plan.neuron_counts))
+        engine.set_level(Level(plan.width.groups, plan.width.neurons))
         return engine
 
     def _in_order(self, expand: bool) -> tuple[Decoder, RemovalOrder]:

@@ -1,42 +1,30 @@
-"""One module per Hugging Face ``model_type``: config mapping and weight-name table."""
+"""One file per family, named by its Hugging Face ``model_type``: config mapping and weight-name table.
+
+Every file of this package that has a ``FAMILY`` is a family; there is no other list of them.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import importlib
+import pkgutil
 
 from sentinel.errors import InputError
-from sentinel.models.families import gpt2, llama
-from sentinel.models.families.weights import Rule, State
-from sentinel.models.spec import ModelSpec
+from sentinel.models.families.family import Family
 
 
-class Family(Protocol):
-    """What a family module offers."""
-
-    @property
-    def MODEL_TYPE(self) -> str: ...
-
-    @property
-    def ARCHITECTURE(self) -> str: ...
-
-    @property
-    def EMBEDDING(self) -> str: ...
-
-    def spec_from_config(self, config: dict[str, Any]) -> ModelSpec: ...
-
-    def config_from_spec(self, spec: ModelSpec) -> dict[str, Any]: ...
-
-    def weight_rules(self, spec: ModelSpec) -> list[Rule]: ...
-
-    def normalise_names(self, state: State) -> State: ...
+def _found() -> dict[str, Family]:
+    """The families of this package by ``model_type``."""
+    modules = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    families = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+    return {family.model_type: family for family in sorted(families, key=lambda family: family.model_type)}
 
 
-FAMILIES: dict[str, Family] = {gpt2.MODEL_TYPE: gpt2, llama.MODEL_TYPE: llama}
+FAMILIES: dict[str, Family] = _found()
 
 
 def family_of(model_type: str) -> Family:
-    """The family module for a Hugging Face ``model_type``; `InputError` names what is supported otherwise."""
+    """The family of a Hugging Face ``model_type``; `InputError` names what is supported otherwise."""
     if model_type not in FAMILIES:
-        supported = ", ".join(sorted(FAMILIES))
+        supported = ", ".join(FAMILIES)
         raise InputError(f"model family {model_type!r} is not supported; the supported families are {supported}")
     return FAMILIES[model_type]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from sentinel.errors import InputError
-from sentinel.models.spec import Activation
+from sentinel.models.layer_spec import Activation
 
 # What a field that the family does not read may hold without changing what the model computes:
 # - any value in a field of `GENERIC_FIELDS` (generation, training, labels, notes of the software that wrote the file);
@@ -63,7 +64,6 @@ GENERIC_FIELDS = frozenset(
         "max_length",
         "max_new_tokens",
         "max_sequence_length",
-        "max_window_layers",
         "min_length",
         "min_new_tokens",
         "model_max_length",
@@ -156,21 +156,38 @@ class ConfigReader:
         self._windowed = config.get("use_sliding_window", True) is not False
         self._left = {k: v for k, v in config.items() if k not in GENERIC_FIELDS}
 
-    def _refuse(self, name: str, value: Any, expected: str) -> InputError:
+    def refuse(self, name: str, value: Any, expected: str) -> InputError:
         return InputError(f"{self.family} config: {name} must be {expected}, not {value!r}")
 
     def integer(self, name: str, default: int) -> int:
         """A whole number of at least 1."""
         value = self._left.pop(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._refuse(name, value, "a whole number of at least 1")
+            raise self.refuse(name, value, "a whole number of at least 1")
         return value
 
-    def optional_integer(self, name: str) -> int | None:
-        """A whole number of at least 1, or None."""
-        if self._left.get(name) is None:
+    def optional_integer(self, name: str, default: int | None = None) -> int | None:
+        """A whole number of at least 1, or None; ``default`` where the field is absent."""
+        if self._left.get(name, default) is None:
             return self._left.pop(name, None)
-        return self.integer(name, 1)
+        return self.integer(name, default or 1)
+
+    def natural(self, name: str, default: int) -> int:
+        """A whole number of at least 0."""
+        if self._left.get(name, default) == 0:
+            self._left.pop(name, None)
+            return 0
+        return self.integer(name, default)
+
+    def default(self, name: str, value: Any) -> None:
+        """What the field ``name`` holds where it is absent."""
+        self._left.setdefault(name, value)
+
+    def one_each(self, name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
+        """The first ``count`` of ``values`` of the field ``name``: one for every layer."""
+        if len(values) < count:
+            raise self.refuse(name, list(values), f"a list of {count}")
+        return values[:count]
 
     def number(self, name: str, default: float) -> float:
         """A number that is not negative; text is none, as for Hugging Face."""
@@ -180,7 +197,7 @@ class ConfigReader:
         """``value`` of the field ``name``, if it is a number that is not negative."""
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not good or not math.isfinite(value) or value < 0:
-            raise self._refuse(name, value, "a number of at least 0")
+            raise self.refuse(name, value, "a number of at least 0")
         return float(value)
 
     def rename(self, **names: str) -> None:
@@ -190,14 +207,15 @@ class ConfigReader:
             if value is not None and self._left.setdefault(name, value) != value:
                 raise InputError(f"{self.family} config: {other} {value!r} and {name} {self._left[name]!r} disagree")
 
-    def flag(self, name: str, default: bool) -> bool:
-        """True or False."""
+    def flag(self, name: str, default: bool, *, null: bool | None = None) -> bool:
+        """True or False; ``null`` is what null means, where it may stand there."""
         value = self._left.pop(name, default)
+        value = null if value is None and null is not None else value
         if not isinstance(value, bool):
-            raise self._refuse(name, value, "true or false")
+            raise self.refuse(name, value, "true or false")
         return value
 
-    def activation(self, name: str, default: Activation) -> Activation:
+    def activation(self, name: str, default: str) -> Activation:
         """An activation function that the decoder has; Hugging Face's synonyms are folded."""
         value = self._left.pop(name, default)
         tanh = dict.fromkeys(("gelu_accurate", "gelu_fast", "gelu_pytorch_tanh"), "gelu_new")
@@ -213,7 +231,7 @@ class ConfigReader:
         """An object, or None."""
         value = self._left.pop(name, None)
         if value is not None and not isinstance(value, dict):
-            raise self._refuse(name, value, "an object")
+            raise self.refuse(name, value, "an object")
         return value
 
     def only(self, name: str, supported: Any) -> None:
@@ -221,6 +239,29 @@ class ConfigReader:
         value = self._left.pop(name, supported)
         if value != supported:
             raise InputError(f"{self.family} config: {name} {value!r} is not supported (only {supported!r} is)")
+
+    def layer_types(self, count: int, default: Callable[[int], bool]) -> list[bool]:
+        """Which of ``count`` layers have a window; where the config does not tell, by their number."""
+        types = self._left.pop("layer_types", None)
+        if types is None:
+            return [default(index) for index in range(count)]
+        known = {"full_attention": False, "sliding_attention": True}
+        good = isinstance(types, list) and len(types) == count and all(isinstance(t, str) and t in known for t in types)
+        if not good:
+            raise self.refuse("layer_types", types, f"a list of {count} full_attention or sliding_attention")
+        return [known[kind] for kind in types]
+
+    def optional_number(self, name: str, default: float | None = None) -> float | None:
+        """A number that is not negative, or None."""
+        value = self._left.pop(name, default)
+        return None if value is None else self.checked_number(name, value)
+
+    def numbers(self, name: str) -> list[int] | None:
+        """A list of whole numbers, or None."""
+        value = self._left.pop(name, None)
+        if value is not None and not (isinstance(value, list) and all(isinstance(item, int) for item in value)):
+            raise self.refuse(name, value, "a list of whole numbers")
+        return value
 
     def ignore(self, *names: str) -> None:
         """Fields that do not change what the model computes."""
@@ -231,7 +272,8 @@ class ConfigReader:
         """Refuse what is left, unless it has no effect."""
         types = self._left.pop("layer_types", None)
         if types is not None and (not isinstance(types, list) or any(kind != "full_attention" for kind in types)):
-            raise self._refuse("layer_types", types, "a list of full_attention")
+            raise self.refuse("layer_types", types, "a list of full_attention")
+        self._left.pop("max_window_layers", None)  # of a window that is refused where there is one
         if not self._windowed:
             self._left.pop("sliding_window", None)
         left = {name: value for name, value in self._left.items() if not _has_no_effect(name, value)}

@@ -1,114 +1,140 @@
-"""Llama (``model_type: llama``; SmolLM2 too): RMSNorm, rotary positions, gated SiLU MLP, grouped-query attention."""
+"""Llama (``model_type: llama``; SmolLM2 too): RMSNorm, rotary positions, gated SiLU MLP, grouped-query attention.
+
+Many families are Llama but for a few features: they take its functions from here and change what they return.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.family import Family
+from sentinel.models.families.rope import read_rope, write_rope
 from sentinel.models.families.weights import Rule, State, same, separate_qkv
-from sentinel.models.spec import LayerSpec, ModelSpec, RopeSpec, RopeType
+from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
-MODEL_TYPE = "llama"
-ARCHITECTURE = "LlamaForCausalLM"
 EMBEDDING = "model.embed_tokens.weight"
-ROPE_FIELDS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_seq_len",
+GGUF = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
-ROPE_NEEDS = {"default": (), "linear": ("factor",), "llama3": tuple(ROPE_FIELDS)}
 
 
-def spec_from_config(config: dict[str, Any]) -> ModelSpec:
-    """Specification of a Hugging Face Llama ``config.json``. Unsupported fields raise `InputError` by name."""
-    read = ConfigReader(MODEL_TYPE, config)
-    width, heads = read.integer("hidden_size", 4096), read.integer("num_attention_heads", 32)
-    head_dim = read.optional_integer("head_dim") or width // heads
-    if width % heads and head_dim == width // heads:
-        raise InputError(f"llama config: hidden_size {width} is not a multiple of num_attention_heads {heads}")
-    layer = LayerSpec(
-        n_head=heads,
-        n_kv_head=read.optional_integer("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        intermediate_size=read.integer("intermediate_size", 11008),
+def read(config: ConfigReader) -> ModelSpec:
+    """Specification of a Hugging Face Llama config."""
+    attention_bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    config.ignore("pretraining_tp", "is_llama_config")  # notes of older exports, without effect on the function
+    return llama_like(
+        config,
+        attention={"qkv_bias": attention_bias, "out_bias": attention_bias},
+        mlp={"up_bias": mlp_bias, "down_bias": mlp_bias},
     )
-    attention_bias, mlp_bias = read.flag("attention_bias", False), read.flag("mlp_bias", False)
-    context = read.integer("max_position_embeddings", 2048)
-    spec = ModelSpec(
-        family=MODEL_TYPE,
-        vocab_size=read.integer("vocab_size", 32000),
+
+
+# What a config leaves out, by Hugging Face's names.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,  # as many as query heads
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 1.0,
+    "tie_word_embeddings": False,
+}
+
+
+def llama_like(
+    config: ConfigReader,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    attention: Mapping[str, Any] | None = None,
+    mlp: Mapping[str, Any] | None = None,
+    **model: Any,
+) -> ModelSpec:
+    """The specification of a config with Llama's names of fields.
+
+    ``defaults`` are the family's where they are not Llama's; ``attention``, ``mlp`` and ``model`` further fields of the
+    parts and of the model.
+    """
+    name, default = config.family, {**DEFAULTS, **(defaults or {})}
+    sizes = {size: config.integer(size, default[size]) for size in SIZES}
+    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    head_dim = config.optional_integer("head_dim") or default["head_dim"] or width // heads
+    if width % heads and head_dim == width // heads:
+        raise InputError(f"{name} config: hidden_size {width} is not a multiple of num_attention_heads {heads}")
+    context = sizes["max_position_embeddings"]
+    rope = read_rope(config, context, head_dim, theta=default["rope_theta"], partial=default["partial_rotary_factor"])
+    kv_heads = config.optional_integer("num_key_value_heads", default["num_key_value_heads"]) or heads
+    activation = config.activation("hidden_act", default["hidden_act"])
+    layer = LayerSpec(
+        AttentionSpec(heads, kv_heads, head_dim, **{"rope": rope, **(attention or {})}),
+        MlpSpec(sizes["intermediate_size"], activation, **{"gated": True, **(mlp or {})}),
+    )
+    config.ignore("attention_dropout", "initializer_range")  # of training from scratch only
+    if "norm" not in model:
+        model["norm"] = NormSpec("rmsnorm", config.number("rms_norm_eps", default["rms_norm_eps"]))
+    return ModelSpec(
+        family=name,
+        vocab_size=sizes["vocab_size"],
         n_embd=width,
         max_seq_len=context,
-        layers=(layer,) * read.integer("num_hidden_layers", 32),
-        norm="rmsnorm",
-        norm_eps=read.number("rms_norm_eps", 1e-6),
-        positions="rope",
-        rope=_rope(read, context),
-        activation=read.activation("hidden_act", "silu"),
-        gated_mlp=True,
-        qkv_bias=attention_bias,
-        out_bias=attention_bias,
-        up_bias=mlp_bias,
-        down_bias=mlp_bias,
-        tied_head=read.flag("tie_word_embeddings", False),
+        layers=(layer,) * sizes["num_hidden_layers"],
+        tied_head=config.flag("tie_word_embeddings", default["tie_word_embeddings"]),
+        **model,
     )
-    read.ignore("pretraining_tp", "is_llama_config")  # notes of older exports, without effect on the function
-    read.ignore("attention_dropout", "initializer_range")  # of training from scratch only
-    read.done()
-    return spec
 
 
-def _rope(read: ConfigReader, context: int) -> RopeSpec:
-    """Rotary settings as Hugging Face derives them.
-
-    ``rope_parameters`` since transformers 5; ``rope_scaling``, which wins, and ``rope_theta`` before. The original length
-    of llama3 is the context where none is given; the other fields that a type needs must be there.
-    """
-    scaling, parameters = read.mapping("rope_scaling"), read.mapping("rope_parameters")
-    parameters = dict(scaling or parameters or {})
-    theta, original = read.number("rope_theta", 10000.0), read.optional_integer("original_max_position_embeddings")
-    theta = read.checked_number("rope_theta", parameters.pop("rope_theta", theta))
-    old_type = parameters.pop("type", None)
-    rope_type: Any = parameters.pop("rope_type", old_type)
-    if rope_type is None and parameters:
-        raise InputError(f"llama config: rope field {sorted(parameters)[0]!r} needs a rope_type")
-    rope_type = rope_type or "default"
-    if not isinstance(rope_type, str) or rope_type not in ROPE_NEEDS:
-        raise InputError(f"llama config: rope_type {rope_type!r} is not supported (default, linear and llama3 are)")
-    if parameters.get("partial_rotary_factor") in (None, 1):
-        parameters.pop("partial_rotary_factor", None)
-    if unknown := sorted(set(parameters) - set(ROPE_FIELDS)):
-        raise InputError(f"llama config: rope field {unknown[0]!r} is not supported")
-    if rope_type == "llama3":
-        parameters["original_max_position_embeddings"] = original or parameters.get(
-            "original_max_position_embeddings", context
-        )
-    settings: dict[str, Any] = {}
-    for name in ROPE_NEEDS[rope_type]:
-        if name not in parameters:
-            raise InputError(f"llama config: rope_type {rope_type!r} needs the rope field {name!r}")
-        settings[ROPE_FIELDS[name]] = read.checked_number(f"rope field {name}", parameters[name])
-    return RopeSpec(theta=theta, type=cast(RopeType, rope_type), **settings)
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 
 
-def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
-    """Inverse of `spec_from_config`, for models whose layers are all alike."""
-    layer, rope = spec.layers[0], spec.rope
-    assert rope is not None
-    if (spec.out_bias, spec.down_bias) != (spec.qkv_bias, spec.up_bias):
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `read`."""
+    mlp = spec.layers[0].mlp
+    bias = one_bias(spec, "Llama")
+    if mlp.down_bias != mlp.up_bias:
         raise InputError("Hugging Face's Llama has no bias on single projections; keep this model in sentinel's format")
-    parameters: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-    if rope.type != "default":
-        parameters["factor"] = rope.factor
-    if rope.type == "llama3":
-        parameters["low_freq_factor"] = rope.low_freq_factor
-        parameters["high_freq_factor"] = rope.high_freq_factor
-        parameters["original_max_position_embeddings"] = rope.original_max_seq_len
-    return {
-        "model_type": MODEL_TYPE,
-        "architectures": [ARCHITECTURE],
+    return {**write_llama_like(spec), "attention_bias": bias, "mlp_bias": mlp.up_bias}
+
+
+def one_bias(spec: ModelSpec, name: str) -> bool:
+    """Whether the attention's projections have biases: all or none; `InputError` that names the family otherwise."""
+    attention = spec.layers[0].attention
+    if attention.out_bias != attention.qkv_bias:
+        raise InputError(
+            f"Hugging Face's {name} has no bias on single projections; keep this model in sentinel's format"
+        )
+    return attention.qkv_bias
+
+
+def write_llama_like(spec: ModelSpec, eps: str = "rms_norm_eps") -> dict[str, Any]:
+    """Inverse of `llama_like`, without what the family adds; ``eps`` is the name of that field."""
+    layer = spec.layers[0]
+    found = {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.n_embd,
         "num_attention_heads": layer.n_head,
@@ -117,41 +143,73 @@ def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
         "num_hidden_layers": spec.n_layer,
         "max_position_embeddings": spec.max_seq_len,
         "intermediate_size": layer.intermediate_size,
-        "rms_norm_eps": spec.norm_eps,
-        "hidden_act": spec.activation,
-        "attention_bias": spec.qkv_bias,
-        "mlp_bias": spec.up_bias,
+        eps: spec.norm.eps,
+        "hidden_act": layer.mlp.activation,
         "tie_word_embeddings": spec.tied_head,
-        "rope_parameters": parameters,
     }
+    ropes = [layer.attention.rope for layer in spec.layers if layer.attention.rope is not None]
+    return {**found, "rope_parameters": write_rope(ropes[0], layer.head_dim)} if ropes else found
 
 
-def weight_rules(spec: ModelSpec) -> list[Rule]:
-    """Every tensor of the family's checkpoint."""
-    names = {
-        "attn.out_proj": ("self_attn.o_proj", spec.out_bias),
-        "mlp.gate_proj": ("mlp.gate_proj", spec.up_bias),
-        "mlp.up_proj": ("mlp.up_proj", spec.up_bias),
-        "mlp.down_proj": ("mlp.down_proj", spec.down_bias),
-    }
-    rules = [
-        same("embed.weight", EMBEDDING),
-        same("final_norm.weight", "model.norm.weight"),
-        same("layers.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight"),
-        same("layers.{i}.mlp_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
-    ]
-    for part in ("weight", "bias") if spec.qkv_bias else ("weight",):
-        qkv = (f"model.layers.{{i}}.self_attn.{p}_proj.{part}" for p in "qkv")
-        rules.append(separate_qkv(f"layers.{{i}}.attn.qkv_proj.{part}", *qkv))
-    for ours, (theirs, bias) in names.items():
-        parts = ("weight", "bias") if bias else ("weight",)
-        rules.extend(same(f"layers.{{i}}.{ours}.{part}", f"model.layers.{{i}}.{theirs}.{part}") for part in parts)
+NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+
+
+def rules(spec: ModelSpec) -> list[Rule]:
+    """Every tensor of the checkpoint."""
+    return [*rules_of_ends(spec), *rules_of_attention(spec), *rules_of_mlp(spec), *rules_of_norms(spec, NORMS)]
+
+
+def rules_of_ends(spec: ModelSpec) -> list[Rule]:
+    """Embedding, final norm and LM head."""
+    found = [same("embed.weight", EMBEDDING)]
+    parts = ("weight", "bias") if spec.norm.kind == "layernorm" else ("weight",)
+    found += [same(f"final_norm.{part}", f"model.norm.{part}") for part in parts]
     if not spec.tied_head:
-        rules.append(same("lm_head.weight", "lm_head.weight"))
-    return rules
+        found.append(same("lm_head.weight", "lm_head.weight"))
+    if spec.head_bias:
+        found.append(same("lm_head.bias", "lm_head.bias"))
+    return found
 
 
-def normalise_names(state: State) -> State:
+def rules_of_norms(spec: ModelSpec, names: dict[str, str], rule: Any = same) -> list[Rule]:
+    """The norms of every layer, by the names that the family has for those of `BlockSpec.norms`."""
+    parts = ("weight", "bias") if spec.norm.kind == "layernorm" else ("weight",)
+    return [
+        rule(f"layers.{{i}}.{ours}.{part}", f"model.layers.{{i}}.{names[ours]}.{part}")
+        for ours in spec.block.norms
+        for part in parts
+    ]
+
+
+def rules_of_attention(spec: ModelSpec, out: str = "self_attn.o_proj") -> list[Rule]:
+    """Separate queries, keys and values, their norms, and the output projection."""
+    attention, found = spec.layers[0].attention, []
+    for part in ("weight", "bias") if attention.qkv_bias else ("weight",):
+        qkv = (f"model.layers.{{i}}.self_attn.{p}_proj.{part}" for p in "qkv")
+        found.append(separate_qkv(f"layers.{{i}}.attn.qkv_proj.{part}", *qkv))
+    if attention.qk_norm:
+        names = (f"{p}_norm.weight" for p in "qk")
+        found += [same(f"layers.{{i}}.attn.{name}", f"model.layers.{{i}}.self_attn.{name}") for name in names]
+    return [*found, *projection("attn.out_proj", out, attention.out_bias)]
+
+
+def rules_of_mlp(spec: ModelSpec) -> list[Rule]:
+    """The three projections of a gated MLP."""
+    mlp = spec.layers[0].mlp
+    names = {"gate_proj": mlp.up_bias, "up_proj": mlp.up_bias, "down_proj": mlp.down_bias}
+    return [rule for name, bias in names.items() for rule in projection(f"mlp.{name}", f"mlp.{name}", bias)]
+
+
+def projection(ours: str, theirs: str, bias: bool) -> list[Rule]:
+    """The weight of a projection and, if there is one, its bias, as they are."""
+    parts = ("weight", "bias") if bias else ("weight",)
+    return [same(f"layers.{{i}}.{ours}.{part}", f"model.layers.{{i}}.{theirs}.{part}") for part in parts]
+
+
+def rename(state: State) -> State:
     """Names as Hugging Face's class has them now: older checkpoints hold rotary buffers, bare ones lack the prefix."""
     kept = {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
     return {name if name.startswith(("model.", "lm_head.")) else f"model.{name}": t for name, t in kept.items()}
+
+
+FAMILY = Family("llama", "LlamaForCausalLM", read, write, rules, EMBEDDING, rename, GGUF)

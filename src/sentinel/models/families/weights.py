@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
-from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.models.spec import AttentionSpec, LayerSpec, ModelSpec
 from sentinel.models.tensors import tensors_of, with_gates_folded
 
 State = dict[str, Tensor]
 
 
-def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, layer: LayerSpec) -> Tensor:
+def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, layer: LayerSpec | AttentionSpec) -> Tensor:
     """Rows of separate projections [heads * D, ...] in group order: each group's queries, then its key and value."""
     groups, rest = layer.n_kv_head, query.shape[1:]
     parts = [t.reshape(groups, -1, *rest) if groups else t.reshape(0, 0, *rest) for t in (query, key, value)]
     return torch.cat(parts, dim=1).reshape(-1, *rest) if groups else query.new_zeros(0, *rest)
 
 
-def split_qkv(fused: Tensor, layer: LayerSpec) -> tuple[Tensor, Tensor, Tensor]:
+def split_qkv(fused: Tensor, layer: LayerSpec | AttentionSpec) -> tuple[Tensor, Tensor, Tensor]:
     """Inverse of `fuse_qkv`."""
     dim, rest = layer.head_dim, fused.shape[1:]
     if not layer.n_kv_head:
@@ -32,52 +32,116 @@ def split_qkv(fused: Tensor, layer: LayerSpec) -> tuple[Tensor, Tensor, Tensor]:
     return query.reshape(-1, *rest), key.reshape(-1, *rest), value.reshape(-1, *rest)
 
 
+Tensors = Sequence[Tensor]
+
+
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of the decoder and the tensors of the family that it is made of. ``{i}`` stands for the layer."""
+    """Tensors of the decoder and the tensors of the family that they are made of. ``{i}`` stands for the layer."""
 
-    ours: str
+    ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    read: Callable[[Sequence[Tensor], LayerSpec], Tensor]
-    write: Callable[[Tensor, LayerSpec], Sequence[Tensor]]
+    read: Callable[[Tensors, LayerSpec], Tensors]
+    write: Callable[[Tensors, LayerSpec], Tensors]
 
 
 def same(ours: str, theirs: str) -> Rule:
     """The tensor as it is."""
-    return Rule(ours, (theirs,), lambda t, _: t[0], lambda t, _: (t,))
+    return Rule((ours,), (theirs,), lambda t, _: t, lambda t, _: t)
 
 
 def transposed(ours: str, theirs: str) -> Rule:
     """A weight that the family stores as [in, out]."""
-    return Rule(ours, (theirs,), lambda t, _: t[0].T.contiguous(), lambda t, _: (t.T.contiguous(),))
+    return Rule((ours,), (theirs,), lambda t, _: (t[0].T.contiguous(),), lambda t, _: (t[0].T.contiguous(),))
 
 
-def separate_qkv(ours: str, query: str, key: str, value: str) -> Rule:
-    """Three tensors of the family, fused in group order."""
-    return Rule(ours, (query, key, value), lambda t, layer: fuse_qkv(t[0], t[1], t[2], layer), split_qkv)
+def plus_one(ours: str, theirs: str) -> Rule:
+    """The weight of a norm that multiplies by 1 + what the family stores."""
+    return Rule((ours,), (theirs,), lambda t, _: (t[0] + 1,), lambda t, _: (t[0] - 1,))
 
 
-def stacked_qkv(ours: str, theirs: str, *, transpose: bool) -> Rule:
-    """One tensor with all queries, then all keys, then all values; a weight is stored as [in, out]."""
+def after_rows(count: int, ours: str, theirs: str) -> Rule:
+    """A table whose first ``count`` rows nobody looks up."""
 
-    def read(tensors: Sequence[Tensor], layer: LayerSpec) -> Tensor:
-        stacked = tensors[0].T if transpose else tensors[0]
-        query, key, value = stacked.chunk(3)
-        return fuse_qkv(query, key, value, layer)
+    def write(tensors: Tensors, _: LayerSpec) -> Tensors:
+        return (torch.cat((tensors[0].new_zeros(count, tensors[0].shape[1]), tensors[0])),)
 
-    def write(tensor: Tensor, layer: LayerSpec) -> Sequence[Tensor]:
-        stacked = torch.cat(split_qkv(tensor, layer))
-        return (stacked.T.contiguous() if transpose else stacked,)
-
-    return Rule(ours, (theirs,), read, write)
+    return Rule((ours,), (theirs,), lambda t, _: (t[0][count:].contiguous(),), write)
 
 
-def _expanded(rules: Sequence[Rule], spec: ModelSpec) -> list[tuple[str, tuple[str, ...], Rule, LayerSpec]]:
-    out: list[tuple[str, tuple[str, ...], Rule, LayerSpec]] = []
+def stacked(ours: tuple[str, ...], theirs: str) -> Rule:
+    """Equal tensors of ours, one below the other."""
+    return Rule(ours, (theirs,), lambda t, _: t[0].chunk(len(ours)), lambda t, _: (torch.cat(tuple(t)),))
+
+
+def separate_qkv(ours: str, query: str, key: str, value: str, *, pairs: int = 0) -> Rule:
+    """Three tensors of the family, fused in group order.
+
+    With ``pairs`` the family rotates neighbouring numbers of the first 2 * pairs of every head; here they are the halves.
+    """
+
+    def read(tensors: Tensors, layer: LayerSpec) -> Tensors:
+        query, key, value = tensors
+        query, key = (halves_of_pairs(t, layer.head_dim, pairs) for t in (query, key))
+        return (fuse_qkv(query, key, value, layer),)
+
+    def write(tensors: Tensors, layer: LayerSpec) -> Tensors:
+        query, key, value = split_qkv(tensors[0], layer)
+        return *(pairs_of_halves(t, layer.head_dim, pairs) for t in (query, key)), value
+
+    return Rule((ours,), (query, key, value), read, write)
+
+
+def halves_of_pairs(rows: Tensor, head_dim: int, pairs: int) -> Tensor:
+    """Rows of queries or keys [heads * D, ...]; of the first 2 * pairs of a head, x0 y0 x1 y1.. becomes x0 x1.. y0 y1.."""
+    if not pairs:
+        return rows
+    heads = rows.reshape(-1, head_dim, *rows.shape[1:])
+    turned = heads[:, : 2 * pairs].reshape(len(heads), pairs, 2, *rows.shape[1:]).transpose(1, 2).flatten(1, 2)
+    return torch.cat((turned, heads[:, 2 * pairs :]), 1).reshape(rows.shape)
+
+
+def pairs_of_halves(rows: Tensor, head_dim: int, pairs: int) -> Tensor:
+    """Inverse of `halves_of_pairs`."""
+    if not pairs:
+        return rows
+    heads = rows.reshape(-1, head_dim, *rows.shape[1:])
+    turned = heads[:, : 2 * pairs].reshape(len(heads), 2, pairs, *rows.shape[1:]).transpose(1, 2).flatten(1, 2)
+    return torch.cat((turned, heads[:, 2 * pairs :]), 1).reshape(rows.shape)
+
+
+def stacked_qkv(ours: str, theirs: str, *, transpose: bool = False) -> Rule:
+    """One tensor with all queries, then all keys, then all values; with ``transpose`` a weight is stored as [in, out]."""
+
+    def read(tensors: Tensors, layer: LayerSpec) -> Tensors:
+        rows = tensors[0].T if transpose else tensors[0]
+        sizes = [heads * layer.head_dim for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head)]
+        query, key, value = rows.split(sizes)
+        return (fuse_qkv(query, key, value, layer),)
+
+    def write(tensors: Tensors, layer: LayerSpec) -> Tensors:
+        rows = torch.cat(split_qkv(tensors[0], layer))
+        return (rows.T.contiguous() if transpose else rows,)
+
+    return Rule((ours,), (theirs,), read, write)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A rule for one layer."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    rule: Rule
+    layer: LayerSpec
+
+
+def _expanded(rules: Sequence[Rule], spec: ModelSpec) -> list[_Placed]:
+    out: list[_Placed] = []
     for rule in rules:
-        for i in range(spec.n_layer if "{i}" in rule.ours else 1):
-            theirs = tuple(name.format(i=i) for name in rule.theirs)
-            out.append((rule.ours.format(i=i), theirs, rule, spec.layers[i]))
+        for i in range(spec.n_layer if "{i}" in rule.ours[0] else 1):
+            ours, theirs = (tuple(name.format(i=i) for name in names) for names in (rule.ours, rule.theirs))
+            out.append(_Placed(ours, theirs, rule, spec.layers[i]))
     return out
 
 
@@ -103,7 +167,7 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
     Raises `InputError` that names the first missing, unexpected or wrongly shaped tensor.
     """
     expanded = _expanded(rules, spec)
-    wanted = {name for _, names, _, _ in expanded for name in names}
+    wanted = {name for placed in expanded for name in placed.theirs}
     if missing := sorted(wanted - set(theirs)):
         raise InputError(f"the weights lack {len(missing)} tensors that the config asks for, first {missing[0]!r}")
     if unexpected := sorted(set(theirs) - wanted):
@@ -112,17 +176,19 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
         )
     shapes = {tensor.name: tensor.shape for tensor in tensors_of(spec)}
     ours: State = {}
-    for name, names, rule, layer in expanded:
+    for placed in expanded:
+        first = placed.theirs[0]
         try:
-            tensor = rule.read([theirs[n] for n in names], layer)
+            tensors = placed.rule.read([theirs[name] for name in placed.theirs], placed.layer)
         except (RuntimeError, IndexError) as error:
-            raise InputError(f"weight {names[0]!r} has a shape that the config does not explain") from error
-        if tensor.shape != shapes[name]:
-            raise InputError(
-                f"weight {names[0]!r} gives {list(tensor.shape)} for {name}, but the config asks for "
-                f"{list(shapes[name])}"
-            )
-        ours[name] = tensor
+            raise InputError(f"weight {first!r} has a shape that the config does not explain") from error
+        for name, tensor in zip(placed.ours, tensors, strict=True):
+            if tensor.shape != shapes[name]:
+                raise InputError(
+                    f"weight {first!r} gives {list(tensor.shape)} for {name}, but the config asks for "
+                    f"{list(shapes[name])}"
+                )
+            ours[name] = tensor
     for i, layer in enumerate(spec.layers):
         ours[f"layers.{i}.attn.gate"] = torch.ones(layer.n_head, device=ours["embed.weight"].device)
     return ours
@@ -132,6 +198,7 @@ def write_weights(rules: Sequence[Rule], spec: ModelSpec, ours: State) -> State:
     """Inverse of `read_weights`; gates are folded into the output projections."""
     theirs: State = {}
     folded = with_gates_folded(ours, spec)
-    for name, names, rule, layer in _expanded(rules, spec):
-        theirs.update(zip(names, rule.write(folded[name], layer), strict=True))
+    for placed in _expanded(rules, spec):
+        written = placed.rule.write([folded[name] for name in placed.ours], placed.layer)
+        theirs.update(zip(placed.theirs, written, strict=True))
     return theirs

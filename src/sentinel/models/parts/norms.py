@@ -18,11 +18,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        """``x`` [..., n]; of a narrower ``x`` than the norm was made for, the first weights are used."""
+        weight = self.weight[: x.shape[-1]]
+        return functional.rms_norm(x, weight.shape, weight, self.eps)
 
 
 def make_norm(spec: ModelSpec) -> nn.Module:
     """The normalisation layer that the specification names, over n_embd features."""
-    if spec.norm == "layernorm":
-        return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps)
-    return RMSNorm(spec.n_embd, spec.norm_eps)
+    if spec.norm.kind == "layernorm":
+        return nn.LayerNorm(spec.n_embd, eps=spec.norm.eps)
+    return RMSNorm(spec.n_embd, spec.norm.eps)

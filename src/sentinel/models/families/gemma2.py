@@ -1,0 +1,87 @@
+"""Gemma 2 (``model_type: gemma2``): Gemma with norms after the halves too, soft caps, and a window in every other layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sentinel.models.families import gemma, llama
+from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.weights import Rule, plus_one
+from sentinel.models.families.windows import layer_types, with_windows
+from sentinel.models.spec import BlockSpec, ModelSpec
+
+DEFAULTS = {
+    **gemma.DEFAULTS,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+
+
+def read(config: ConfigReader) -> ModelSpec:
+    """Specification of a Hugging Face Gemma 2 config."""
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    spec = with_caps(config, caps, {})
+    window = config.optional_integer("sliding_window", 4096)
+    windowed = config.layer_types(spec.n_layer, lambda index: index % 2 == 0)
+    return with_windows(spec, windowed, window)
+
+
+def with_caps(config: ConfigReader, caps: dict[str, Any], attention: dict[str, Any]) -> ModelSpec:
+    """What Gemma 2 and 3 share; ``caps`` are the defaults of the soft caps, ``attention`` further fields of that part."""
+    if config.flag("use_bidirectional_attention", False, null=False):
+        raise config.refuse("use_bidirectional_attention", True, "false")
+    bias = config.flag("attention_bias", False)
+    config.rename(hidden_activation="hidden_act")
+    scalar = config.number("query_pre_attn_scalar", 256)
+    spec = llama.llama_like(
+        config,
+        defaults=DEFAULTS,
+        attention={
+            "qkv_bias": bias,
+            "out_bias": bias,
+            "scale": scalar**-0.5,
+            "soft_cap": config.optional_number("attn_logit_softcapping", caps["attn_logit_softcapping"]),
+            **attention,
+        },
+        block=BlockSpec(post_norm=True),
+        logit_soft_cap=config.optional_number("final_logit_softcapping", caps["final_logit_softcapping"]),
+    )
+    config.ignore("cache_implementation")
+    return gemma.scaled(spec)
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `read`."""
+    attention = spec.layers[0].attention
+    windows = [layer.attention.window for layer in spec.layers]
+    found = gemma.write(spec)
+    activation = found.pop("hidden_act")
+    return {
+        **found,
+        "hidden_activation": activation,
+        "query_pre_attn_scalar": round(attention.score_scale**-2, 6),
+        "attn_logit_softcapping": attention.soft_cap,
+        "final_logit_softcapping": spec.logit_soft_cap,
+        "sliding_window": next((window for window in windows if window is not None), None),
+        "layer_types": layer_types(windows),
+    }
+
+
+def rules(spec: ModelSpec) -> list[Rule]:
+    """Every tensor of the checkpoint."""
+    return [*gemma.rules_without_norms(spec), *llama.rules_of_norms(spec, NORMS, plus_one)]
+
+
+FAMILY = dataclasses.replace(
+    llama.FAMILY, model_type="gemma2", architecture="Gemma2ForCausalLM", read=read, write=write, rules=rules
+)

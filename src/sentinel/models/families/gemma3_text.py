@@ -1,0 +1,66 @@
+"""Gemma 3 (``model_type: gemma3_text``): Gemma 2 with norms of queries and keys, and five layers with a window and a
+rotary base of their own before each one without."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sentinel.models.families import gemma2
+from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.rope import rope_from, write_rope
+from sentinel.models.families.windows import with_windows
+from sentinel.models.spec import ModelSpec
+
+DEFAULTS = {"vocab_size": 262208, "max_position_embeddings": 131072}
+PLAIN, WINDOWED = "full_attention", "sliding_attention"
+
+
+def read(config: ConfigReader) -> ModelSpec:
+    """Specification of a Hugging Face Gemma 3 text config."""
+    for name, value in DEFAULTS.items():
+        config.default(name, value)
+    settings = _rotary_settings(config)
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    spec = gemma2.with_caps(config, caps, {"qk_norm": "head"})
+    config.rename(_sliding_window_pattern="sliding_window_pattern")
+    every = config.integer("sliding_window_pattern", 6)
+    windowed = config.layer_types(spec.n_layer, lambda index: (index + 1) % every != 0)
+    ropes = {
+        kind: rope_from(config, given, spec.max_seq_len, spec.layers[0].head_dim) for kind, given in settings.items()
+    }
+    spec = with_windows(spec, windowed, config.optional_integer("sliding_window", 4096))
+    layers = tuple(
+        dataclasses.replace(
+            layer, attention=dataclasses.replace(layer.attention, rope=ropes[WINDOWED if there else PLAIN])
+        )
+        for layer, there in zip(spec.layers, windowed, strict=True)
+    )
+    return dataclasses.replace(spec, layers=layers)
+
+
+def _rotary_settings(config: ConfigReader) -> dict[str, dict[str, Any]]:
+    """Rotary settings by kind of layer: nested since transformers 5; before, those of windows had a base alone."""
+    nested, scaling = config.mapping("rope_parameters") or {}, config.mapping("rope_scaling")
+    theta, local = config.number("rope_theta", 1e6), config.number("rope_local_base_freq", 1e4)
+    if nested and not set(nested) & {PLAIN, WINDOWED}:
+        nested = {PLAIN: nested}
+    plain = dict(scaling or nested.get(PLAIN) or {})
+    windowed = dict(nested.get(WINDOWED) or {})
+    return {PLAIN: {"rope_theta": theta, **plain}, WINDOWED: {"rope_theta": local, **windowed}}
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `read`."""
+    ropes = {
+        kind: write_rope(layer.attention.rope, layer.head_dim)
+        for kind in (PLAIN, WINDOWED)
+        for layer in spec.layers
+        if layer.attention.rope is not None and (layer.attention.window is None) == (kind == PLAIN)
+    }
+    return {**gemma2.write(spec), "rope_parameters": ropes}
+
+
+FAMILY = dataclasses.replace(
+    gemma2.FAMILY, model_type="gemma3_text", architecture="Gemma3ForCausalLM", read=read, write=write
+)

@@ -1,0 +1,43 @@
+"""Granite 3 (``model_type: granite``): Llama with multipliers of embeddings, scores, residuals and logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sentinel.models.families import llama
+from sentinel.models.families.config import ConfigReader
+from sentinel.models.spec import BlockSpec, ModelSpec
+
+
+def read(config: ConfigReader) -> ModelSpec:
+    """Specification of a Hugging Face Granite config."""
+    attention_bias, mlp_bias = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    return llama.llama_like(
+        config,
+        attention={
+            "qkv_bias": attention_bias,
+            "out_bias": attention_bias,
+            "scale": config.number("attention_multiplier", 1.0),
+        },
+        mlp={"up_bias": mlp_bias, "down_bias": mlp_bias},
+        block=BlockSpec(residual_scale=config.number("residual_multiplier", 1.0)),
+        embed_scale=config.number("embedding_multiplier", 1.0),
+        logit_scale=1 / (config.number("logits_scaling", 1.0) or 1.0),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `read`."""
+    return {
+        **llama.write(spec),
+        "attention_multiplier": spec.layers[0].attention.score_scale,
+        "residual_multiplier": spec.block.residual_scale,
+        "embedding_multiplier": spec.embed_scale,
+        "logits_scaling": 1 / spec.logit_scale,
+    }
+
+
+FAMILY = dataclasses.replace(
+    llama.FAMILY, model_type="granite", architecture="GraniteForCausalLM", read=read, write=write
+)
