@@ -45,9 +45,8 @@ class Learned(ScoringCriterion):
 
     def scores(self, subject: Subject, heads: float, neurons: float) -> Scores:
         groups = learn_gates(subject.dense, subject.windows, closed=heads, seed=subject.seed, steps=self.steps)
-        return Scores.of_tensors(
-            self.name, groups, [torch.zeros(la.intermediate_size) for la in subject.dense.spec.layers]
-        )
+        sizes = (layer.intermediate_size for layer in subject.dense.spec.layers)
+        return Scores.of_tensors(self.name, groups, [torch.zeros(size, device="cpu") for size in sizes])
 
 
 def sample_gates(log_alpha: Tensor, generator: torch.Generator) -> Tensor:
