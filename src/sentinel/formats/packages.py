@@ -10,7 +10,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def pip_download(requirement: str, folder: Path) -> Path:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder() -> Generator[Path, None, None]:
     """A folder to unpack in, which goes afterwards."""
     with _temporary_folder() as name:
         yield Path(name)
@@ -92,7 +92,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @contextmanager
-def kept_in_cache(folder: Path, last: str) -> Iterator[Path]:
+def kept_in_cache(folder: Path, last: str) -> Generator[Path, None, None]:
     """A temporary folder that becomes ``folder`` of the cache; if another process was faster, so that the file ``last`` is
     there, that one stays."""
     try:
@@ -130,7 +130,7 @@ def smollm2_folder() -> Path:
     folder = place_of(SMOLLM2_ALIAS, "config.json")
     if (folder / "config.json").exists():
         return folder
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     from sentinel.formats.gguf.reader import GGUFFile
 

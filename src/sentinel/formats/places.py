@@ -51,7 +51,7 @@ def locate(model: str) -> Path:
 
 
 def _hub_folder(model: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,

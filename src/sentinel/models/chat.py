@@ -54,8 +54,10 @@ def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapp
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    environment.filters["tojson"] = _tojson  # pyright: ignore[reportUnknownMemberType]
+    environment.globals.update(  # pyright: ignore[reportUnknownMemberType]
+        raise_exception=_raise_exception, strftime_now=_strftime_now
+    )
     plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
     variables = {**special_tokens, "tools": None, "documents": None, "add_generation_prompt": True}
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.models.record import Adapted, Integrated, Pruned, Quantised, Record, Recovered, Step
+from sentinel.plain import is_row
 
 UNNAMED = "another model"  # where a checkpoint does not tell
 
@@ -94,6 +95,6 @@ def _name(value: object) -> str:
 
 def _documents(value: object) -> tuple[str, ...]:
     """Fingerprints of documents."""
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+    if not is_row(value) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"{value!r} are no fingerprints")
     return tuple(value)

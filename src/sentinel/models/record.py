@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sentinel.errors import InputError
+from sentinel.plain import is_mapping, is_row
 
 VERSION = 1
 Weights = Literal["real", "random"]
@@ -99,7 +100,7 @@ class Recovered(_Taught):
 
     kind = "recovered"
     teacher: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -118,7 +119,7 @@ class Adapted(Step):
 
     kind = "adapted"
     budget: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     cycles: int = 0
     expanded_kv: bool = False
 
@@ -179,7 +180,7 @@ class Record:
 
     def learned_documents(self) -> frozenset[str]:
         """Fingerprints of the documents that went into the weights, by calibration, training or another model."""
-        return frozenset().union(*(step.learned for step in self.steps))
+        return frozenset[str]().union(*(step.learned for step in self.steps))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -194,13 +195,13 @@ class Record:
         unknown, missing or of another type.
         """
         try:
-            if not isinstance(data, Mapping) or set(data) != {"version", "weights", "steps"}:
+            if not is_mapping(data) or set(data) != {"version", "weights", "steps"}:
                 raise ValueError("it must hold version, weights and steps")
             if data["version"] != VERSION:
                 raise ValueError(f"it has version {data['version']!r}; this version of sentinel reads {VERSION}")
             if data["weights"] not in typing.get_args(Weights):
                 raise ValueError(f"weights are {data['weights']!r}, not real or random")
-            if not isinstance(data["steps"], (list, tuple)):
+            if not is_row(data["steps"]):
                 raise ValueError("steps must be a list")
             steps = [_step(entry, f"step {number}") for number, entry in enumerate(data["steps"], 1)]
         except ValueError as error:
@@ -213,7 +214,7 @@ class Record:
 
 def _step(data: object, where: str) -> Step:
     """One step of plain values."""
-    if not isinstance(data, Mapping):
+    if not is_mapping(data):
         raise ValueError(f"{where} is no object")
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
@@ -233,9 +234,9 @@ def _step(data: object, where: str) -> Step:
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """``value`` as a field of type ``hint`` holds it; `ValueError` when it is of another type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, (list, tuple)):
+    if origin is tuple and is_row(value):
         return tuple(_typed(item, inner[0], where) for item in value)
-    if origin is Mapping and isinstance(value, Mapping):
+    if origin is Mapping and is_mapping(value):
         return dict(value)
     if origin is types.UnionType:  # "or None"
         return None if value is None else _typed(value, inner[0], where)

@@ -1,5 +1,8 @@
 """Which bytes of a text its tokens stand for."""
 
+# pyright: reportUnknownMemberType=false
+# NumPy's reshape has an overload without types.
+
 from __future__ import annotations
 
 import numpy as np

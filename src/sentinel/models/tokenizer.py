@@ -16,6 +16,7 @@ from sentinel.models.tokenizer_files import (
     read_tokenizer,
     write_tokenizer,
 )
+from sentinel.plain import is_list
 
 if TYPE_CHECKING:
     from sentinel.models.chat import Message
@@ -80,7 +81,7 @@ class TextTokenizer:
     def chat_template(self) -> str | None:
         """The default chat template of the model (jinja), or None."""
         templates = self._settings.get("chat_template")
-        if isinstance(templates, list):
+        if is_list(templates):
             return next((entry["template"] for entry in templates if entry["name"] == "default"), None)
         return templates
 
@@ -118,7 +119,8 @@ class TextTokenizer:
 
         with tempfile.TemporaryDirectory() as name:
             self.copy_files(Path(name))
-            return PreTrainedTokenizerFast.from_pretrained(name)
+            kind: Any = PreTrainedTokenizerFast
+            return kind.from_pretrained(name)
 
     def copy_files(self, folder: Path) -> None:
         """Write the tokenizer to ``folder``, so that AutoTokenizer reads the same there, whatever the config says."""

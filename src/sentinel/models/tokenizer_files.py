@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sentinel.errors import InputError
+from sentinel.plain import is_list, is_object
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 DIGEST = "sentinel_tokenizer_sha256"  # in tokenizer_config.json: the tokenizer.json that says all
@@ -56,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is missing") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(data, dict):
+    if not is_object(data):
         raise InputError(f"{path} must hold a JSON object")
     return data
 
@@ -90,7 +91,7 @@ def _stored_templates(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """What transformers logs of a folder's oddities is for its own users."""
     from transformers.utils import logging
 
@@ -116,13 +117,14 @@ def _hugging_face(folder: Path, settings: Mapping[str, Any]) -> Any:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     named = settings.get("tokenizer_class") or settings.get("auto_map") or config.get("tokenizer_class")
     plain = not named and model_type not in TOKENIZER_MAPPING_NAMES and (folder / TOKENIZER).exists()
+    described: Any = AutoConfig  # transformers says the types of its classes in part
     reader: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
     try:
         with _quiet():
             if not plain and model_type in CONFIG_MAPPING:
                 # Only these fields matter; others, which Hugging Face's checks may refuse, are not the tokenizer's.
                 fields = {name: config[name] for name in ("tokenizer_class", "model_name") if config.get(name)}
-                options["config"] = AutoConfig.for_model(model_type, name_or_path=str(folder), **fields)
+                options["config"] = described.for_model(model_type, name_or_path=str(folder), **fields)
             fast = reader.from_pretrained(str(folder), **options)
     except Exception as error:  # the tokenizers library raises bare Exception for a file that it can't read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -137,10 +139,10 @@ def _settings_of(fast: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {name: getattr(fast, name) for name in KEPT if hasattr(fast, name)}
     settings.update({name: token for name, token in fast.special_tokens_map.items() if isinstance(token, str)})
     more = getattr(fast, "extra_special_tokens", None) or getattr(fast, "additional_special_tokens", None)
-    if isinstance(more, list) and more:
+    if is_list(more) and more:
         settings["additional_special_tokens"] = [str(token) for token in more]
     templates = fast.chat_template
-    if isinstance(templates, dict):
+    if is_object(templates):
         templates = [{"name": name, "template": text} for name, text in templates.items()]
     if templates:
         settings["chat_template"] = templates
@@ -199,7 +201,7 @@ def end_tokens(folder: Path, tokenizer: Tokenizer, settings: Mapping[str, Any]) 
         if (folder / name).exists():
             value = read_json(folder / name).get("eos_token_id")
             if value is not None:
-                ids = value if isinstance(value, list) else [value]
+                ids = value if is_list(value) else [value]
                 if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
                     raise InputError(
                         f"{folder / name}: eos_token_id must be a token id or a list of them, not {value!r}"

@@ -66,8 +66,8 @@ def build_tokenizer(get: Get, path: object) -> Tokenizer:
     added = [
         AddedToken(t, special=whole[k], normalized=False) for t, k in zip(tokens, kinds, strict=True) if k in whole
     ]
-    tokenizer.add_tokens([token for token in added if not token.special])
-    tokenizer.add_special_tokens([token for token in added if token.special])
+    tokenizer.add_tokens([token for token in added if not token.special])  # pyright: ignore[reportUnknownMemberType]
+    tokenizer.add_special_tokens([token for token in added if token.special])  # pyright: ignore[reportUnknownMemberType]
     _surround(tokenizer, get, tokens, path)
     return tokenizer
 
