@@ -177,9 +177,9 @@ def plain_logits(spec, arrays, tokens):
 
     n = len(tokens)
     x = a["embed.weight"][tokens] + a["positions.weight"][:n]
-    act = _ACT[spec.layers[0].mlp.activation]
     for i, y in enumerate(spec.layers):
         p, d, gs = f"layers.{i}.", y.head_dim, y.group_size
+        act = _ACT[y.mlp.activation]
         if y.n_head:
             qkv = linear(norm(x, p + "attn_norm"), p + "attn.qkv_proj").reshape(n, y.n_kv_head, gs + 2, d)
             heads = []

@@ -27,7 +27,7 @@ from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.sources import LoadedModel, load
-from sentinel.infer.cpu_engine import CpuEngine, pack, pack_level
+from sentinel.infer.cpu_engine import CpuEngine, pack, pack_width
 from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.lookup import PromptLookup
@@ -122,7 +122,7 @@ def test_models_are_quantised(model, windows):
     engine = CpuEngine(pack(integrate(model), "int4", input_grams(integrate(model), windows.tokens)))
     assert len(list(generate_tokens(engine, [[5, 9]], 2))) == 2
     engine.close()
-    assert pack_level(model, "int8").projections is None
+    assert pack_width(model, "int8").projections is None
 
 
 def test_skips_and_a_baseline_are_added(model):

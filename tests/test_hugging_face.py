@@ -284,7 +284,7 @@ def test_a_config_without_a_spec_is_refused():
 
 def test_a_quantised_checkpoint_is_refused(worded, tmp_path):
     loaded = load(worded)
-    save_quantised(pack(loaded.decoder, "int8"), [], tmp_path / "packed", loaded.tokenizer, loaded.record)
+    save_quantised(pack(loaded.decoder, "int8"), {}, tmp_path / "packed", loaded.tokenizer, loaded.record)
     assert AutoConfig.from_pretrained(tmp_path / "packed").precision == "int8"
     with pytest.raises(InputError, match=r"quantised \(int8\)"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "packed")

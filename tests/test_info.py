@@ -90,7 +90,7 @@ def test_damaged_stored_ratios_are_refused_by_name(quantised, tmp_path, capsys):
         shutil.copytree(quantised, bad)
         config = json.loads((bad / "config.json").read_text())
         (bad / "config.json").write_text(json.dumps({**config, "levels": levels}))
-        assert "pruning levels are damaged" in refused(capsys, "info", bad)
+        assert "widths are damaged" in refused(capsys, "info", bad)
 
 
 def test_the_model_behind_the_short_name_is_said(smollm2, capsys):

@@ -27,11 +27,11 @@ from sentinel.infer.cpu_engine import CpuEngine, pack
 from sentinel.infer.engine import Engine, make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.native import NativeWeights
-from sentinel.infer.native.weights import ENDS, matrices_of
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.record import Record
 from sentinel.models.spec import IntegrationSpec, ModelSpec
+from sentinel.models.tensors import tensors_of
 
 FEATURES = ("all", "no-baseline", "no-unet")
 SPECS = {name: spec_of(name) for name in ("gpt2", "llama-grouped")} | {
@@ -181,11 +181,8 @@ def test_quantised_fusions_and_baseline_equal_their_own_dense_weights(name, rank
     arrays = {key: tensor.numpy() for key, tensor in integrated(SPECS[name], "all", rank).state_dict().items()}
     arrays = {key: np.ones_like(array) if key.endswith("gate") else array for key, array in arrays.items()}
     dense = dict(arrays)
-    for matrix, n_row, n_column, _ in matrices_of(spec):
-        key = f"{matrix}.weight"
-        if key in arrays and n_row and n_column:
-            small = matrix in ENDS or matrix.startswith("integration.")
-            dense[key] = oracle.dequantised(arrays[key], "int8" if small else precision)
+    for key in (tensor.name for tensor in tensors_of(spec) if tensor.is_matrix and arrays[tensor.name].size):
+        dense[key] = oracle.dequantised(arrays[key], precision if "layers." in key else "int8")
     packed = CpuEngine(NativeWeights.from_arrays(spec, arrays, precision))
     plain = CpuEngine(NativeWeights.from_arrays(spec, dense, "fp32"))
     for found, expected in zip(passes(packed, [[3, 1, 4, 1, 5]]), passes(plain, [[3, 1, 4, 1, 5]]), strict=True):
@@ -219,7 +216,8 @@ def test_calibration_reads_what_the_projections_of_an_integrated_model_read():
         decoder(windows)
     for hook in hooks:
         hook.remove()
-    names = [name for name, *_ in matrices_of(decoder.spec) if name.endswith("qkv_proj")]
+    weights = [tensor.name for tensor in tensors_of(decoder.spec) if tensor.name.endswith("qkv_proj.weight")]
+    names = [name.removesuffix(".weight") for name in weights]
     assert any(name.startswith("baseline.") for name in names) and set(names) == set(seen)
     for name, grams in zip(names, input_grams(decoder, windows), strict=True):
         np.testing.assert_allclose(grams[name], seen[name].T @ seen[name], rtol=1e-4, atol=1e-3)

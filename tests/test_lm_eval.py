@@ -153,7 +153,7 @@ def test_every_level_gives_the_same_answers(tasks, tmp_path):
     found = harness(folder, tasks, level="3", precision="int8")
     assert float(found["pages"][0][0][0]) == pytest.approx(float(expected["pages"][0][0][0]), rel=0.05)
     loaded = load(folder)
-    save_quantised(pack(loaded.decoder, "int8"), [], tmp_path / "packed", loaded.tokenizer, loaded.record)
+    save_quantised(pack(loaded.decoder, "int8"), {}, tmp_path / "packed", loaded.tokenizer, loaded.record)
     same_responses(harness(str(tmp_path / "packed"), tasks), found)
 
 

@@ -14,7 +14,8 @@ from native_oracle import TOKENS, engine_of
 
 from sentinel.errors import InputError
 from sentinel.infer.engine import make_engine
-from sentinel.infer.native import Level, NativeEngine, NativeWeights
+from sentinel.infer.native import NativeEngine, NativeWeights, PackedWidth
+from sentinel.models.width import Width
 
 MODELS = {
     "gpt2": lambda: oracle.gpt2(),
@@ -105,13 +106,13 @@ def test_unequal_layers_and_gates():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_level_equals_physically_smaller_model(precision):
+def test_a_width_equals_a_physically_smaller_model(precision):
     spec, arrays = unequal()
     heads, neurons = [2, 0, 1, 0, 0], [37, 0, 0, 0, 7]
     engine = engine_of(spec, arrays, precision)
     before = engine.score(TOKENS)
-    engine.set_level(Level(tuple(heads), tuple(neurons)))
-    assert engine.level.n_kv_head == tuple(heads) and engine.level.n_neuron == tuple(neurons)
+    engine.set_width(PackedWidth(Width(heads, neurons)))
+    assert engine.width == Width(heads, neurons)
     small = oracle.sliced(spec, arrays, heads, neurons)
     found = engine.score(TOKENS)
     if precision == "fp32":
@@ -121,11 +122,11 @@ def test_level_equals_physically_smaller_model(precision):
         exact = oracle.plain_logits(*small, TOKENS)
         assert np.abs(found - exact).max() < {"int8": 0.05, "int4": 0.5}[precision] * np.abs(exact).max()
     np.testing.assert_allclose(stepwise(engine, TOKENS, 6), found[5:], atol=2e-3 * np.abs(found).max())
-    engine.set_level(Level.full(spec))
+    engine.set_width(PackedWidth.full(spec))
     np.testing.assert_array_equal(engine.score(TOKENS), before)
 
 
-def test_level_with_its_own_projections(tmp_path):
+def test_a_width_with_projections_of_its_own(tmp_path):
     spec, arrays = oracle.canonical(oracle.gpt2())
     rng = np.random.default_rng(1)
     heads, neurons = [2, 1], [100, 33]
@@ -136,15 +137,15 @@ def test_level_with_its_own_projections(tmp_path):
         own[f"layers.{i}.mlp.down_proj.bias"] = rng.standard_normal(48).astype(np.float32)
     small, a = oracle.sliced(spec, arrays, heads, neurons)
     engine = engine_of(spec, arrays)
-    level = Level.from_arrays(spec, heads, neurons, own, "fp32")
-    level.save(tmp_path / "level.safetensors", "fp32")
-    engine.set_level(Level.load(tmp_path / "level.safetensors", spec, "fp32"))
+    width = PackedWidth.from_arrays(spec, Width(heads, neurons), own, "fp32")
+    width.save(tmp_path / "width.safetensors", "fp32")
+    engine.set_width(PackedWidth.load(tmp_path / "width.safetensors", spec, "fp32"))
     np.testing.assert_allclose(engine.score(TOKENS), engine_of(small, a | own).score(TOKENS), atol=1e-5)
-    engine.set_level(Level.full(spec))
+    engine.set_width(PackedWidth.full(spec))
     np.testing.assert_array_equal(engine.score(TOKENS), engine_of(spec, arrays).score(TOKENS))
     with pytest.raises(InputError, match=r"layers.0.attn.qkv_proj.weight"):
         wrong = {"layers.0.attn.qkv_proj.weight": np.zeros((1, 1), np.float32)}
-        Level.from_arrays(spec, heads, neurons, wrong, "fp32")
+        PackedWidth.from_arrays(spec, Width(heads, neurons), wrong, "fp32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -317,7 +318,7 @@ def test_wrong_calls_are_refused():
         with pytest.raises(InputError, match="sequence"):
             engine.decode([1] * len(sequences), sequences)
     with pytest.raises(InputError, match="layer 0"):
-        engine.set_level(Level((4, 3), (1, 1)))
+        engine.set_width(PackedWidth(Width((4, 3), (1, 1))))
     with pytest.raises(InputError, match="max_batch"):
         engine_of(spec, arrays, max_batch=33)
     with pytest.raises(InputError, match="max_tokens"):

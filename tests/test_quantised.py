@@ -1,9 +1,10 @@
-"""Quantised checkpoints: calibration of int4, stored pruning levels, and what is refused."""
+"""Quantised checkpoints: calibration of int4, stored widths, and what is refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from sentinel.errors import InputError
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.folder import read_record
 from sentinel.infer import cpu_engine
-from sentinel.infer.cpu_engine import CpuEngine, engine_of, pack, pack_level
+from sentinel.infer.cpu_engine import CpuEngine, engine_of, pack, pack_width
 from sentinel.infer.engine import make_engine
-from sentinel.infer.native import Level, NativeWeights
+from sentinel.infer.native import NativeWeights, PackedWidth
 from sentinel.infer.native.kernels.cpu import IS_X86
-from sentinel.infer.quantised import StoredLevel, load_level, load_quantised, save_quantised
+from sentinel.infer.native.packed_file import read_packed, write_packed
+from sentinel.infer.quantised import load_quantised, load_width, save_quantised
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Quantised, Record
 from sentinel.models.spec import ModelSpec
@@ -120,38 +122,38 @@ def test_calibrated_int4_is_closer(name):
     assert np.square(informed - exact).mean() < 0.9 * np.square(plain - exact).mean()
 
 
-# --- pruning levels --------------------------------------------------------------------------------------------------
+# --- stored widths ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", [spec_of("gpt2"), spec_of("llama-grouped")])
-def test_stored_levels_equal_the_elastic_model(spec, tmp_path):
-    """fp32 packing is exact, so a level that is set from its file must give the elastic decoder's own logits."""
+def test_stored_widths_equal_the_elastic_model(spec, tmp_path):
+    """fp32 packing is exact, so a width that is set from its file must give the elastic decoder's own logits."""
     decoder = elastic_decoder(spec)
-    weights, stored = pack(decoder, "fp32"), []
+    weights, stored = pack(decoder, "fp32"), {}
     for heads in (0.3, 0.7):
         decoder.set_width(heads, heads)
-        stored.append(StoredLevel(heads, heads, pack_level(decoder, "fp32")))
+        stored[heads, heads] = pack_width(decoder, "fp32")
     save_quantised(weights, stored, tmp_path / "q", None, Record())
     loaded, _ = load_quantised(tmp_path / "q")
     engine = CpuEngine(loaded)
     dense = engine.prefill([PROMPT], 4)
     for heads in (0.7, 0.3):
         decoder.set_width(heads, heads)
-        engine.set_level(load_level(tmp_path / "q", loaded, heads, heads))
+        engine.set_width(load_width(tmp_path / "q", loaded, heads, heads))
         expected = make_engine(decoder, 1).prefill([PROMPT], 4)
         np.testing.assert_allclose(engine.prefill([PROMPT], 4), expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(engine_of(decoder, "fp32").prefill([PROMPT], 4), expected, rtol=1e-3, atol=1e-3)
-    engine.set_level(Level.full(spec))
+    engine.set_width(PackedWidth.full(spec))
     np.testing.assert_array_equal(engine.prefill([PROMPT], 4), dense)
-    with pytest.raises(InputError, match=r"stores no level 0.5/0 .* stored are 0.3/0.3, 0.7/0.7"):
-        load_level(tmp_path / "q", loaded, 0.5, 0.0)
+    with pytest.raises(InputError, match=r"stores no width 0.5/0 .* stored are 0.3/0.3, 0.7/0.7"):
+        load_width(tmp_path / "q", loaded, 0.5, 0.0)
 
 
-def test_quantize_keeps_levels_and_generate_sets_them(tmp_path, capsys):
+def test_quantize_keeps_widths_and_generate_sets_them(tmp_path, capsys):
     spec = ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17})
     save_checkpoint(elastic_decoder(spec), tmp_path / "elastic", letter_tokenizer(), Record())
     assert main(["quantize", str(tmp_path / "elastic"), "-o", str(tmp_path / "q")]) == 0
-    assert "2 pruning levels" in capsys.readouterr().out
+    assert "2 stored widths" in capsys.readouterr().out
     said = {}
     for heads in ("0", "0.3", "0.7"):
         arguments = ["generate", str(tmp_path / "q"), "a b c", "--max-new-tokens", "12", "--heads", heads]
@@ -160,12 +162,12 @@ def test_quantize_keeps_levels_and_generate_sets_them(tmp_path, capsys):
     assert len(set(said.values())) == 3
     assert main(["generate", str(tmp_path / "q"), "a b c", "--heads", "0.5"]) == 2
     assert "stored are 0.3/0.3, 0.7/0.7" in capsys.readouterr().err
-    # one level alone has no others
+    # one width alone has no others
     one = ["quantize", str(tmp_path / "elastic"), "-o", str(tmp_path / "one"), "--heads", "0.7", "--neurons", "0.7"]
     assert main(one) == 0
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "one"), "a b c", "--heads", "0.7"]) == 2
-    assert "quantised at one pruning level" in capsys.readouterr().err
+    assert "quantised at one width" in capsys.readouterr().err
 
 
 def test_random_weights_are_still_known_to_be_random(tmp_path, capsys):
@@ -214,18 +216,16 @@ def test_int4_calibration_on_the_command_line(tmp_path, capsys):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A quantised model with a pruning level."""
+    """A quantised model with a stored width."""
     decoder = elastic_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
     weights = pack(decoder, "int8")
     decoder.set_width(0.7, 0.7)
-    save_quantised(
-        weights, [StoredLevel(0.7, 0.7, pack_level(decoder, "int8"))], tmp_path / "q", letter_tokenizer(), Record()
-    )
+    save_quantised(weights, {(0.7, 0.7): pack_width(decoder, "int8")}, tmp_path / "q", letter_tokenizer(), Record())
     return tmp_path / "q"
 
 
 def test_altered_and_truncated_files_are_refused(checkpoint, capsys):
-    for name, extra in (("model", ()), ("level-0", ("--heads", "0.7", "--neurons", "0.7"))):
+    for name, extra in (("model", ()), ("width-0", ("--heads", "0.7", "--neurons", "0.7"))):
         file = checkpoint / f"{name}.native.safetensors"
         whole = file.read_bytes()
         flipped = bytearray(whole)
@@ -241,7 +241,7 @@ def test_altered_and_truncated_files_are_refused(checkpoint, capsys):
         file.write_bytes(whole)
         assert main(["generate", str(checkpoint), "a b c", "--max-new-tokens", "2", *extra]) == 0
         capsys.readouterr()
-    (checkpoint / "level-0.native.safetensors").unlink()
+    (checkpoint / "width-0.native.safetensors").unlink()
     assert "can't be read" in refused(capsys, "generate", checkpoint, "a b", "--heads", "0.7", "--neurons", "0.7")
 
 
@@ -252,24 +252,42 @@ def test_files_of_another_model_are_refused(checkpoint, tmp_path, capsys):
     assert "different models" in refused(capsys, "generate", checkpoint, "a b c")
     (checkpoint / "model.native.safetensors").write_bytes(kept)
     weights, _ = load_quantised(checkpoint)
-    level = checkpoint / "level-0.native.safetensors"
+    file = checkpoint / "width-0.native.safetensors"
     with pytest.raises(InputError, match=r"of another model|wrong size"):
-        Level.load(level, other.spec, "int8")
+        PackedWidth.load(file, other.spec, "int8")
     with pytest.raises(InputError, match="in int4"):
-        Level.load(level, weights.spec, "int4")
+        PackedWidth.load(file, weights.spec, "int4")
     with pytest.raises(InputError, match="no whole model"):
-        NativeWeights.load(level)
-    with pytest.raises(InputError, match="no pruning level"):
-        Level.load(checkpoint / "model.native.safetensors", weights.spec, "int8")
-    whole = level.read_bytes()
-    level.write_bytes(whole.replace(b"n_kv_head", b"n_kv_hexd"))
+        NativeWeights.load(file)
+    with pytest.raises(InputError, match="no width"):
+        PackedWidth.load(checkpoint / "model.native.safetensors", weights.spec, "int8")
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"groups", b"grxups"))
     with pytest.raises(InputError, match="header is damaged"):
-        Level.load(level, weights.spec, "int8")
+        PackedWidth.load(file, weights.spec, "int8")
     # tensors that do not fit the spec that the same file names
     spec = Width((1, 1, 1), (8, 8, 8)).of(weights.spec)
     NativeWeights(spec, "int8", weights.parts, weights.data).save(tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match="wrong size"):
         NativeWeights.load(tmp_path / "bad.safetensors")
+
+
+def test_a_folder_that_an_earlier_version_wrote_still_loads(checkpoint, capsys):
+    """Stored widths were called levels: in the configuration, in the name of the file and in its header."""
+    ask = ["generate", str(checkpoint), "a b c", "--max-new-tokens", "8", "--heads", "0.7", "--neurons", "0.7"]
+    assert main(ask) == 0
+    said = capsys.readouterr().out
+    file, config = checkpoint / "width-0.native.safetensors", json.loads((checkpoint / "config.json").read_text())
+    tensors, metadata = read_packed(file)
+    counts = json.loads(metadata["width"])
+    earlier = {"n_kv_head": counts["groups"], "n_neuron": counts["neurons"]}
+    header = {"level": json.dumps(earlier), "precision": metadata["precision"]}
+    write_packed(checkpoint / "level-0.native.safetensors", tensors, header)
+    file.unlink()
+    config["levels"] = [{**config.pop("widths")[0], "file": "level-0.native.safetensors"}]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert main(ask) == 0
+    assert capsys.readouterr().out == said
 
 
 def test_too_long_a_text_is_refused(checkpoint, capsys):

@@ -155,7 +155,7 @@ def quantize(
     if precision == "int4" and calibration is not None:
         windows = calibration_windows(loaded, calibration, calibration_tokens)
     decoder = loaded.decoder.at_width(heads, neurons) if heads or neurons else loaded.decoder
-    native, levels = quantise(decoder, cast(Precision, precision), windows)
+    native, widths = quantise(decoder, cast(Precision, precision), windows)
     step = Quantised(
         source=loaded.name,
         precision=precision,
@@ -166,7 +166,7 @@ def quantize(
         documents=() if windows is None else windows.fingerprints,
     )
     record = loaded.record.then(step)
-    return Model(QuantisedModel(loaded.name, native, loaded.tokenizer, record, levels, description=loaded.description))
+    return Model(QuantisedModel(loaded.name, native, loaded.tokenizer, record, widths, description=loaded.description))
 
 
 def integrate(

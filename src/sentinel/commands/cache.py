@@ -80,7 +80,8 @@ def _described(entry: Path) -> str:
         config, steps = read_config(entry), read_record(entry).steps
     except InputError:
         return "packed weights, damaged"
-    widths = [f", {level.get('heads', 0):g}/{level.get('neurons', 0):g}" for level in config.get("levels", ())]
+    listed = config.get("widths") or config.get("levels") or ()
+    widths = [f", {width.get('heads', 0):g}/{width.get('neurons', 0):g}" for width in listed]
     source = steps[-1].source if steps else "a model"
     return f"{source}, {config.get('precision', '')} for level 3{''.join(widths)}"
 

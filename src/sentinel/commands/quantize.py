@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     )
     made.save(options.output, force=options.force)
     assert made.quantised is not None
-    levels, size = made.quantised.levels, made.quantised.native.n_byte / 1e6
-    stored = f", {len(levels)} pruning levels" if levels else ""
+    widths, size = made.quantised.widths, made.quantised.native.n_byte / 1e6
+    stored = f", {len(widths)} stored widths" if widths else ""
     before = model.spec.parameter_count() * 4 / 1e6
     print(f"{options.output}: {size:,.1f} MB in {options.precision}{stored}, {before:,.1f} MB in fp32")

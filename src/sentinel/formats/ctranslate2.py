@@ -14,6 +14,7 @@ from sentinel.models.families.weights import split_qkv
 from sentinel.models.features import PLAIN, require_supported
 from sentinel.models.parts.block import Block
 from sentinel.models.spec import ModelSpec
+from sentinel.models.tensors import with_gates_folded
 
 ACTIVATIONS = {
     "gelu_new": common_spec.Activation.GELUTanh,
@@ -75,11 +76,13 @@ def _fill(theirs: Any, decoder: Decoder) -> None:
         theirs.position_encodings.encodings = _array(decoder.positions.weight)
     _fill_norm(theirs.layer_norm, decoder.final_norm)
     theirs.projection.weight = _array(decoder.head_weight)
-    for layer, block in zip(theirs.layer, decoder.blocks, strict=True):
-        _fill_block(layer, block)
+    folded = with_gates_folded(decoder.state_dict(), decoder.spec)
+    for index, (layer, block) in enumerate(zip(theirs.layer, decoder.blocks, strict=True)):
+        _fill_block(layer, block, folded[f"layers.{index}.attn.out_proj.weight"])
 
 
-def _fill_block(theirs: Any, block: Block) -> None:
+def _fill_block(theirs: Any, block: Block, out_weight: Tensor) -> None:
+    """``out_weight`` is the output projection with the gates in it."""
     attn, mlp = block.attn, block.mlp
     _fill_norm(theirs.self_attention.layer_norm, block.attn_norm)
     _fill_norm(theirs.ffn.layer_norm, block.mlp_norm)
@@ -87,7 +90,7 @@ def _fill_block(theirs: Any, block: Block) -> None:
     fused.weight = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.weight, attn.layer)])
     if attn.qkv_proj.bias is not None:
         fused.bias = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.bias, attn.layer)])
-    _fill_linear(out, attn.out_proj.weight * attn.gate.repeat_interleave(attn.layer.head_dim), attn.out_proj.bias)
+    _fill_linear(out, out_weight, attn.out_proj.bias)
     _fill_linear(theirs.ffn.linear_1, mlp.down_proj.weight, mlp.down_proj.bias)
     if mlp.gate_proj is None:
         _fill_linear(theirs.ffn.linear_0, mlp.up_proj.weight, mlp.up_proj.bias)

@@ -25,6 +25,7 @@ from sentinel.models.features import PLAIN, ROPE_SCALINGS, SINGLE_BIASES, requir
 from sentinel.models.parts.block import Block
 from sentinel.models.rotary import tables
 from sentinel.models.spec import ModelSpec
+from sentinel.models.tensors import with_gates_folded
 
 MICROSOFT = "com.microsoft"
 OPSET = 20  # the first with Gelu
@@ -136,8 +137,11 @@ def _decoder(graph: _Graph, decoder: Decoder) -> str:
     if decoder.positions is not None:
         x = graph.node("Add", x, graph.node("Gather", graph.table(_array(decoder.positions.weight)), "positions"))
     rotary = _rotary_tables(graph, spec)
+    folded = with_gates_folded(decoder.state_dict(), spec)
     for index, block in enumerate(decoder.blocks):
-        x = graph.node("Add", x, _attention(graph, spec, block, index, _norm(graph, spec, block.attn_norm, x), rotary))
+        out_weight = folded[f"layers.{index}.attn.out_proj.weight"]
+        normed = _norm(graph, spec, block.attn_norm, x)
+        x = graph.node("Add", x, _attention(graph, block, out_weight, index, normed, rotary))
         x = graph.node("Add", x, _mlp(graph, spec, block, _norm(graph, spec, block.mlp_norm, x)))
     last = graph.node("Gather", x, graph.constant(np.array(-1), streamed=False), axis=1)
     return graph.matrix(_norm(graph, spec, decoder.final_norm, last), _array(decoder.head_weight), None)
@@ -159,7 +163,8 @@ def _rotary_tables(graph: _Graph, spec: ModelSpec) -> tuple[str, ...]:
     return tuple(graph.constant(table, streamed=False) for table in both)
 
 
-def _attention(graph: _Graph, spec: ModelSpec, block: Block, index: int, x: str, rotary: tuple[str, ...]) -> str:
+def _attention(graph: _Graph, block: Block, out_weight: Tensor, index: int, x: str, rotary: tuple[str, ...]) -> str:
+    """``out_weight`` is the output projection with the gates in it."""
     attn, layer = block.attn, block.attn.layer
     weight = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.weight, layer)])
     bias = attn.qkv_proj.bias
@@ -174,8 +179,7 @@ def _attention(graph: _Graph, spec: ModelSpec, block: Block, index: int, x: str,
         kv_num_heads=layer.n_kv_head,
         do_rotary=int(bool(rotary)),
     )
-    gates = attn.gate.repeat_interleave(layer.head_dim)
-    return graph.matrix(y, _array(attn.out_proj.weight * gates), _optional(attn.out_proj.bias))
+    return graph.matrix(y, _array(out_weight), _optional(attn.out_proj.bias))
 
 
 def _mlp(graph: _Graph, spec: ModelSpec, block: Block, x: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 
 from sentinel.errors import InputError
 from sentinel.infer.engine import Logits, check_prompts
-from sentinel.infer.native import HAS_FAST_VECTORS, MAX_BATCH, Level, NativeEngine, NativeWeights, Precision
+from sentinel.infer.native import HAS_FAST_VECTORS, MAX_BATCH, NativeEngine, NativeWeights, PackedWidth, Precision
 from sentinel.infer.native.program import program
 from sentinel.infer.native.threads import CallerLock, one_at_a_time
 from sentinel.infer.native.weights import Grams
 from sentinel.models.spec import ModelSpec
-from sentinel.models.width import Width
+from sentinel.models.tensors import with_gates_folded
 from sentinel.progress import say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sentinel.models.decoder import Decoder
 
 
@@ -37,7 +39,7 @@ class CpuEngine:
         self._engine: NativeEngine | None = None
         self._batch = self._room = 0
         self._half_kv = self.level == 3
-        self._level: Level | None = None
+        self._width: PackedWidth | None = None
         _warn_of_slow_path()
         program()  # compiled before anything is timed
 
@@ -47,11 +49,11 @@ class CpuEngine:
         return 2 if self._half_kv and (self._engine is None or self._engine.half_kv) else 4
 
     def weight_bytes_per_token(self) -> int:
-        """Bytes of packed weights read to decode one token at batch 1, at the level that is set."""
+        """Bytes of packed weights read to decode one token at batch 1, at the width that is set."""
         stored = self.weights.n_byte - self._bytes_of_tables()
-        if self._level is None:
+        if self._width is None:
             return stored
-        smaller = Width(self._level.n_kv_head, self._level.n_neuron).of(self.spec)
+        smaller = self._width.width.of(self.spec)
         return round(stored * smaller.streamed_weights_per_token() / self.spec.streamed_weights_per_token())
 
     def _bytes_of_tables(self) -> int:
@@ -61,11 +63,11 @@ class CpuEngine:
         return sum(self.weights.parts[name].n_byte for name in names if name in self.weights.parts)
 
     @one_at_a_time
-    def set_level(self, level: Level) -> None:
-        """Use the first head groups and neurons of each layer only, as ``level`` says. A batch under way ends."""
-        self._level = level
+    def set_width(self, width: PackedWidth) -> None:
+        """Use the first head groups and neurons of each layer only, as ``width`` says. A batch under way ends."""
+        self._width = width
         if self._engine is not None:
-            self._engine.set_level(level)
+            self._engine.set_width(width)
 
     @one_at_a_time
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits:
@@ -141,8 +143,8 @@ class CpuEngine:
                 max_tokens=self._room,
                 half_kv=self._half_kv,
             )
-            if self._level is not None:
-                self._engine.set_level(self._level)
+            if self._width is not None:
+                self._engine.set_width(self._width)
         return self._engine
 
 
@@ -153,37 +155,29 @@ def _warn_of_slow_path() -> None:
 
 
 def pack(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> NativeWeights:
-    """The native engine's weights of a decoder; an elastic one gives those of its dense level, in nested order.
+    """The native engine's weights of a decoder, whole, whatever width is set.
 
     ``grams``: Gram matrices of the inputs of every projection, layer after layer, for int4 (`gram_matrices.input_grams`).
     """
-    arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in decoder.whole_state().items()}
-    return NativeWeights.from_arrays(decoder.spec, arrays, precision, grams=grams)
+    return NativeWeights.from_arrays(decoder.spec, _arrays(decoder.whole_state()), precision, grams=grams)
 
 
-def pack_level(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> Level:
-    """The pruning level that is set, with the projections that an elastic model has re-solved for it."""
-    width = decoder.in_use
-    return Level.from_arrays(decoder.spec, width.groups, width.neurons, _projections(decoder), precision, grams)
+def pack_width(decoder: Decoder, precision: Precision, grams: Grams | None = None) -> PackedWidth:
+    """The width that is set, with the projections that were re-solved for it."""
+    gates = {name: tensor for name, tensor in decoder.state_dict().items() if name.endswith(".gate")}
+    own = {} if decoder.current is None else decoder.current.projections
+    folded = with_gates_folded(_arrays({**gates, **own}), decoder.spec)
+    return PackedWidth.from_arrays(decoder.spec, decoder.in_use, folded, precision, grams)
 
 
-def _projections(decoder: Decoder) -> dict[str, NDArray[np.float32]]:
-    """The re-solved projections of the stored level that is set, gates folded in."""
-    found: dict[str, NDArray[np.float32]] = {}
-    for name, tensor in (decoder.current.projections if decoder.current else {}).items():
-        value = tensor.detach().float()
-        if name.endswith("attn.out_proj.weight"):
-            attention = decoder.blocks[int(name.split(".")[1])].attn
-            dim = attention.layer.head_dim
-            value = value * attention.gate.detach()[: value.shape[1] // dim].repeat_interleave(dim)
-        found[name] = value.cpu().numpy()
-    return found
+def _arrays(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
 
 
 def engine_of(decoder: Decoder, precision: Precision, *, threads: int | None = None) -> CpuEngine:
-    """A native engine that runs what ``decoder`` computes, at the pruning level that is set."""
+    """A native engine that runs what ``decoder`` computes, at the width that is set."""
     engine = CpuEngine(pack(decoder, precision), threads=threads)
-    level = pack_level(decoder, precision)
-    if level != Level.full(decoder.spec):
-        engine.set_level(level)
+    width = pack_width(decoder, precision)
+    if width != PackedWidth.full(decoder.spec):
+        engine.set_width(width)
     return engine

@@ -8,7 +8,7 @@ from typing import Any
 
 from sentinel.formats.folder import read_record
 from sentinel.infer.cpu_engine import CpuEngine
-from sentinel.infer.quantised import is_quantised, load_level, load_quantised, stored_ratios
+from sentinel.infer.quantised import is_quantised, load_quantised, load_width, stored_ratios
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 
@@ -83,9 +83,9 @@ def _of_quantised(folder: Path) -> ModelInfo:
     whole = engine.weight_bytes_per_token()
     stored = []
     for heads, neurons in stored_ratios(folder):
-        level = load_level(folder, weights, heads, neurons)
-        engine.set_level(level)
-        own = 0 if level.projections is None else level.projections.n_byte
+        width = load_width(folder, weights, heads, neurons)
+        engine.set_width(width)
+        own = 0 if width.projections is None else width.projections.n_byte
         stored.append(StoredRatio(heads, neurons, own, engine.weight_bytes_per_token()))
     return ModelInfo(
         name=folder.resolve().name,

@@ -10,7 +10,7 @@ from sentinel.errors import InputError
 from sentinel.formats.places import label, locate
 from sentinel.infer.engine import check_level, check_precision, make_engine, warm_up
 from sentinel.infer.packed_cache import entry_of, keep, recall
-from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, StoredLevel, is_quantised
+from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, is_quantised
 from sentinel.models.origin import Origin
 from sentinel.progress import say
 
@@ -107,14 +107,14 @@ def _open_kept(model: str, precision: str, width: tuple[float, float], threads: 
 def _quantise(
     model: str, precision: str, width: tuple[float, float], threads: int | None, entry: Path
 ) -> QuantisedModel:
-    from sentinel.infer.cpu_engine import pack, pack_level
+    from sentinel.infer.cpu_engine import pack, pack_width
     from sentinel.models.record import Quantised
 
     loaded = _load(model, width, threads)
     say(f"{loaded.name} is quantised to {precision} once, to be kept in {entry.parent} for the next start")
     weights = pack(loaded.decoder, cast("Precision", precision))
-    levels = [StoredLevel(*width, pack_level(loaded.decoder, cast("Precision", precision)))] if any(width) else []
+    widths = {width: pack_width(loaded.decoder, cast("Precision", precision))} if any(width) else {}
     record = loaded.record.then(Quantised(source=loaded.name, precision=precision))
-    found = QuantisedModel(loaded.name, weights, loaded.tokenizer, record, levels)
+    found = QuantisedModel(loaded.name, weights, loaded.tokenizer, record, widths)
     keep(entry, weights.n_byte, found.save)
     return found

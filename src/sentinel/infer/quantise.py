@@ -6,10 +6,10 @@ from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
-from sentinel.infer.cpu_engine import pack, pack_level
-from sentinel.infer.native import NativeWeights, Precision
+from sentinel.infer.cpu_engine import pack, pack_width
+from sentinel.infer.native import NativeWeights, PackedWidth, Precision
 from sentinel.infer.native.weights import Grams
-from sentinel.infer.quantised import StoredLevel
+from sentinel.infer.quantised import Ratios
 from sentinel.models.decoder import Decoder
 from sentinel.progress import say, track
 
@@ -33,17 +33,16 @@ def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows
 
 def quantise(
     decoder: Decoder, precision: Precision, windows: Windows | None
-) -> tuple[NativeWeights, list[StoredLevel]]:
-    """Packed weights of ``decoder`` and, if it is elastic, its stored widths but the dense one."""
-    pruned = decoder.widths
+) -> tuple[NativeWeights, dict[Ratios, PackedWidth]]:
+    """Packed weights of ``decoder``, and its stored widths; the whole is set afterwards."""
 
     def grams() -> Grams | None:
         return None if windows is None else input_grams(decoder, windows.tokens)
 
-    weights = pack(decoder, precision, grams())
-    stored = []
-    for level in track(pruned, "Quantising stored widths", len(pruned)):
-        decoder.set_width(level.heads, level.neurons)
-        stored.append(StoredLevel(level.heads, level.neurons, pack_level(decoder, precision, grams())))
     decoder.set_width(0.0)
-    return weights, stored
+    weights, widths = pack(decoder, precision, grams()), {}
+    for stored in track(decoder.widths, "Quantising stored widths", len(decoder.widths)):
+        decoder.set_width(stored.heads, stored.neurons)
+        widths[stored.heads, stored.neurons] = pack_width(decoder, precision, grams())
+    decoder.set_width(0.0)
+    return weights, widths

@@ -1,21 +1,22 @@
 """Quantised checkpoints: a folder that level 3 runs without importing torch.
 
 It holds ``config.json``, ``model.native.safetensors``, the tokenizer's files, and for an elastic model one
-``level-N.native.safetensors`` per stored pruning level, so that a level is set without quantising again.
+``width-N.native.safetensors`` per stored width, so that a width is set without quantising again. Earlier versions wrote
+``levels`` and ``level-N`` for ``widths`` and ``width-N``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config, read_record
-from sentinel.infer.native import Level, NativeWeights
+from sentinel.infer.native import NativeWeights, PackedWidth
 from sentinel.models.origin import Origin
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -27,24 +28,18 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.native.safetensors"
 
 
-@dataclass(frozen=True)
-class StoredLevel:
-    """A pruning level of a quantised model and the shares of heads and neurons that it leaves out."""
-
-    heads: float
-    neurons: float
-    level: Level
+Ratios = tuple[float, float]  # shares of heads and neurons that a width leaves out
 
 
 @dataclass
 class QuantisedModel(Origin):
-    """Packed weights with their origin. Stored widths are ``levels`` in memory, or files of the ``folder`` it came from."""
+    """Packed weights with their origin. Stored widths are ``widths`` in memory, or files of the ``folder`` it came from."""
 
     name: str
     native: NativeWeights
     tokenizer: TextTokenizer | None
     record: Record
-    levels: Sequence[StoredLevel] = ()
+    widths: Mapping[Ratios, PackedWidth] = field(default_factory=dict)
     folder: Path | None = None
     description: str = ""
 
@@ -73,28 +68,27 @@ class QuantisedModel(Origin):
             raise InputError(f"{self.name} is quantised to {self.native.precision}, so that only level 3 runs it so")
         engine = CpuEngine(self.native, threads=threads)
         if heads or neurons:
-            engine.set_level(self.stored(heads, neurons))
+            engine.set_width(self.stored(heads, neurons))
         return engine
 
-    def stored(self, heads: float, neurons: float) -> Level:
+    def stored(self, heads: float, neurons: float) -> PackedWidth:
         """A stored width; `InputError` that names the stored ones for another."""
         if self.folder is not None:
-            return load_level(self.folder, self.native, heads, neurons)
-        found = {(y.heads, y.neurons): y.level for y in self.levels}
-        return found[stored_key(self.name, found, heads, neurons)]
+            return load_width(self.folder, self.native, heads, neurons)
+        return self.widths[stored_key(self.name, self.widths, heads, neurons)]
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write a quantised checkpoint; see `save_quantised`."""
-        levels = list(self.levels)
+        widths = self.widths
         if self.folder is not None:
-            levels = [StoredLevel(*key, self.stored(*key)) for key in stored_ratios(self.folder)]
-        save_quantised(self.native, levels, folder, self.tokenizer, self.record, force=force)
+            widths = {ratios: self.stored(*ratios) for ratios in stored_ratios(self.folder)}
+        save_quantised(self.native, widths, folder, self.tokenizer, self.record, force=force)
         return Path(folder)
 
 
 def save_quantised(
     weights: NativeWeights,
-    levels: Sequence[StoredLevel],
+    widths: Mapping[Ratios, PackedWidth],
     folder: str | Path,
     tokenizer: TextTokenizer | None,
     record: Record,
@@ -110,15 +104,14 @@ def save_quantised(
     }
     if tokenizer is not None and tokenizer.eos_ids:
         config["eos_token_id"] = list(tokenizer.eos_ids)
-    if levels:
-        config["levels"] = [
-            {"heads": stored.heads, "neurons": stored.neurons, "file": f"level-{i}.native.safetensors"}
-            for i, stored in enumerate(levels)
-        ]
+    files = [f"width-{i}.native.safetensors" for i in range(len(widths))]
+    if widths:
+        named = zip(widths, files, strict=True)
+        config["widths"] = [{"heads": heads, "neurons": neurons, "file": file} for (heads, neurons), file in named]
     with write_folder(folder, force) as temporary:
         weights.save(temporary / WEIGHTS_FILE)
-        for stored, entry in zip(levels, config.get("levels", ()), strict=True):
-            stored.level.save(temporary / entry["file"], weights.precision)
+        for width, file in zip(widths.values(), files, strict=True):
+            width.save(temporary / file, weights.precision)
         if tokenizer is not None:
             tokenizer.copy_files(temporary)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -137,29 +130,29 @@ def load_quantised(folder: Path) -> tuple[NativeWeights, TextTokenizer | None]:
     return weights, TextTokenizer.from_folder(folder)
 
 
-def stored_ratios(folder: Path) -> dict[tuple[float, float], str]:
-    """The files of a quantised checkpoint's pruning levels by the shares of heads and neurons that they leave out."""
+def stored_ratios(folder: Path) -> dict[Ratios, str]:
+    """The files of a quantised checkpoint's widths by the shares of heads and neurons that they leave out."""
+    config = read_config(folder)
     try:
-        listed = read_config(folder).get("levels", ())
+        listed = config.get("widths") or config.get("levels") or ()
         return {(float(entry["heads"]), float(entry["neurons"])): str(entry["file"]) for entry in listed}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{folder / 'config.json'}: its pruning levels are damaged ({error}); quantise again"
-        ) from error
+        raise InputError(f"{folder / 'config.json'}: its widths are damaged ({error}); quantise again") from error
 
 
-def load_level(folder: Path, weights: NativeWeights, heads: float, neurons: float) -> Level:
-    """A stored pruning level of a quantised checkpoint; `InputError` that names the stored ones for another."""
+def load_width(folder: Path, weights: NativeWeights, heads: float, neurons: float) -> PackedWidth:
+    """A stored width of a quantised checkpoint; `InputError` that names the stored ones for another."""
     stored = stored_ratios(folder)
-    return Level.load(folder / stored[stored_key(str(folder), stored, heads, neurons)], weights.spec, weights.precision)
+    file = stored[stored_key(str(folder), stored, heads, neurons)]
+    return PackedWidth.load(folder / file, weights.spec, weights.precision)
 
 
-def stored_key(name: str, stored: Collection[tuple[float, float]], heads: float, neurons: float) -> tuple[float, float]:
+def stored_key(name: str, stored: Collection[Ratios], heads: float, neurons: float) -> Ratios:
     """Which of the ``stored`` ratios those of ``heads`` and ``neurons`` are."""
     for key in stored:
         if (round(heads, 4), round(neurons, 4)) == (round(key[0], 4), round(key[1], 4)):
             return key
     if not stored:
-        raise InputError(f"{name} is quantised at one pruning level; leave out --heads and --neurons")
+        raise InputError(f"{name} is quantised at one width; leave out --heads and --neurons")
     known = ", ".join(f"{h:g}/{n:g}" for h, n in sorted(stored))
-    raise InputError(f"{name} stores no level {heads:g}/{neurons:g} of heads and neurons; stored are {known}")
+    raise InputError(f"{name} stores no width {heads:g}/{neurons:g} of heads and neurons; stored are {known}")

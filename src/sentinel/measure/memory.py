@@ -88,7 +88,7 @@ def level_3_source(source: str, random_weights: int | None, engine: Engine | Gen
     from sentinel.models.record import Record
 
     assert isinstance(engine, CpuEngine)
-    save_quantised(engine.weights, [], scratch, None, Record(weights="random"))
+    save_quantised(engine.weights, {}, scratch, None, Record(weights="random"))
     return str(scratch)
 
 

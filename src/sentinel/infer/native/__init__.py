@@ -5,8 +5,8 @@ Imported lazily. Only what quantises, and the first compilation, import Numba.
 
 from .engine import MAX_BATCH, NativeEngine
 from .kernels.cpu import HAS_FAST_VECTORS
-from .levels import Level
 from .precisions import Precision
 from .weights import NativeWeights
+from .widths import PackedWidth
 
-__all__ = ["HAS_FAST_VECTORS", "MAX_BATCH", "Level", "NativeEngine", "NativeWeights", "Precision"]
+__all__ = ["HAS_FAST_VECTORS", "MAX_BATCH", "NativeEngine", "NativeWeights", "PackedWidth", "Precision"]

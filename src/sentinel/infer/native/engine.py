@@ -1,4 +1,4 @@
-"""`NativeEngine`: prefill and decode of one model on the CPU, at any pruning level of its weights."""
+"""`NativeEngine`: prefill and decode of one model on the CPU, at any width."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from sentinel.cores import physical_cores
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
+from sentinel.models.width import Width
 from sentinel.progress import say
 
 from .kernels import layout
 from .kernels.layout import S
 from .kernels.names import Part
-from .levels import Level, check_counts
 from .tables import Tables
 from .threads import MAX_THREADS, CallerLock, Team, one_at_a_time
 from .weights import NativeWeights
+from .widths import PackedWidth
 
 MAX_BATCH = layout.MAX_WANTED
 
@@ -68,7 +69,7 @@ class NativeEngine:
         self._tables = Tables(weights, half_kv=self.half_kv, **sizes)
         self._team: Team | None = None
         self.pass_ns = 0  # in passes since the last call of `profile`, the start and the end of the threads included
-        self.set_level(Level.full(spec))
+        self.set_width(PackedWidth.full(spec))
         self._team = Team(self._tables, threads)
 
     @one_at_a_time
@@ -170,16 +171,16 @@ class NativeEngine:
         return self._tables.work_bytes
 
     @property
-    def level(self) -> Level:
+    def width(self) -> Width:
         """Head groups and neurons in use per layer."""
-        return self._level
+        return self._width.width
 
     @one_at_a_time
-    def set_level(self, level: Level) -> None:
+    def set_width(self, width: PackedWidth) -> None:
         """Use only a part of each layer. Nothing is copied: weights stay where they are. All sequences end."""
-        check_counts(self.spec, level.n_kv_head, level.n_neuron)
-        self._tables.set_level(level)
-        self._level = level
+        width.width.check(self.spec)
+        self._tables.set_width(width)
+        self._width = width
         self.reset()
 
     # --- checks -----------------------------------------------------------------------------------------------------

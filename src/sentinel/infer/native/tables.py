@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.models.rotary import tables
-from sentinel.models.spec import ModelSpec, RopeSpec
+from sentinel.models.spec import RopeSpec
+from sentinel.models.tensors import TensorSpec, tensors_of
 
 from . import memory
 from .blocks import padded
@@ -17,10 +19,10 @@ from .kernels.cpu import TILE_TOKENS
 from .kernels.layout import S
 from .kernels.names import Activation, Kind, Part
 from .kv_cache import KvArea
-from .levels import Level
 from .packed_file import PackedTensors
 from .precisions import PRECISIONS
-from .weights import NativeWeights
+from .weights import NativeWeights, place_of
+from .widths import PackedWidth, cut
 
 
 class Tables:
@@ -40,7 +42,10 @@ class Tables:
         self._context = padded(max_tokens)
         self._buffers: dict[str, NDArray[Any]] = {}
         self._rotary: dict[tuple[RopeSpec, int], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        self._level: Level | None = None  # kept alive: the tables point into its projections
+        self._width: PackedWidth | None = None  # kept alive: the tables point into its projections
+        self._tensors: dict[str, list[TensorSpec]] = {}
+        for tensor in tensors_of(self.spec):
+            self._tensors.setdefault(place_of(tensor), []).append(tensor)
         self._allocate()
         self._place_cache(KvArea(self._described.layers, max_batch, self._context, half=half_kv))
         self._describe_model()
@@ -48,11 +53,11 @@ class Tables:
             self._describe_baseline()
             self._describe_fusions()
 
-    def set_level(self, level: Level) -> None:
-        """Make the layer table say what ``level`` uses."""
+    def set_width(self, width: PackedWidth) -> None:
+        """Make the layer table say what ``width`` uses."""
         for i in range(self.spec.n_layer):
-            self._describe_layer(self.layers[i], self.spec, f"layers.{i}", i, level)
-        self._level = level
+            self._describe_layer(i, f"layers.{i}", width)
+        self._width = width
 
     def reset_threads(self) -> None:
         """Forget how far threads have come."""
@@ -139,12 +144,11 @@ class Tables:
         st[S.VOCAB], st[S.CONTEXT] = spec.vocab_size, self._context
         st[S.LAYERNORM] = spec.norm.kind == "layernorm"
         st[S.EPS_BITS] = np.float32(spec.norm.eps).view(np.int32)
-        st[S.ACTIVATION] = Activation[spec.layers[0].mlp.activation.upper()]
         st[S.LAYERS] = self.layers.ctypes.data
         matrices = np.zeros((2, layout.MATRIX_FIELDS), np.int64)
         self._buffers["matrices"] = matrices
-        matrices[0] = _matrix(self.weights, "lm_head", spec.vocab_size, spec.n_embd)
-        matrices[1] = matrices[0] if spec.tied_head else _matrix(self.weights, "embed", spec.vocab_size, spec.n_embd)
+        matrices[0] = _matrix([self.weights], "lm_head", spec.vocab_size, spec.n_embd)
+        matrices[1] = matrices[0] if spec.tied_head else _matrix([self.weights], "embed", spec.vocab_size, spec.n_embd)
         st[S.HEAD], st[S.EMBED] = matrices[0].ctypes.data, matrices[1].ctypes.data
         address = self.weights.address
         st[S.POSITIONS] = address("positions.weight")
@@ -159,10 +163,9 @@ class Tables:
         baseline, st, n_layer = self.spec.integration.baseline, self.state, self.spec.n_layer
         if baseline is None:
             return
-        level = Level.full(baseline)
         for i in range(baseline.n_layer):
-            self._describe_layer(self.layers[n_layer + i], baseline, f"baseline.layers.{i}", i, level)
-        embed = np.array(_matrix(self.weights, "baseline.embed", baseline.vocab_size, baseline.n_embd), np.int64)
+            self._describe_layer(n_layer + i, f"baseline.layers.{i}", None)
+        embed = np.array(_matrix([self.weights], "baseline.embed", baseline.vocab_size, baseline.n_embd), np.int64)
         self._buffers["baseline embed"] = embed
         st[S.N_BASELINE], st[S.BASELINE_EMBED] = baseline.n_layer, embed.ctypes.data
         st[S.BASELINE_POSITIONS] = self.weights.address("baseline.positions.weight")
@@ -189,79 +192,54 @@ class Tables:
                 self._describe_fusion(layer, layout.L_ADAPTER, f"integration.adapters.{late}", unpruned)
 
     def _describe_fusion(self, layer: int, start: int, name: str, other: int) -> None:
-        address, width = self.weights.address, self.spec.n_embd
-        assert self.spec.integration is not None
-        rank = self.spec.integration.rank
-        norms = [address(f"{name}.{norm}.{part}") for norm in ("other_norm", "norm") for part in ("weight", "bias")]
-        down = [0] * layout.MATRIX_FIELDS if rank is None else _matrix(self.weights, f"{name}.down", rank, 2 * width)
-        up = _matrix(self.weights, f"{name}.up", width, 2 * width if rank is None else rank)
-        self.layers[layer, start : start + layout.FUSION_FIELDS] = [other, *norms, *down, *up]
+        fields = self.layers[layer, start : start + layout.FUSION_FIELDS]
+        fields[layout.F_OTHER] = other
+        self._describe(fields, name, layout.FUSION_TENSORS, None)
 
-    def _describe_layer(self, fields: NDArray[np.int64], spec: ModelSpec, prefix: str, i: int, level: Level) -> None:
-        y = spec.layers[i]
-        n_kv_head, n_neuron = level.n_kv_head[i], level.n_neuron[i]
-        n_head = y.group_size * n_kv_head
-        fields[layout.L_HEAD], fields[layout.L_KV_HEAD] = n_head, n_kv_head
+    def _describe_layer(self, index: int, place: str, used: PackedWidth | None) -> None:
+        fields, y = self.layers[index], self._described.layers[index]
+        n_kv_head = y.n_kv_head if used is None else used.width.groups[index]
+        n_neuron = y.intermediate_size if used is None else used.width.neurons[index]
+        fields[layout.L_HEAD], fields[layout.L_KV_HEAD] = y.group_size * n_kv_head, n_kv_head
         fields[layout.L_HEAD_DIM], fields[layout.L_NEURON] = y.head_dim, n_neuron
-        fields[layout.L_GATED] = y.mlp.gated
-        address = self.weights.address
-        fields[layout.L_NORM1], fields[layout.L_NORM2] = (
-            address(f"{prefix}.{norm}.weight") for norm in ("attn_norm", "mlp_norm")
-        )
-        fields[layout.L_NORM1_BIAS], fields[layout.L_NORM2_BIAS] = (
-            address(f"{prefix}.{norm}.bias") for norm in ("attn_norm", "mlp_norm")
-        )
+        fields[layout.L_GATED], fields[layout.L_ACTIVATION] = y.mlp.gated, Activation[y.mlp.activation.upper()]
         if y.attention.rope is not None:
             cos, sin = self._rotary[y.attention.rope, y.head_dim]
             fields[layout.L_COS], fields[layout.L_SIN] = cos.ctypes.data, sin.ctypes.data
-        qkv_rows = (n_head + 2 * n_kv_head) * y.head_dim
-        c, n_value = spec.n_embd, n_head * y.head_dim
-        # a projection without inputs still adds its bias; without either it is left out
-        out_rows = c if n_value or y.attention.out_bias else 0
-        down_rows = c if n_neuron or y.mlp.down_bias else 0
-        for start, name, n_row, n_column in (
-            (layout.L_QKV, "attn.qkv_proj", qkv_rows, c),
-            (layout.L_OUT, "attn.out_proj", out_rows, n_value),
-            (layout.L_GATE, "mlp.gate_proj", n_neuron, c),
-            (layout.L_UP, "mlp.up_proj", n_neuron, c),
-            (layout.L_DOWN, "mlp.down_proj", down_rows, n_neuron),
-        ):
-            full = f"{prefix}.{name}"
-            matrix = _matrix(self.weights, full, n_row, n_column)
-            if level.projections is not None:
-                matrix = _own(level.projections, full, matrix, c)
-            fields[start : start + layout.MATRIX_FIELDS] = matrix
+        self._describe(fields, place, layout.LAYER_TENSORS, used)
+
+    def _describe(
+        self, fields: NDArray[np.int64], place: str, known: Mapping[str, int], used: PackedWidth | None
+    ) -> None:
+        """Say where the tensors of a layer or a fusion are, and how much of each a width uses: by default, all."""
+        tensors = self._tensors[place]
+        sources = [self.weights] if used is None or used.projections is None else [used.projections, self.weights]
+        matrices = {tensor.name.removesuffix(".weight") for tensor in tensors if tensor.is_matrix}
+        for tensor in tensors:
+            if tensor.name.endswith(".gate") or tensor.name.removesuffix(".bias") in matrices:
+                continue  # gates are folded, and the bias of a matrix stands with it
+            start = known[tensor.name.removeprefix(f"{place}.")]
+            if tensor.is_matrix:
+                n_row, n_column = tensor.shape if used is None else cut(tensor, used.width).shape
+                matrix = _matrix(sources, tensor.name.removesuffix(".weight"), n_row, n_column)
+                fields[start : start + layout.MATRIX_FIELDS] = matrix
+            else:
+                fields[start] = self.weights.address(tensor.name)
 
 
-def _matrix(tensors: PackedTensors, name: str, n_row: int, n_column: int) -> list[int]:
-    """Fields of a matrix of which the first ``n_row`` rows and ``n_column`` columns are used."""
-    part = tensors.parts.get(f"{name}.packed")
-    bias = tensors.address(f"{name}.bias")
-    if part is None:
-        return [Kind.FP32, 0, 0, bias, 0, n_row, 0]
-    stored = PRECISIONS[part.kind]
-    stride = stored.block_bytes(part.n_column)
-    return [
-        stored.KIND,
-        tensors.address(f"{name}.packed"),
-        tensors.address(f"{name}.scale"),
-        bias,
-        stride,
-        n_row,
-        n_column,
-    ]
+def _matrix(sources: Sequence[PackedTensors], name: str, n_row: int, n_column: int) -> list[int]:
+    """Fields of a matrix of which the first ``n_row`` rows and ``n_column`` columns are used, from the first that has it.
 
-
-def _own(projections: PackedTensors, name: str, matrix: list[int], n_row: int) -> list[int]:
-    """``matrix`` with what a level has of its own for ``name``: weights, bias, or both."""
-    changed = list(matrix)
-    if f"{name}.packed" in projections.parts:
-        changed = _matrix(projections, name, matrix[layout.N_ROW], matrix[layout.N_COLUMN])
-        changed[layout.BIAS] = matrix[layout.BIAS]
-    if f"{name}.bias" in projections.parts:
-        changed[layout.BIAS] = projections.address(f"{name}.bias")
-        changed[layout.N_ROW] = n_row
-    return changed
+    One without inputs still adds its bias; without either it is left out.
+    """
+    bias = next((address for source in sources if (address := source.address(f"{name}.bias"))), 0)
+    n_row = n_row if n_column or bias else 0
+    for source in sources:
+        if part := source.parts.get(f"{name}.packed"):
+            precision = PRECISIONS[part.kind]
+            packed, scale = (source.address(f"{name}.{what}") for what in ("packed", "scale"))
+            return [precision.KIND, packed, scale, bias, precision.block_bytes(part.n_column), n_row, n_column]
+    return [Kind.FP32, 0, 0, bias, 0, n_row, 0]
 
 
 def _odd_lines(n_byte: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from sentinel.errors import InputError
 from sentinel.models.features import INTEGRATION, PLAIN, ROPE_SCALINGS, SINGLE_BIASES, UNEQUAL, require_supported
 from sentinel.models.spec import ModelSpec
+from sentinel.models.tensors import TensorSpec, tensors_of, with_gates_folded
 from sentinel.progress import track
 
 from .blocks import padded
@@ -23,9 +26,10 @@ SUPPORTS = (
     PLAIN | ROPE_SCALINGS | UNEQUAL | SINGLE_BIASES | INTEGRATION | {"no positions"}
     | {"rotary positions in some layers only", "rotary positions that differ between layers"}
 )  # fmt: skip
-ENDS = ("embed", "lm_head", "baseline.embed")
 # Of one layer after the other, those of the baseline last: Gram matrices of what its matrices read, by their names.
 Grams = Iterator[Mapping[str, NDArray]]
+_UNREAD = ("baseline.final_norm.", "baseline.lm_head.")  # the baseline ends before its last layer
+_PLACE = re.compile(r"((?:baseline\.)?layers|integration\.\w+)\.\d+\.")
 
 
 class NativeWeights(PackedTensors):
@@ -66,26 +70,15 @@ class NativeWeights(PackedTensors):
             raise InputError(f"precision {precision!r} is not one of fp32, int8 and int4")
         require_supported(spec, SUPPORTS, "the native engine (levels 2 and 3)")
         head = head_precision or PRECISIONS[precision].ENDS
-        tensors = Collector()
-        matrices = matrices_of(spec)
-        packed = track(matrices, f"Packing weights in {precision}", len(matrices))
-        for layer, its in itertools.groupby(packed, lambda matrix: layer_of(matrix[0])):
-            gram_of = next_grams(grams, precision) if layer else {}
-            for name, n_row, n_column, bias in its:
-                kind = head if name in ENDS or name.startswith("integration.") else precision
-                source = "embed" if name == "lm_head" and spec.tied_head else name
-                if n_row and n_column:
-                    weight = checked(arrays, f"{source}.weight", (n_row, n_column))
-                    columns = _gates(spec, arrays, name)
-                    weight = weight if columns is None else weight * columns
-                    add_matrix(tensors, name, kind, weight, gram_of.get(name))
-                if bias and n_row:
-                    gate = _fusion_gate(arrays, name)
-                    vector = checked(arrays, f"{name}.bias", (n_row,))
-                    tensors.add_vector(f"{name}.bias", vector if gate is None else vector * gate)
-        for name, shape in vectors_of(spec):
-            tensors.add_vector(name, checked(arrays, name, shape).reshape(-1))
-        return cls(spec, precision, *tensors.joined())
+        packed = Collector()
+        tensors = list(tensors_of(spec))
+        by_place = itertools.groupby(track(tensors, f"Packing weights in {precision}", len(tensors)), place_of)
+        for place, its in ((place, list(group)) for place, group in by_place):
+            in_layer = "layers." in place
+            folded = with_gates_folded(checked(arrays, its), spec)
+            gram_of = next_grams(grams, precision) if in_layer else {}
+            pack_all(packed, stored_tensors(spec, its), folded, precision if in_layer else head, gram_of)
+        return cls(spec, precision, *packed.joined())
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -106,76 +99,22 @@ class NativeWeights(PackedTensors):
             raise InputError(f"{path} holds no whole model")
         precision = cast(Precision, metadata["precision"])
         weights = cls(ModelSpec.from_json(metadata["spec"]), precision, tensors.parts, tensors.data)
-        _check_parts(weights, path)
+        check_stored(weights, path, stored_tensors(weights.spec, tensors_of(weights.spec)))
         return weights
 
 
-def matrices_of(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
-    """Name, outputs, inputs and whether there is a bias, of every matrix, empty ones included: layer by layer, then fusions
-    and the baseline's layers, then the head."""
-    c = spec.n_embd
-    found = [] if spec.tied_head else [("embed", spec.vocab_size, c, False)]
-    for i, layer in enumerate(spec.layers):
-        f = layer.intermediate_size
-        attention, mlp = layer.attention, layer.mlp
-        found.append((f"layers.{i}.attn.qkv_proj", layer.qkv_rows, c, attention.qkv_bias))
-        found.append((f"layers.{i}.attn.out_proj", c, layer.n_head * layer.head_dim, attention.out_bias))
-        if mlp.gated:
-            found.append((f"layers.{i}.mlp.gate_proj", f, c, mlp.up_bias))
-        found.append((f"layers.{i}.mlp.up_proj", f, c, mlp.up_bias))
-        found.append((f"layers.{i}.mlp.down_proj", c, f, mlp.down_bias))
-    found += _integration_matrices(spec)
-    found.append(("lm_head", spec.vocab_size, c, False))
-    return found
+def place_of(tensor: TensorSpec) -> str:
+    """The layer (``layers.3``, ``baseline.layers.3``) or the fusion of a tensor; empty for one outside of them."""
+    found = _PLACE.match(tensor.name)
+    return "" if found is None else found[0].removesuffix(".")
 
 
-def _integration_matrices(spec: ModelSpec) -> list[tuple[str, int, int, bool]]:
-    """`matrices_of` the fusions and of the baseline, whose LM head does not exist."""
-    c = spec.n_embd
-    found: list[tuple[str, int, int, bool]] = []
-    rank = None if spec.integration is None else spec.integration.rank
-    for name in _fusions(spec):
-        if rank is not None:
-            found.append((f"{name}.down", rank, 2 * c, False))
-        found.append((f"{name}.up", c, 2 * c if rank is None else rank, True))
-    baseline = None if spec.integration is None else spec.integration.baseline
-    if baseline is not None:
-        found.append(("baseline.embed", baseline.vocab_size, c, False))
-        found += [(f"baseline.{name}", n, k, bias) for name, n, k, bias in matrices_of(baseline) if name not in ENDS]
-    return found
-
-
-def _fusions(spec: ModelSpec) -> list[str]:
-    """Names of all fusions."""
-    wanted = spec.integration
-    kinds = [] if wanted is None else ["skips"] * wanted.skips + ["adapters"] * (wanted.baseline is not None)
-    return [f"integration.{kind}.{i}" for kind in kinds for i in range(spec.n_layer // 2)]
-
-
-def vectors_of(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of everything that is not a matrix."""
-    names = [f"layers.{i}.{part}" for i in range(spec.n_layer) for part in ("attn_norm", "mlp_norm")] + ["final_norm"]
-    found: list[tuple[str, tuple[int, ...]]] = []
-    for name in names:
-        found.append((f"{name}.weight", (spec.n_embd,)))
-        if spec.norm.kind == "layernorm":
-            found.append((f"{name}.bias", (spec.n_embd,)))
-    if spec.learned_positions:
-        found.append(("positions.weight", (spec.max_seq_len, spec.n_embd)))
-    for name in (f"{fusion}.{norm}" for fusion in _fusions(spec) for norm in ("other_norm", "norm")):
-        found.append((f"{name}.weight", (spec.n_embd,)))
-        if spec.norm.kind == "layernorm":
-            found.append((f"{name}.bias", (spec.n_embd,)))
-    baseline = None if spec.integration is None else spec.integration.baseline
-    if baseline is not None:
-        found += [(f"baseline.{name}", shape) for name, shape in vectors_of(baseline) if "final_norm" not in name]
-    return found
-
-
-def layer_of(name: str) -> str:
-    """The layer, as ``baseline.layers.3``, that a matrix belongs to; empty for one outside the layers."""
-    place, _, rest = name.partition("layers.")
-    return f"{place}layers.{rest.partition('.')[0]}" if rest else ""
+def stored_tensors(spec: ModelSpec, tensors: Iterable[TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
+    """Those of ``tensors`` that are stored, and by which names. Gates are folded; a tied embedding is the LM head."""
+    for tensor in tensors:
+        if math.prod(tensor.shape) and not tensor.name.endswith(".gate") and not tensor.name.startswith(_UNREAD):
+            tied = spec.tied_head and tensor.name == "embed.weight"
+            yield "lm_head.weight" if tied else tensor.name, tensor
 
 
 def next_grams(grams: Grams | None, precision: Precision) -> Mapping[str, NDArray]:
@@ -183,54 +122,48 @@ def next_grams(grams: Grams | None, precision: Precision) -> Mapping[str, NDArra
     return {} if grams is None or not PRECISIONS[precision].CALIBRATED else next(grams)
 
 
-def add_matrix(
-    tensors: Collector, name: str, kind: str, weight: NDArray[np.float32], gram: NDArray | None = None
+def pack_all(
+    packed: Collector,
+    tensors: Iterable[tuple[str, TensorSpec]],
+    arrays: Mapping[str, NDArray[np.float32]],
+    precision: str,
+    gram_of: Mapping[str, NDArray],
 ) -> None:
-    """Pack ``weight`` [N, K] as ``kind`` and collect it; ``gram`` [K, K] is the Gram matrix of its inputs."""
-    storage = PRECISIONS[kind]
-    stored, scale = storage.quantise(weight, gram)
-    tensors.add_matrix(name, kind, storage.pack(stored), scale, (weight.shape[0], weight.shape[1]))
+    """Collect ``tensors``, matrices in that precision; ``gram_of`` has the Gram matrices [K, K] of their inputs."""
+    storage = PRECISIONS[precision]
+    for name, tensor in tensors:
+        array, matrix = arrays[tensor.name], name.removesuffix(".weight")
+        if tensor.is_matrix:
+            stored, scale = storage.quantise(array, gram_of.get(matrix))
+            packed.add_matrix(matrix, precision, storage.pack(stored), scale, (array.shape[0], array.shape[1]))
+        else:
+            packed.add_vector(name, array.reshape(-1))
 
 
-def checked(arrays: Mapping[str, NDArray], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The array ``name`` as float32, if it is there, has that shape and only finite values."""
-    if name not in arrays:
-        raise InputError(f"the weights lack the tensor {name}")
-    array = np.asarray(arrays[name], np.float32)
-    if array.shape != shape:
-        raise InputError(f"tensor {name} has shape {array.shape}, but the model spec says {shape}")
-    if not np.isfinite(array).all():
-        raise InputError(f"tensor {name} has values that are not finite (NaN or infinity)")
-    return array
+def checked(arrays: Mapping[str, NDArray], tensors: Iterable[TensorSpec]) -> dict[str, NDArray[np.float32]]:
+    """Arrays of ``tensors`` as float32, if they are there, have their shapes and only finite values.
+
+    Gates that are not there count as 1.
+    """
+    found = {}
+    for tensor in tensors:
+        if tensor.name not in arrays:
+            if tensor.name.endswith(".gate"):
+                continue
+            raise InputError(f"the weights lack the tensor {tensor.name}")
+        array = np.asarray(arrays[tensor.name], np.float32)
+        if array.shape != tensor.shape:
+            raise InputError(f"tensor {tensor.name} has shape {array.shape}, but the model spec says {tensor.shape}")
+        if not np.isfinite(array).all():
+            raise InputError(f"tensor {tensor.name} has values that are not finite (NaN or infinity)")
+        found[tensor.name] = array
+    return found
 
 
-def _gates(spec: ModelSpec, arrays: Mapping[str, NDArray], name: str) -> NDArray[np.float32] | None:
-    """Factors of the columns of ``name``: an output projection's head gates or a fusion's gate, if the model has any."""
-    if not name.endswith(".out_proj"):
-        return _fusion_gate(arrays, name)
-    gate = name.removesuffix("out_proj") + "gate"
-    if name.startswith("baseline."):
-        assert spec.integration is not None and spec.integration.baseline is not None
-        spec = spec.integration.baseline
-    layer = spec.layers[int(name.removeprefix("baseline.").split(".")[1])]
-    if gate not in arrays or layer.n_head == 0:
-        return None
-    return np.repeat(checked(arrays, gate, (layer.n_head,)), layer.head_dim)
-
-
-def _fusion_gate(arrays: Mapping[str, NDArray], name: str) -> NDArray[np.float32] | None:
-    """The gate of a fusion, for its last matrix; None for every other matrix."""
-    if not (name.startswith("integration.") and name.endswith(".up")):
-        return None
-    return checked(arrays, name.removesuffix("up") + "gate", (1,))
-
-
-def _check_parts(weights: NativeWeights, path: Path) -> None:
-    """Refuse a file whose tensors do not fit its own model spec: kernels trust the sizes."""
-    for name, n_row, n_column, bias in matrices_of(weights.spec):
-        if n_row and n_column:
-            weights.require_matrix(path, name, n_row, n_column)
-        if bias and n_row:
-            weights.require(path, f"{name}.bias", 4 * padded(n_row))
-    for name, shape in vectors_of(weights.spec):
-        weights.require(path, name, 4 * padded(int(np.prod(shape))))
+def check_stored(packed: PackedTensors, path: Path, tensors: Iterable[tuple[str, TensorSpec]]) -> None:
+    """Refuse a file without ``tensors``, or with one of another size: kernels trust the sizes."""
+    for name, tensor in tensors:
+        if tensor.is_matrix:
+            packed.require_matrix(path, name.removesuffix(".weight"), tensor.shape[0], tensor.shape[1])
+        else:
+            packed.require(path, name, 4 * padded(math.prod(tensor.shape)))

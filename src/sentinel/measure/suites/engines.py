@@ -15,7 +15,7 @@ from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer.cpu_engine import CpuEngine, pack
 from sentinel.infer.engine import Engine, check_precision, make_engine, warm_up
-from sentinel.infer.native import Level, NativeWeights, Precision
+from sentinel.infer.native import NativeWeights, PackedWidth, Precision
 from sentinel.infer.native.reading import MemoryReader
 from sentinel.infer.torch.eager import TorchEngine
 from sentinel.measure.hugging_face import HuggingFaceReference
@@ -152,7 +152,7 @@ class Engines:
         if (expand, precision) not in self._packed:
             self._packed[expand, precision] = pack(nested, cast(Precision, precision))
         engine = CpuEngine(self._packed[expand, precision], threads=self.threads)
-        engine.set_level(Level(plan.width.groups, plan.width.neurons))
+        engine.set_width(PackedWidth(plan.width))
         return engine
 
     def _in_order(self, expand: bool) -> tuple[Decoder, RemovalOrder]:

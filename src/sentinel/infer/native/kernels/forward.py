@@ -16,6 +16,7 @@ from .intrinsics import cycles, float_bits, i64_table, i64_view
 from .layout import (
     F_OTHER,
     FUSION_FIELDS,
+    L_ACTIVATION,
     L_ADAPTER,
     L_DOWN,
     L_GATE,
@@ -59,7 +60,7 @@ from .vector import FAST
 
 _N_FIELD, _N_PART = int(S.N_FIELD), len(Part)
 _THREADS, _N_LAYER, _N_EMBD = int(S.THREADS), int(S.N_LAYER), int(S.N_EMBD)
-_EPS, _ACTIVATION, _ROWS = int(S.EPS_BITS), int(S.ACTIVATION), int(S.N_ROW)
+_EPS, _ROWS = int(S.EPS_BITS), int(S.N_ROW)
 _LAYERS, _ROW_TABLE, _HEAD = int(S.LAYERS), int(S.ROWS), int(S.HEAD)
 _FINAL_NORM, _FINAL_BIAS = int(S.FINAL_NORM), int(S.FINAL_NORM_BIAS)
 _X, _X_STRIDE, _QKV, _QKV_STRIDE = int(S.X), int(S.X_STRIDE), int(S.QKV), int(S.QKV_STRIDE)
@@ -160,7 +161,7 @@ def _mlp(st, layer, following, n, private, thread, n_thread, clock):
         _norm_inputs(st, up, n, layer[L_NORM2], layer[L_NORM2_BIAS], private, thread, n_thread)
         clock = _clock(st, thread, _PART_NORM2, clock)
         neurons(
-            st, gate, up, layer[L_GATED], st[_ACTIVATION], row0, n, st[_HIDDEN], st[_HIDDEN_STRIDE],
+            st, gate, up, layer[L_GATED], layer[L_ACTIVATION], row0, n, st[_HIDDEN], st[_HIDDEN_STRIDE],
             private, thread, n_thread,
         )  # fmt: skip
         warm(down, thread, n_thread)

@@ -23,12 +23,17 @@ F_OTHER, F_OTHER_NORM, F_OTHER_BIAS, F_NORM, F_BIAS = range(5)
 F_DOWN = 5
 F_UP = F_DOWN + MATRIX_FIELDS
 FUSION_FIELDS = F_UP + MATRIX_FIELDS
+FUSION_TENSORS = {
+    "other_norm.weight": F_OTHER_NORM, "other_norm.bias": F_OTHER_BIAS, "norm.weight": F_NORM, "norm.bias": F_BIAS,
+    "down.weight": F_DOWN, "up.weight": F_UP,
+}  # fmt: skip
 
-# Fields of one layer: sizes, norms, KV cache, rotary table, five matrices, then where its input is kept for a fusion (0:
-# nowhere), and its own fusions with an early state and with one of the baseline.
-L_HEAD, L_KV_HEAD, L_HEAD_DIM, L_KV_STRIDE, L_NEURON, L_GATED = range(6)
-L_NORM1, L_NORM1_BIAS, L_NORM2, L_NORM2_BIAS, L_KEYS, L_VALUES, L_COS, L_SIN = range(6, 14)
-L_QKV = 14
+# Fields of one layer: sizes, activation (a number of `names.Activation`), norms, KV cache, rotary table, five matrices,
+# then where its input is kept for a fusion (0: nowhere), and its own fusions with an early state and with one of the
+# baseline. The names are those of the tensors that stand there.
+L_HEAD, L_KV_HEAD, L_HEAD_DIM, L_KV_STRIDE, L_NEURON, L_GATED, L_ACTIVATION = range(7)
+L_NORM1, L_NORM1_BIAS, L_NORM2, L_NORM2_BIAS, L_KEYS, L_VALUES, L_COS, L_SIN = range(7, 15)
+L_QKV = 15
 L_OUT = L_QKV + MATRIX_FIELDS
 L_GATE = L_OUT + MATRIX_FIELDS
 L_UP = L_GATE + MATRIX_FIELDS
@@ -37,6 +42,11 @@ L_KEEP = L_DOWN + MATRIX_FIELDS
 L_SKIP = L_KEEP + 1
 L_ADAPTER = L_SKIP + FUSION_FIELDS
 LAYER_FIELDS = L_ADAPTER + FUSION_FIELDS
+LAYER_TENSORS = {
+    "attn_norm.weight": L_NORM1, "attn_norm.bias": L_NORM1_BIAS, "mlp_norm.weight": L_NORM2, "mlp_norm.bias": L_NORM2_BIAS,
+    "attn.qkv_proj.weight": L_QKV, "attn.out_proj.weight": L_OUT, "mlp.gate_proj.weight": L_GATE,
+    "mlp.up_proj.weight": L_UP, "mlp.down_proj.weight": L_DOWN,
+}  # fmt: skip
 
 # Fields of one row (a token of one sequence).
 R_TOKEN, R_SEQUENCE, R_POSITION, R_WANTED = range(4)
@@ -53,46 +63,45 @@ class S(IntEnum):
     CONTEXT = 4  # positions that the KV cache holds, a multiple of 32
     LAYERNORM = 5
     EPS_BITS = 6  # float32 bits of norm_eps
-    ACTIVATION = 7  # a number of `names.Activation`
-    HALF_KV = 8
-    N_ROW = 9
-    ROWS = 10
-    LAYERS = 11
-    EMBED = 12  # address of a matrix's fields
-    HEAD = 13  # address of a matrix's fields
-    POSITIONS = 14  # float32 [S, C], or 0
-    FINAL_NORM = 15
-    FINAL_NORM_BIAS = 16
-    X = 17  # residual stream, float32 [rows][C]
-    X_STRIDE = 18
-    QKV = 19
-    QKV_STRIDE = 20
-    ATTENTION = 21  # heads' outputs
-    ATTENTION_STRIDE = 22
-    HIDDEN = 23  # MLP neurons, or a low-rank fusion
-    HIDDEN_STRIDE = 24
-    INPUT = 25  # a matrix's input: float32 or int16 [rows][...]
-    INPUT_STRIDE = 26
-    INPUT_SCALE = 27  # float32 [rows]
-    INPUT_SUM = 28  # float32 [rows][groups]
-    INPUT_SUM_STRIDE = 29
-    LOGITS = 30
-    LOGITS_STRIDE = 31
-    BEST = 32  # int64 [rows]: most probable token
-    PRIVATE = 33  # one area per thread
-    PRIVATE_STRIDE = 34
-    SYNC = 35
-    PLAN = 36  # int64: counts, then attention tiles and wanted rows (below)
-    PROFILE = 37  # int64 [`names.Part`]: cycles of thread 0 per part
-    N_BASELINE = 38  # layers of the baseline, which follow those of the model in the table
-    BASELINE_EMBED = 39  # address of a matrix's fields
-    BASELINE_POSITIONS = 40  # float32 [S, C], or 0
-    BASELINE_KEEP = 41  # where the state after the baseline's last layer is kept, or 0
-    TOO_WIDE = 42  # 1 after a pass that put something into a half-precision cache which that can't hold
-    PIECES = 43  # int64 [pieces][2]: address and bytes of what a pass only reads (`stream`), or 0 for a model's pass
-    N_PIECE = 44
-    REPEATS = 45  # how often it is read
-    N_FIELD = 46
+    HALF_KV = 7
+    N_ROW = 8
+    ROWS = 9
+    LAYERS = 10
+    EMBED = 11  # address of a matrix's fields
+    HEAD = 12  # address of a matrix's fields
+    POSITIONS = 13  # float32 [S, C], or 0
+    FINAL_NORM = 14
+    FINAL_NORM_BIAS = 15
+    X = 16  # residual stream, float32 [rows][C]
+    X_STRIDE = 17
+    QKV = 18
+    QKV_STRIDE = 19
+    ATTENTION = 20  # heads' outputs
+    ATTENTION_STRIDE = 21
+    HIDDEN = 22  # MLP neurons, or a low-rank fusion
+    HIDDEN_STRIDE = 23
+    INPUT = 24  # a matrix's input: float32 or int16 [rows][...]
+    INPUT_STRIDE = 25
+    INPUT_SCALE = 26  # float32 [rows]
+    INPUT_SUM = 27  # float32 [rows][groups]
+    INPUT_SUM_STRIDE = 28
+    LOGITS = 29
+    LOGITS_STRIDE = 30
+    BEST = 31  # int64 [rows]: most probable token
+    PRIVATE = 32  # one area per thread
+    PRIVATE_STRIDE = 33
+    SYNC = 34
+    PLAN = 35  # int64: counts, then attention tiles and wanted rows (below)
+    PROFILE = 36  # int64 [`names.Part`]: cycles of thread 0 per part
+    N_BASELINE = 37  # layers of the baseline, which follow those of the model in the table
+    BASELINE_EMBED = 38  # address of a matrix's fields
+    BASELINE_POSITIONS = 39  # float32 [S, C], or 0
+    BASELINE_KEEP = 40  # where the state after the baseline's last layer is kept, or 0
+    TOO_WIDE = 41  # 1 after a pass that put something into a half-precision cache which that can't hold
+    PIECES = 42  # int64 [pieces][2]: address and bytes of what a pass only reads (`stream`), or 0 for a model's pass
+    N_PIECE = 43
+    REPEATS = 44  # how often it is read
+    N_FIELD = 45
 
 
 # In a thread's private area, in bytes.
