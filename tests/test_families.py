@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import filled_decoder, largest_difference, some_tokens
-from native_oracle import dequantised
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
-from sentinel.infer.cpu_engine import pack
-from sentinel.infer.native import NativeEngine
 from sentinel.models.families import FAMILIES, family_of
 from sentinel.models.families.weights import read_weights, write_weights
 from sentinel.models.kv_cache import KVCache
@@ -184,28 +180,3 @@ def test_pruned_equals_masked_cached_and_padded(name):
             mask[:, :4] = 0
             assert largest_difference(model(padded, None, mask)[:, 4:], pruned) < 1e-5
     assert dataclasses.replace(spec) == ModelSpec.from_json(spec.to_json())
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_native_engine_runs_every_family(name, precision):
-    """Level 2, and level 3 against the decoder whose weights are those that the packed ones stand for."""
-    spec = spec_named(name)
-    decoder, tokens = filled_decoder(spec), some_tokens(spec, batch=1, length=48)[0].tolist()
-    weights = pack(decoder, precision)
-    engine = NativeEngine(weights, half_kv=False, threads=1)
-    rounded = filled_decoder(spec)
-    with torch.no_grad():
-        for block, source in zip(rounded.blocks, decoder.blocks, strict=True):  # gates are rounded with the weights
-            block.attn.out_proj.weight *= source.attn.gate.repeat_interleave(source.attn.layer.head_dim)
-            block.attn.gate.fill_(1.0)
-        for tensor, weight in rounded.state_dict().items():
-            stored = "lm_head" if spec.tied_head and tensor == "embed.weight" else tensor.removesuffix(".weight")
-            if f"{stored}.packed" in weights.parts and precision != "fp32":
-                scale = spec.block.residual_scale if tensor.endswith(("out_proj.weight", "down_proj.weight")) else 1.0
-                kind = weights.parts[f"{stored}.packed"].kind
-                weight.copy_(torch.from_numpy(dequantised(weight.numpy() * np.float32(scale), kind)) / scale)
-        expected = rounded(torch.tensor([tokens]))[0]
-    found = [engine.prefill([tokens[:40]]), *(engine.decode([token]) for token in tokens[40:])]
-    tolerance = 1e-4 if precision == "fp32" else 2e-3
-    assert largest_difference(torch.from_numpy(np.concatenate(found)), expected[39:]) < tolerance

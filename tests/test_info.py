@@ -85,11 +85,11 @@ def test_sizes_of_a_quantised_folder_are_those_of_its_files(quantised, elastic):
 def test_damaged_stored_ratios_are_refused_by_name(quantised, tmp_path, capsys):
     import shutil
 
-    for number, levels in enumerate(("x", [{}], [{"heads": "a", "neurons": 0, "file": "f"}])):
+    for number, widths in enumerate(("x", [{}], [{"heads": "a", "neurons": 0, "file": "f"}])):
         bad = tmp_path / str(number)
         shutil.copytree(quantised, bad)
         config = json.loads((bad / "config.json").read_text())
-        (bad / "config.json").write_text(json.dumps({**config, "levels": levels}))
+        (bad / "config.json").write_text(json.dumps({**config, "widths": widths}))
         assert "widths are damaged" in refused(capsys, "info", bad)
 
 

@@ -16,7 +16,7 @@ from sentinel.infer.native.program import program
 from sentinel.infer.native.threads import CallerLock, one_at_a_time
 from sentinel.infer.native.weights import Grams
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tensors import with_scales_folded
+from sentinel.models.tensors import with_gates_folded
 from sentinel.progress import say
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def pack_width(decoder: Decoder, precision: Precision, grams: Grams | None = Non
     """The width that is set, with the projections that were re-solved for it."""
     gates = {name: tensor for name, tensor in decoder.state_dict().items() if name.endswith(".gate")}
     own = {} if decoder.current is None else decoder.current.projections
-    folded = with_scales_folded(_arrays({**gates, **own}), decoder.spec)
+    folded = with_gates_folded(_arrays({**gates, **own}), decoder.spec)
     return PackedWidth.from_arrays(decoder.spec, decoder.in_use, folded, precision, grams)
 
 

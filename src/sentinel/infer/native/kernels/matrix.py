@@ -28,10 +28,7 @@ def put_inputs(st, matrix, n, x, x_stride, private, thread, n_thread):
 
 @njit(**FAST)
 def put_norm(st, matrix, x, row, weight, bias, eps, scratch):
-    """Make row ``row`` of the input of ``matrix`` from the norm of the values at ``x``; with ``weight`` 0, of these."""
-    if weight == 0:
-        put_input(st, matrix, x, row)
-        return
+    """Make row ``row`` of the input of ``matrix`` from the norm of the values at ``x``."""
     place = input_or(st, matrix, row, scratch)
     normalise(x, place, matrix[N_COLUMN], weight, bias, st[_LAYERNORM], eps)
     put_input(st, matrix, place, row)
@@ -78,8 +75,7 @@ def warm(matrix, thread, n_thread):
 
 
 @njit(**FAST)
-def add_to(y, address, n):
-    """Add ``n`` values at ``y`` to those at ``address``."""
+def _add_to(y, address, n):
     out = f32_view(address, n)
     part = f32_view(y, n)
     for i in range(n):
@@ -105,7 +101,7 @@ def project(st, matrix, row0, n_token, y, y_stride, add, private, thread, n_thre
         n = min(32, matrix[N_ROW] - block * 32)
         for t in range(n_token):
             if add:
-                add_to(scratch + t * 128, y + t * y_stride + block * 128, n)
+                _add_to(scratch + t * 128, y + t * y_stride + block * 128, n)
             else:
                 _write_to(scratch + t * 128, y + t * y_stride + block * 128, n)
 
