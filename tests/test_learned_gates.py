@@ -37,7 +37,7 @@ def test_gates_from_outside_act_as_the_models_own():
     with torch.no_grad():
         dense.blocks[1].attn.gate[:3] = 0.0  # group 0 is the first three query heads
         states = dense.final_norm(dense.hidden_states(windows[:, :-1])).flatten(0, 1)
-        expected = divergence(states, dense.head_weight, teacher.targets(range(3)), 1.0)
+        expected = divergence(states, dense.head, teacher.targets(range(3)), 1.0)
     assert model.divergence(gates, range(3)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 

@@ -155,7 +155,7 @@ def test_norms(layernorm, n):
 @pytest.mark.parametrize("scores", [np.zeros(9), np.linspace(-500, 500, 45), np.array([3.0]), np.full(33, -1e30)])
 def test_softmax(scores):
     s = np.concatenate([scores, np.full(4, 7.0)]).astype(np.float32)
-    factor = vector.softmax_weights(s.ctypes.data, scores.size, 4, np.float32(0.5))
+    factor = vector.softmax_weights(s.ctypes.data, 0, scores.size, 4, np.float32(0.5))
     scores = scores.astype(np.float32).astype(float)
     e = np.exp((scores - scores.max()) * 0.5)
     np.testing.assert_allclose(s[: scores.size] * factor, e / e.sum(), rtol=2e-6, atol=1e-30)

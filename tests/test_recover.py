@@ -31,6 +31,7 @@ from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.folder import read_record
 from sentinel.formats.sources import random_decoder
 from sentinel.models.decoder import Decoder
+from sentinel.models.parts.head import Head
 from sentinel.models.record import Pruned, Record, Recovered
 from sentinel.models.spec import ModelSpec
 
@@ -72,21 +73,28 @@ def windows(count: int, length: int = 17, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 97, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("of_head", [{}, {"scale": 0.5, "cap": 3.0}], ids=["plain", "bias-scale-cap"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_divergence_and_its_gradient_are_those_of_the_bucketed_distributions(temperature):
+def test_divergence_and_its_gradient_are_those_of_the_bucketed_distributions(temperature, of_head):
     generator = torch.Generator().manual_seed(0)
     states, other = (torch.randn(9, 12, generator=generator, dtype=torch.float64) for _ in range(2))
-    head = torch.randn(31, 12, generator=generator, dtype=torch.float64)
-    tokens = (other @ head.T).topk(5, -1).indices
-    log_probs = ((other @ head.T) / temperature).log_softmax(-1).gather(-1, tokens)
+    weight, bias = (torch.randn(31, *size, generator=generator, dtype=torch.float64) for size in ((12,), ()))
+    head = Head(weight, bias if of_head else None, **of_head)
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        z = of_head.get("scale", 1.0) * (x @ weight.T + (bias if of_head else 0))
+        return of_head["cap"] * torch.tanh(z / of_head["cap"]) if of_head else z
+
+    tokens = logits(other).topk(5, -1).indices
+    log_probs = (logits(other) / temperature).log_softmax(-1).gather(-1, tokens)
     states.requires_grad_()
 
     def buckets(log_p: torch.Tensor) -> torch.Tensor:
         top = log_p.gather(-1, tokens)
         return torch.cat((top, torch.log1p(-top.exp().sum(-1, keepdim=True))), -1)
 
-    q = buckets((states @ head.T / temperature).log_softmax(-1))
-    p = buckets(((other @ head.T) / temperature).log_softmax(-1))
+    q = buckets((logits(states) / temperature).log_softmax(-1))
+    p = buckets((logits(other) / temperature).log_softmax(-1))
     expected = functional.kl_div(q, p, log_target=True, reduction="batchmean") * temperature**2
     (gradient,) = torch.autograd.grad(expected, states)
     targets = TeacherTargets(tokens, log_probs)
@@ -101,8 +109,8 @@ def test_divergence_and_its_gradient_are_those_of_the_bucketed_distributions(tem
 def test_a_model_diverges_by_nothing_from_itself():
     dense = teacher_model()
     states = dense.final_norm(dense.hidden_states(windows(3))).flatten(0, 1).detach().requires_grad_()
-    targets = TeacherTargets(*likeliest(states.detach(), dense.head_weight, 20, 1.0))
-    loss = divergence(states, dense.head_weight.detach(), targets, 1.0)
+    targets = TeacherTargets(*likeliest(states.detach(), dense.head, 20, 1.0))
+    loss = divergence(states, dense.head, targets, 1.0)
     assert abs(loss.item()) < 1e-5
     assert torch.autograd.grad(loss, states)[0].abs().max() < 1e-5
 

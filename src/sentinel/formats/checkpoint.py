@@ -73,7 +73,7 @@ def write_widths(decoder: Decoder, folder: Path) -> list[dict[str, Any]]:
 
 
 def listed_widths(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What ``config.json`` says of stored widths; before version 0.2 they were called levels, the whole among them."""
+    """What ``config.json`` says of stored widths; earlier versions called them levels, the whole among them."""
     return list(config.get("widths") or config.get("levels") or ())
 
 

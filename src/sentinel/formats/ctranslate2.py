@@ -75,7 +75,7 @@ def _fill(theirs: Any, decoder: Decoder) -> None:
     if decoder.positions is not None:
         theirs.position_encodings.encodings = _array(decoder.positions.weight)
     _fill_norm(theirs.layer_norm, decoder.final_norm)
-    theirs.projection.weight = _array(decoder.head_weight)
+    theirs.projection.weight = _array(decoder.head.weight)
     folded = with_gates_folded(decoder.state_dict(), decoder.spec)
     for index, (layer, block) in enumerate(zip(theirs.layer, decoder.blocks, strict=True)):
         _fill_block(layer, block, folded[f"layers.{index}.attn.out_proj.weight"])

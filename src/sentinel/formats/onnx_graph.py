@@ -144,7 +144,7 @@ def _decoder(graph: _Graph, decoder: Decoder) -> str:
         x = graph.node("Add", x, _attention(graph, block, out_weight, index, normed, rotary))
         x = graph.node("Add", x, _mlp(graph, spec, block, _norm(graph, spec, block.mlp_norm, x)))
     last = graph.node("Gather", x, graph.constant(np.array(-1), streamed=False), axis=1)
-    return graph.matrix(_norm(graph, spec, decoder.final_norm, last), _array(decoder.head_weight), None)
+    return graph.matrix(_norm(graph, spec, decoder.final_norm, last), _array(decoder.head.weight), None)
 
 
 def _norm(graph: _Graph, spec: ModelSpec, norm: nn.Module | None, x: str) -> str:
@@ -159,7 +159,7 @@ def _rotary_tables(graph: _Graph, spec: ModelSpec) -> tuple[str, ...]:
     rope = spec.layers[0].attention.rope
     if rope is None:
         return ()
-    both = tables(rope, spec.layers[0].head_dim, spec.max_seq_len)
+    both = tables(rope, spec.layers[0].head_dim, spec.max_seq_len, spec.max_seq_len)
     return tuple(graph.constant(table, streamed=False) for table in both)
 
 

@@ -15,8 +15,9 @@ from sentinel.infer.native import HAS_FAST_VECTORS, MAX_BATCH, NativeEngine, Nat
 from sentinel.infer.native.program import program
 from sentinel.infer.native.threads import CallerLock, one_at_a_time
 from sentinel.infer.native.weights import Grams
+from sentinel.models.rotary import rounded_length
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tensors import with_gates_folded
+from sentinel.models.tensors import with_scales_folded
 from sentinel.progress import say
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class CpuEngine:
         if self._engine is None or batch > self._batch or room > self._room:
             self.close()
             self._batch = max(batch, self._batch)
-            self._room = min(self.spec.max_seq_len, -(-max(room, self._room) // 256) * 256)
+            self._room = rounded_length(self.spec, max(room, self._room), 256)
             self._engine = NativeEngine(
                 self.weights,
                 threads=self._threads,
@@ -166,7 +167,7 @@ def pack_width(decoder: Decoder, precision: Precision, grams: Grams | None = Non
     """The width that is set, with the projections that were re-solved for it."""
     gates = {name: tensor for name, tensor in decoder.state_dict().items() if name.endswith(".gate")}
     own = {} if decoder.current is None else decoder.current.projections
-    folded = with_gates_folded(_arrays({**gates, **own}), decoder.spec)
+    folded = with_scales_folded(_arrays({**gates, **own}), decoder.spec)
     return PackedWidth.from_arrays(decoder.spec, decoder.in_use, folded, precision, grams)
 
 

@@ -17,6 +17,7 @@ from sentinel.models.elastic import Elastic
 from sentinel.models.integration import Borrowing, Integration
 from sentinel.models.parts.attention import Attention, Cache
 from sentinel.models.parts.block import Block
+from sentinel.models.parts.head import Head
 from sentinel.models.parts.linear import Projection, linear
 from sentinel.models.parts.mlp import MLP
 from sentinel.models.parts.norms import make_norm
@@ -57,9 +58,10 @@ class Decoder(Elastic):
             return cls(spec)
 
     @property
-    def head_weight(self) -> Tensor:
-        """Weight of the LM head [V, C]; the embedding where they are tied."""
-        return self.embed.weight if self.lm_head is None else self.lm_head.weight
+    def head(self) -> Head:
+        """The LM head as a function of normalised states; its matrix is the embedding where they are tied."""
+        weight, bias = (self.embed.weight, None) if self.lm_head is None else (self.lm_head.weight, self.lm_head.bias)
+        return Head(weight, bias, self.spec.logit_scale, self.spec.logit_soft_cap)
 
     @property
     def cache_spec(self) -> ModelSpec:
@@ -154,15 +156,8 @@ class Decoder(Elastic):
                 raise InputError(
                     "the embedding is offloaded, but the LM head is tied to it; keep decoder.embed on a device"
                 )
-            return self.finished(linear(x, self.embed.weight))
-        return self.finished(self.lm_head(x))
-
-    def finished(self, logits: Tensor) -> Tensor:
-        """Logits as the specification scales and caps them."""
-        if self.spec.logit_scale != 1.0:
-            logits = logits * self.spec.logit_scale
-        cap = self.spec.logit_soft_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+            return self.head.finished(linear(x, self.embed.weight))
+        return self.head.finished(self.lm_head(x))
 
     def rotary(self, positions: Tensor, total: int | None = None) -> Rotary:
         """Cosines and sines [B, 1, T, D/2] of rotary ``positions`` [B, T] of texts of ``total``

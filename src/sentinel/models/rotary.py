@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from sentinel.models.layer_spec import RopeSpec
+from sentinel.models.spec import ModelSpec, RopeSpec
 
 Frequencies = NDArray[np.float32]
 
@@ -42,11 +42,18 @@ def frequencies(rope: RopeSpec, head_dim: int, length: int = 0) -> Frequencies:
     return found
 
 
-def tables(rope: RopeSpec, head_dim: int, length: int) -> tuple[Frequencies, Frequencies]:
-    """Cosines and sines [length, dim / 2] for all positions of a text of that length."""
-    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies(rope, head_dim, length)
+def tables(rope: RopeSpec, head_dim: int, positions: int, length: int) -> tuple[Frequencies, Frequencies]:
+    """Cosines and sines [positions, dim / 2] of texts of at most ``length`` tokens."""
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies(rope, head_dim, length)
     cos, sin = (function(angles.astype(np.float64)) * rope.attention_factor for function in (np.cos, np.sin))
     return cos.astype(np.float32), sin.astype(np.float32)
+
+
+def rounded_length(spec: ModelSpec, length: int, step: int) -> int:
+    """``length`` rounded up to a multiple of ``step``, as far as the context and the frequencies of that length go."""
+    ropes = {layer.attention.rope for layer in spec.layers}
+    changes = (rope.original_max_seq_len for rope in ropes if rope is not None and rope.type == "longrope")
+    return min(spec.max_seq_len, -(-length // step) * step, *(place for place in changes if length <= place))
 
 
 def _yarn_ramp(rope: RopeSpec, dim: int) -> NDArray[np.float64]:

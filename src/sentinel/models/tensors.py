@@ -217,10 +217,7 @@ def with_gates_folded(state: Mapping[str, Array], spec: ModelSpec) -> dict[str, 
     The output projection may be narrower than the specification, as those of a width are.
     """
     found = {name: array for name, array in state.items() if not name.endswith(".gate")}
-    places = [("", spec)]
-    if spec.integration is not None and spec.integration.baseline is not None:
-        places.append(("baseline.", spec.integration.baseline))
-    for start, part in places:
+    for start, part in _with_baseline(spec):
         for index, layer in enumerate(part.layers):
             gate, name = f"{start}layers.{index}.attn.gate", f"{start}layers.{index}.attn.out_proj.weight"
             if gate in state and name in found and found[name].shape[1]:
@@ -232,3 +229,33 @@ def with_gates_folded(state: Mapping[str, Array], spec: ModelSpec) -> dict[str, 
             if f"{fusion}.gate" in state and name in found:
                 found[name] = found[name] * state[f"{fusion}.gate"]
     return found
+
+
+def with_scales_folded(state: Mapping[str, Array], spec: ModelSpec) -> dict[str, Array]:
+    """`with_gates_folded`, and with what layers add and the logits scaled by weights: no other scale is left to apply.
+
+    The scale of residuals goes into the output projections, or into the norms after them; that of the logits into the
+    final norm and the bias of the LM head.
+    """
+    found = with_gates_folded(state, spec)
+
+    def scale(name: str, by: float) -> None:
+        for part in (f"{name}.weight", f"{name}.bias"):
+            if part in found and by != 1.0:
+                found[part] = found[part] * by
+
+    for start, part in _with_baseline(spec):
+        ends = ("attn_post_norm", "mlp_post_norm") if part.block.post_norm else ("attn.out_proj", "mlp.down_proj")
+        for index in range(part.n_layer):
+            for end in ends:
+                scale(f"{start}layers.{index}.{end}", part.block.residual_scale)
+    scale("final_norm", spec.logit_scale)
+    if "lm_head.bias" in found and spec.logit_scale != 1.0:
+        found["lm_head.bias"] = found["lm_head.bias"] * spec.logit_scale
+    return found
+
+
+def _with_baseline(spec: ModelSpec) -> list[tuple[str, ModelSpec]]:
+    """The model and, if it has one, its baseline, each with what the names of its tensors begin with."""
+    baseline = None if spec.integration is None else spec.integration.baseline
+    return [("", spec)] if baseline is None else [("", spec), ("baseline.", baseline)]

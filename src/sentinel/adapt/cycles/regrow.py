@@ -12,6 +12,7 @@ from sentinel.adapt.cycles.masked import Head, MaskedModel
 from sentinel.adapt.pruning.gated_model import GatedModel
 from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.models.decoder import Decoder
+from sentinel.models.tensors import by_unit, pruned_tensors
 from sentinel.progress import track
 
 BATCH = 2
@@ -69,14 +70,16 @@ class WarmUp:
         self._updates, self._boost = updates, boost
         self._gates: list[tuple[Tensor, Tensor]] = []  # a view of a head's gates, and their full value
         self._weights: list[Tensor] = []  # views of its rows and columns
-        for head in regrown:
-            attention, place = student.blocks[head.layer].attn, kept[head.layer].index(head.group)
-            qkv, out, groups = attention.qkv_proj, attention.out_proj, attention.layer.n_kv_head
-            gate = attention.gate.data.view(groups, -1)[place]
-            self._gates.append((gate, gate.clone()))
-            for parameter, dim in ((qkv.weight, 0), (qkv.bias, 0), (out.weight, 1)):
-                if parameter is not None:
-                    self._weights.append(parameter.data.unflatten(dim, (groups, -1)).select(dim, place))
+        state = {name: tensor.data for name, tensor in student.named_parameters()}
+        for tensor in pruned_tensors(student.spec):
+            for head in regrown:
+                if tensor.unit == "groups" and tensor.layer == head.layer:
+                    place = kept[head.layer].index(head.group)
+                    view = by_unit(state[tensor.name], tensor).select(tensor.axis, place)
+                    if tensor.name.endswith(".gate"):
+                        self._gates.append((view, view.clone()))
+                    else:
+                        self._weights.append(view)
         self._before: list[Tensor] = []
         self._prepare(0)
 

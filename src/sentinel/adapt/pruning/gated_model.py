@@ -33,8 +33,7 @@ class GatedModel:
             swapped[name] = swapped[name] * gate.repeat_interleave(layer.group_size)
         tokens = self.teacher.windows[list(windows), :-1]
         states = functional_call(self._states, swapped, (tokens,)).flatten(0, 1)
-        head = self.decoder.head_weight.detach()
-        return divergence(states, head, self.teacher.targets(windows), self.teacher.temperature)
+        return divergence(states, self.decoder.head, self.teacher.targets(windows), self.teacher.temperature)
 
 
 class _FinalStates(nn.Module):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sentinel.models.parts.head import Head
+
 ROWS = 128  # positions at once: their logits stay close to the processor
 LEAST_REST = 1e-6  # mass below which the bucket of all other tokens counts as empty
 
@@ -34,22 +36,22 @@ class TeacherTargets:
         return TeacherTargets(self.tokens.to(device), self.log_probs.to(device), states)
 
 
-def likeliest(states: Tensor, head: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+def likeliest(states: Tensor, head: Head, count: int, temperature: float) -> tuple[Tensor, Tensor]:
     """The ``count`` likeliest tokens [N, K] int32 after normalised final ``states`` [N, C], and their log-probabilities
     [N, K] float16 under softmax(logits / temperature)."""
     head = _in_working_precision(head)
     tokens, log_probs = [], []
-    for rows in states.to(head.dtype).split(ROWS):
-        logits = functional.linear(rows, head).float() / temperature
+    for rows in states.split(ROWS):
+        logits = head.logits(rows) / temperature
         top = logits.topk(count, dim=-1)
         log_probs.append(top.values - logits.logsumexp(-1, keepdim=True))
         tokens.append(top.indices.int())
     return torch.cat(tokens), torch.cat(log_probs).half()
 
 
-def _in_working_precision(head: Tensor) -> Tensor:
+def _in_working_precision(head: Head) -> Head:
     """``head`` in the precision that autocast asks for, converted once and not for every block of rows."""
-    kind = head.device.type
+    kind = head.weight.device.type
     return head.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else head
 
 
@@ -58,18 +60,19 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, head: Tensor, tokens: Tensor, log_probs: Tensor, temperature: float, wanted: bool
+        ctx: Any, states: Tensor, head: Head, tokens: Tensor, log_probs: Tensor, temperature: float, wanted: bool
     ) -> Tensor:
         head = _in_working_precision(head)
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         gradient = torch.empty_like(states) if wanted else None
         for start in range(0, len(states), ROWS):
             rows = slice(start, start + ROWS)
-            logits = functional.linear(states[rows].to(head.dtype), head).float().div_(temperature)
-            loss, at_logits = _rows(logits, tokens[rows].long(), log_probs[rows].float(), wanted)
+            logits = head.logits(states[rows])
+            slope = head.slope(logits) if wanted else None
+            loss, at_logits = _rows(logits.div_(temperature), tokens[rows].long(), log_probs[rows].float(), wanted)
             total += loss
             if gradient is not None and at_logits is not None:
-                gradient[rows] = at_logits.to(head.dtype) @ head
+                gradient[rows] = head.gradient(at_logits, slope)
         scale = temperature / len(states)
         if gradient is not None:
             ctx.save_for_backward(gradient.mul_(scale))
@@ -99,32 +102,32 @@ def _rows(logits: Tensor, tokens: Tensor, log_probs: Tensor, wanted: bool) -> tu
     return loss, gradient.scatter_(-1, tokens, q - p)
 
 
-def divergence(states: Tensor, head: Tensor, targets: TeacherTargets, temperature: float) -> Tensor:
+def divergence(states: Tensor, head: Head, targets: TeacherTargets, temperature: float) -> Tensor:
     """T^2 KL in nats a position, between the teacher's targets and the student whose normalised final states are
-    ``states`` [N, C]. ``head`` [V, C] gets no gradient; NaN states give NaN."""
+    ``states`` [N, C]. ``head`` gets no gradient; NaN states give NaN."""
     wanted = torch.is_grad_enabled() and states.requires_grad
     return _Divergence.apply(states, head, targets.tokens, targets.log_probs, temperature, wanted)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
-def judged(states: Tensor, head: Tensor, targets: TeacherTargets, temperature: float) -> Tensor:
+def judged(states: Tensor, head: Head, targets: TeacherTargets, temperature: float) -> Tensor:
     """Sum over positions of KL(teacher || student) in nats, at the temperature of the targets."""
     head = _in_working_precision(head)
     total = torch.zeros((), device=states.device)
     for start in range(0, len(states), ROWS):
         rows = slice(start, start + ROWS)
-        logits = functional.linear(states[rows].to(head.dtype), head).float().div_(temperature)
+        logits = head.logits(states[rows]).div_(temperature)
         total = total + _rows(logits, targets.tokens[rows].long(), targets.log_probs[rows].float(), False)[0]
     return total
 
 
 @torch.no_grad()
-def negative_log_likelihood(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+def negative_log_likelihood(states: Tensor, head: Head, labels: Tensor) -> Tensor:
     """Sum over positions of -log p(label) for ``labels`` [N]."""
     head = _in_working_precision(head)
     total = torch.zeros((), device=states.device)
-    for rows, wanted in zip(states.to(head.dtype).split(ROWS), labels.split(ROWS), strict=True):
-        total = total + functional.cross_entropy(functional.linear(rows, head).float(), wanted, reduction="sum")
+    for rows, wanted in zip(states.split(ROWS), labels.split(ROWS), strict=True):
+        total = total + functional.cross_entropy(head.logits(rows), wanted, reduction="sum")
     return total
 
 

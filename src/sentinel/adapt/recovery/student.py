@@ -103,7 +103,7 @@ class Student(nn.Module):
             self.decoder.set_width(chosen.heads, chosen.neurons)
         with self.working_precision(tokens.device):
             states = self.decoder.final_norm(self.decoder.hidden_states(tokens[:, :-1])).flatten(0, 1)
-            head = self.decoder.head_weight
+            head = self.decoder.head
             if judge:
                 nll = negative_log_likelihood(states, head, tokens[:, 1:].flatten())
                 return torch.stack((judged(states, head, targets, self.temperature), nll))

@@ -78,7 +78,7 @@ class Teacher:
         for windows in self.windows.split(batch):
             tokens = windows.to(self.decoder.device)
             states = self.decoder.final_norm(self.decoder.hidden_states(tokens[:, :-1])).flatten(0, 1)
-            total += negative_log_likelihood(states, self.decoder.head_weight, tokens[:, 1:].flatten()).item()
+            total += negative_log_likelihood(states, self.decoder.head, tokens[:, 1:].flatten()).item()
         return total / (self.windows.numel() - len(self.windows))
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Teacher:
         states = self.decoder.final_norm(self.decoder.hidden_states(tokens))
         if not torch.isfinite(states).all():
             raise InputError("the teacher's states are NaN or infinite; check its weights")
-        found = likeliest(states.flatten(0, 1), self.decoder.head_weight, self.count, self.temperature)
+        found = likeliest(states.flatten(0, 1), self.decoder.head, self.count, self.temperature)
         records = np.empty(len(indices), self._record)
         records["window"] = indices
         for name, values in zip((self._record.names or ())[1:], (*found, states.half()), strict=False):

@@ -39,7 +39,7 @@ class Tables:
         self._described = self.spec.with_baseline_layers()  # the model's layers, then those of its baseline
         self.layers = np.zeros((self._described.n_layer, layout.LAYER_FIELDS), np.int64)
         self._threads = threads
-        self._context = padded(max_tokens)
+        self._max_tokens, self._context = max_tokens, padded(max_tokens)
         self._buffers: dict[str, NDArray[Any]] = {}
         self._rotary: dict[tuple[RopeSpec, int], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._width: PackedWidth | None = None  # kept alive: the tables point into its projections
@@ -114,6 +114,7 @@ class Tables:
         n_input_row = max(n_row, self._threads)
         return {
             S.X: strides[S.X_STRIDE] * n_row,
+            S.OUTPUT: strides[S.X_STRIDE] * n_row if self.spec.block.post_norm else 0,
             S.QKV: strides[S.QKV_STRIDE] * n_row + 256,
             S.ATTENTION: strides[S.ATTENTION_STRIDE] * n_row,
             S.HIDDEN: strides[S.HIDDEN_STRIDE] * n_row,
@@ -143,7 +144,8 @@ class Tables:
         st[S.THREADS], st[S.N_LAYER], st[S.N_EMBD] = self._threads, spec.n_layer, spec.n_embd
         st[S.VOCAB], st[S.CONTEXT] = spec.vocab_size, self._context
         st[S.LAYERNORM] = spec.norm.kind == "layernorm"
-        st[S.EPS_BITS] = np.float32(spec.norm.eps).view(np.int32)
+        st[S.EPS_BITS], st[S.PARALLEL] = _bits(spec.norm.eps), spec.block.parallel
+        st[S.EMBED_SCALE_BITS], st[S.LOGIT_CAP_BITS] = _bits(spec.embed_scale), _bits(spec.logit_soft_cap or 0.0)
         st[S.LAYERS] = self.layers.ctypes.data
         matrices = np.zeros((2, layout.MATRIX_FIELDS), np.int64)
         self._buffers["matrices"] = matrices
@@ -155,7 +157,7 @@ class Tables:
         st[S.FINAL_NORM], st[S.FINAL_NORM_BIAS] = address("final_norm.weight"), address("final_norm.bias")
         for rope, head_dim in {(y.attention.rope, y.head_dim) for y in self._described.layers}:
             if rope is not None:
-                self._rotary[rope, head_dim] = tables(rope, head_dim, self._context)
+                self._rotary[rope, head_dim] = tables(rope, head_dim, self._context, self._max_tokens)
 
     def _describe_baseline(self) -> None:
         """The baseline's layers, all of each, its embeddings, and which of its states are kept."""
@@ -203,10 +205,21 @@ class Tables:
         fields[layout.L_HEAD], fields[layout.L_KV_HEAD] = y.group_size * n_kv_head, n_kv_head
         fields[layout.L_HEAD_DIM], fields[layout.L_NEURON] = y.head_dim, n_neuron
         fields[layout.L_GATED], fields[layout.L_ACTIVATION] = y.mlp.gated, Activation[y.mlp.activation.upper()]
-        if y.attention.rope is not None:
-            cos, sin = self._rotary[y.attention.rope, y.head_dim]
+        attention = y.attention
+        if attention.rope is not None:
+            cos, sin = self._rotary[attention.rope, y.head_dim]
             fields[layout.L_COS], fields[layout.L_SIN] = cos.ctypes.data, sin.ctypes.data
+            fields[layout.L_ROTARY] = cos.shape[1]
+        fields[layout.L_WINDOW] = attention.window or 0
+        fields[layout.L_SCALE_BITS] = _bits(attention.score_scale)
+        fields[layout.L_CAP_BITS] = _bits(attention.soft_cap or 0.0)
+        fields[layout.L_WHOLE_NORM] = attention.qk_norm == "whole"
         self._describe(fields, place, layout.LAYER_TENSORS, used)
+        if self.spec.block.shared_norm:
+            fields[layout.L_NORM2], fields[layout.L_NORM2_BIAS] = fields[layout.L_NORM1], fields[layout.L_NORM1_BIAS]
+        for start, bias in ((layout.L_OUT, layout.L_POST1_BIAS), (layout.L_DOWN, layout.L_POST2_BIAS)):
+            if fields[bias]:  # the norm after an empty half makes something of nothing
+                fields[start + layout.N_ROW] = self.spec.n_embd
 
     def _describe(
         self, fields: NDArray[np.int64], place: str, known: Mapping[str, int], used: PackedWidth | None
@@ -240,6 +253,11 @@ def _matrix(sources: Sequence[PackedTensors], name: str, n_row: int, n_column: i
             packed, scale = (source.address(f"{name}.{what}") for what in ("packed", "scale"))
             return [precision.KIND, packed, scale, bias, precision.block_bytes(part.n_column), n_row, n_column]
     return [Kind.FP32, 0, 0, bias, 0, n_row, 0]
+
+
+def _bits(value: float) -> int:
+    """The bits of a float32."""
+    return int(np.float32(value).view(np.int32))
 
 
 def _odd_lines(n_byte: int) -> int:

@@ -13,19 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.errors import InputError
-from sentinel.models.features import INTEGRATION, PLAIN, ROPE_SCALINGS, SINGLE_BIASES, UNEQUAL, require_supported
+from sentinel.models.features import ALL, require_supported
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tensors import TensorSpec, tensors_of, with_gates_folded
+from sentinel.models.tensors import TensorSpec, tensors_of, with_scales_folded
 from sentinel.progress import track
 
 from .blocks import padded
 from .packed_file import Collector, PackedTensor, PackedTensors, read_packed, write_packed
 from .precisions import PRECISIONS, Precision
 
-SUPPORTS = (
-    PLAIN | ROPE_SCALINGS | UNEQUAL | SINGLE_BIASES | INTEGRATION | {"no positions"}
-    | {"rotary positions in some layers only", "rotary positions that differ between layers"}
-)  # fmt: skip
+SUPPORTS = ALL
 # Of one layer after the other, those of the baseline last: Gram matrices of what its matrices read, by their names.
 Grams = Iterator[Mapping[str, NDArray]]
 _UNREAD = ("baseline.final_norm.", "baseline.lm_head.")  # the baseline ends before its last layer
@@ -75,7 +72,7 @@ class NativeWeights(PackedTensors):
         by_place = itertools.groupby(track(tensors, f"Packing weights in {precision}", len(tensors)), place_of)
         for place, its in ((place, list(group)) for place, group in by_place):
             in_layer = "layers." in place
-            folded = with_gates_folded(checked(arrays, its), spec)
+            folded = with_scales_folded(checked(arrays, its), spec)
             gram_of = next_grams(grams, precision) if in_layer else {}
             pack_all(packed, stored_tensors(spec, its), folded, precision if in_layer else head, gram_of)
         return cls(spec, precision, *packed.joined())

@@ -11,16 +11,23 @@ import math
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, halves, i16_view
+from .intrinsics import f32_view, float_bits, halves, i16_view
 from .layout import (
+    L_CAP_BITS,
     L_COS,
     L_HEAD,
     L_HEAD_DIM,
+    L_K_NORM,
     L_KEYS,
     L_KV_HEAD,
     L_KV_STRIDE,
+    L_Q_NORM,
+    L_ROTARY,
+    L_SCALE_BITS,
     L_SIN,
     L_VALUES,
+    L_WHOLE_NORM,
+    L_WINDOW,
     P_BLOCK,
     P_SCORES,
     R_POSITION,
@@ -28,8 +35,9 @@ from .layout import (
     S,
 )
 from .precision_fp32 import float_block, half_block
-from .vector import FAST, softmax_weights
+from .vector import FAST, scale_by, soft_cap, softmax_weights, square_sum
 
+_EPS = int(S.EPS_BITS)
 _CONTEXT, _HALF_KV, _TOO_WIDE = int(S.CONTEXT), int(S.HALF_KV), int(S.TOO_WIDE)
 _QKV, _QKV_STRIDE = int(S.QKV), int(S.QKV_STRIDE)
 _ATTENTION, _ATTENTION_STRIDE = int(S.ATTENTION), int(S.ATTENTION_STRIDE)
@@ -59,16 +67,45 @@ def _fits_half(address, n):
 
 
 @njit(**FAST)
+def _norm_head(address, n, weight, eps):
+    """RMS norm of one head, in place."""
+    factor = np.float32(1) / np.float32(math.sqrt(square_sum(address, n) / np.float32(n) + eps))
+    scale_by(address, n, factor, weight)
+
+
+@njit(**FAST)
+def norm_heads(st, layer, row):
+    """RMS norms of one row's queries, over all heads in use, and of its keys, in place."""
+    d, groups = layer[L_HEAD_DIM], layer[L_KV_HEAD]
+    gs, eps = layer[L_HEAD] // groups, float_bits(np.int32(st[_EPS]))
+    base, size = st[_QKV] + row * st[_QKV_STRIDE], (gs + 2) * d * 4
+    queries = keys = np.float32(0)
+    for g in range(groups):
+        queries += square_sum(base + g * size, gs * d)
+        keys += square_sum(base + g * size + gs * d * 4, d)
+    of_queries = np.float32(1) / np.float32(math.sqrt(queries / np.float32(groups * gs * d) + eps))
+    of_keys = np.float32(1) / np.float32(math.sqrt(keys / np.float32(groups * d) + eps))
+    for g in range(groups):
+        scale_by(base + g * size, gs * d, of_queries, layer[L_Q_NORM] + g * gs * d * 4)
+        scale_by(base + g * size + gs * d * 4, d, of_keys, layer[L_K_NORM] + g * d * 4)
+
+
+@njit(**FAST)
 def cache_row(st, layer, row, sequence, position, group, scratch):
-    """Rotate one row's queries and key of KV head ``group`` in place; put its key and value into the cache."""
+    """Norm and rotate one row's queries and key of KV head ``group`` in place; put its key and value into the cache."""
     d, gs = layer[L_HEAD_DIM], layer[L_HEAD] // layer[L_KV_HEAD]
-    context = st[_CONTEXT]
+    context, pairs = st[_CONTEXT], layer[L_ROTARY]
     base = st[_QKV] + row * st[_QKV_STRIDE] + group * (gs + 2) * d * 4
     key, value = base + gs * d * 4, base + (gs + 1) * d * 4
-    if layer[L_COS] != 0:
-        shift = position * (d // 2) * 4
+    if layer[L_Q_NORM] != 0 and not layer[L_WHOLE_NORM]:
+        eps = float_bits(np.int32(st[_EPS]))
         for h in range(gs + 1):
-            _rotate(base + h * d * 4, layer[L_COS] + shift, layer[L_SIN] + shift, d // 2)
+            weight = layer[L_Q_NORM] if h < gs else layer[L_K_NORM]
+            _norm_head(base + h * d * 4, d, weight, eps)
+    if pairs != 0:
+        shift = position * pairs * 4
+        for h in range(gs + 1):
+            _rotate(base + h * d * 4, layer[L_COS] + shift, layer[L_SIN] + shift, pairs)
     d_padded = (d + 31) // 32 * 32
     head = sequence * layer[L_KV_STRIDE] + group
     n_chunk = d_padded // 32
@@ -96,35 +133,44 @@ def cache_row(st, layer, row, sequence, position, group, scratch):
 
 @njit(**FAST)
 def attend(st, layer, rows, row0, n_token, head, private):
-    """Causal attention of one head for ``n_token`` consecutive tokens of one sequence (Vaswani et al. 2017)."""
+    """Causal attention of one head for ``n_token`` consecutive tokens of one sequence (Vaswani et al. 2017).
+
+    With a window, a token sees itself and those before it within; blocks of keys that none of the tokens sees are not
+    read.
+    """
     d, gs = layer[L_HEAD_DIM], layer[L_HEAD] // layer[L_KV_HEAD]
     context = st[_CONTEXT]
     d_padded = (d + 31) // 32 * 32
     group = head // gs
     first = rows[row0, R_POSITION]
-    n_seen = first + n_token
+    n_seen, window = first + n_token, layer[L_WINDOW]
+    start = max(0, first - window + 1) // 32 * 32 if window else 0
     q = st[_QKV] + row0 * st[_QKV_STRIDE] + (group * (gs + 2) + head - group * gs) * d * 4
     cached = (rows[row0, R_SEQUENCE] * layer[L_KV_STRIDE] + group) * context
     size = 2 if st[_HALF_KV] else 4
     scores = private + P_SCORES
     stride = (context + 32) * 4
-    for block in range((n_seen + 31) // 32):
+    for block in range(start // 32, (n_seen + 31) // 32):
         keys = layer[L_KEYS] + (cached + block * 32) * d * size
         if size == 2:
             half_block(n_token, q, st[_QKV_STRIDE], keys, 64, d, 0, scores + block * 128, stride)
         else:
             float_block(n_token, q, st[_QKV_STRIDE], keys, 128, d, 0, scores + block * 128, stride)
     factors = f32_view(private + P_BLOCK + n_token * 128, n_token)
-    scale = np.float32(1.0 / math.sqrt(d))
+    scale, cap = float_bits(np.int32(layer[L_SCALE_BITS])), float_bits(np.int32(layer[L_CAP_BITS]))
     for t in range(n_token):
-        factors[t] = softmax_weights(scores + t * stride, first + t + 1, n_token - 1 - t, scale)
+        s, seen = scores + t * stride + start * 4, first + t + 1
+        from_ = max(0, seen - window) - start if window else 0
+        if cap > np.float32(0):
+            soft_cap(s, seen - start, cap / scale)  # of the scores before their scale
+        factors[t] = softmax_weights(s, from_, seen - start, n_token - 1 - t, scale)
     for chunk in range(d_padded // 32):
         out = private + P_BLOCK
-        values = layer[L_VALUES] + (cached * (d_padded // 32) + chunk * context) * 32 * size
+        values = layer[L_VALUES] + (cached * (d_padded // 32) + chunk * context + start) * 32 * size
         if size == 2:
-            half_block(n_token, scores, stride, values, 64, n_seen, 0, out, 128)
+            half_block(n_token, scores + start * 4, stride, values, 64, n_seen - start, 0, out, 128)
         else:
-            float_block(n_token, scores, stride, values, 128, n_seen, 0, out, 128)
+            float_block(n_token, scores + start * 4, stride, values, 128, n_seen - start, 0, out, 128)
         n = min(32, d - chunk * 32)
         for t in range(n_token):
             target = f32_view(st[_ATTENTION] + (row0 + t) * st[_ATTENTION_STRIDE] + (head * d + chunk * 32) * 4, n)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, i64_view
+from .intrinsics import f32_view, float_bits, i64_view
 from .layout import MATRIX_FIELDS, N_ROW, P_BEST, P_BLOCK, S
 from .matrix import add_bias, block_range
 from .precisions import block_product, embed_row
-from .vector import FAST
+from .vector import FAST, soft_cap
 
 _THREADS, _N_EMBD = int(S.THREADS), int(S.N_EMBD)
 _LOGITS, _LOGITS_STRIDE, _BEST = int(S.LOGITS), int(S.LOGITS_STRIDE), int(S.BEST)
+_EMBED_SCALE, _LOGIT_CAP = int(S.EMBED_SCALE_BITS), int(S.LOGIT_CAP_BITS)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _NO_LOGIT = np.float32(-np.inf)
 
 
 @njit(**FAST)
 def embed(st, table, positions, token, position, first, end, x):
-    """Columns first..end of a token's embedding, from the matrix of fields ``table`` (and its position's, if learned)."""
+    """Columns first..end of a token's scaled embedding, from the matrix of fields ``table``, and of its position's."""
     out = f32_view(x, st[_N_EMBD])
     embed_row(i64_view(table, MATRIX_FIELDS), token, first, end, out)
+    scale = float_bits(np.int32(st[_EMBED_SCALE]))
+    if scale != np.float32(1):
+        for k in range(first, end):
+            out[k] *= scale
     if positions != 0:
         added = f32_view(positions + position * st[_N_EMBD] * 4, st[_N_EMBD])
         for k in range(first, end):
@@ -35,10 +40,12 @@ def head_logits(st, matrix, row0, n, private, thread, n_thread):
     for t in range(n):
         i64_view(private + P_BEST + t * 16, 1)[0] = first * 32
         f32_view(private + P_BEST + t * 16 + 8, 1)[0] = _NO_LOGIT
-    scratch = private + P_BLOCK
+    scratch, cap = private + P_BLOCK, float_bits(np.int32(st[_LOGIT_CAP]))
     for block in range(first, end):
         block_product(st, matrix, block, row0, n, scratch)
         add_bias(matrix, block, n, scratch)
+        if cap > np.float32(0):
+            soft_cap(scratch, n * 32, cap)
         size = min(32, matrix[N_ROW] - block * 32)
         for t in range(n):
             part = f32_view(scratch + t * 128, size)

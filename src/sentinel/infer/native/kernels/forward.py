@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .attention import attend, cache_row
+from .attention import attend, cache_row, norm_heads
 from .ends import embed, gather_best, head_logits
 from .fusion import fuse, keep
 from .intrinsics import cycles, float_bits, i64_table, i64_view
@@ -30,9 +30,14 @@ from .layout import (
     L_NORM2,
     L_NORM2_BIAS,
     L_OUT,
+    L_POST1,
+    L_POST1_BIAS,
+    L_POST2,
+    L_POST2_BIAS,
     L_QKV,
     L_SKIP,
     L_UP,
+    L_WHOLE_NORM,
     LAST_ROWS,
     LAST_TILES,
     LAYER_FIELDS,
@@ -52,11 +57,11 @@ from .layout import (
     TILES,
     S,
 )
-from .matrix import neurons, project, put_inputs, put_norm, warm
+from .matrix import add_to, neurons, project, put_inputs, put_norm, warm
 from .names import Part
 from .plan import keep_wanted
 from .sync import barrier
-from .vector import FAST
+from .vector import FAST, normalise
 
 _N_FIELD, _N_PART = int(S.N_FIELD), len(Part)
 _THREADS, _N_LAYER, _N_EMBD = int(S.THREADS), int(S.N_LAYER), int(S.N_EMBD)
@@ -69,6 +74,7 @@ _HIDDEN, _HIDDEN_STRIDE = int(S.HIDDEN), int(S.HIDDEN_STRIDE)
 _EMBED, _POSITIONS, _N_BASELINE = int(S.EMBED), int(S.POSITIONS), int(S.N_BASELINE)
 _BASELINE_EMBED, _BASELINE_POSITIONS = int(S.BASELINE_EMBED), int(S.BASELINE_POSITIONS)
 _BASELINE_KEEP = int(S.BASELINE_KEEP)
+_OUTPUT, _PARALLEL, _LAYERNORM = int(S.OUTPUT), int(S.PARALLEL), int(S.LAYERNORM)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _SYNC, _PLAN, _PROFILE = int(S.SYNC), int(S.PLAN), int(S.PROFILE)
 _PART_EMBED, _PART_HEAD, _PART_FUSE = int(Part.EMBED), int(Part.HEAD), int(Part.FUSE)
@@ -120,6 +126,10 @@ def _fill_cache(st, layer, rows, n, private, thread, n_thread, clock):
     project(st, qkv, row0, n, st[_QKV], st[_QKV_STRIDE], False, private, thread, n_thread)
     barrier(st[_SYNC], private, n_thread)
     clock = _clock(st, thread, _PART_QKV, clock)
+    if layer[L_WHOLE_NORM]:
+        for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
+            norm_heads(st, layer, r)
+        barrier(st[_SYNC], private, n_thread)
     n_item = n * layer[L_KV_HEAD]
     for item in range(n_item * thread // n_thread, n_item * (thread + 1) // n_thread):
         r, g = item // layer[L_KV_HEAD], item % layer[L_KV_HEAD]
@@ -141,21 +151,39 @@ def _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, cloc
 
 
 @njit(**FAST)
+def _add_outputs(st, matrix, n, post, post_bias, private, thread, n_thread):
+    """Add what ``matrix`` makes of its input to the residual stream; ``post`` are the weights of a norm between, or 0."""
+    row0 = thread if n == 1 else 0
+    if post == 0:
+        project(st, matrix, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
+        return
+    project(st, matrix, row0, n, st[_OUTPUT], st[_X_STRIDE], False, private, thread, n_thread)
+    barrier(st[_SYNC], private, n_thread)
+    width, eps, scratch = st[_N_EMBD], float_bits(np.int32(st[_EPS])), private + P_SCORES
+    if n == 1:  # every thread norms the row for itself, and adds its share of the columns
+        first, end = width * thread // n_thread, width * (thread + 1) // n_thread
+        normalise(st[_OUTPUT], scratch, width, post, post_bias, st[_LAYERNORM], eps)
+        add_to(scratch + first * 4, st[_X] + first * 4, end - first)
+        return
+    for r in range(n * thread // n_thread, n * (thread + 1) // n_thread):
+        normalise(st[_OUTPUT] + r * st[_X_STRIDE], scratch, width, post, post_bias, st[_LAYERNORM], eps)
+        add_to(scratch, st[_X] + r * st[_X_STRIDE], width)
+
+
+@njit(**FAST)
 def _out_projection(st, layer, n, private, thread, n_thread, clock):
     out = layer[L_OUT : L_OUT + MATRIX_FIELDS]
     put_inputs(st, out, n, st[_ATTENTION], st[_ATTENTION_STRIDE], private, thread, n_thread)
-    row0 = thread if n == 1 else 0
-    project(st, out, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
+    _add_outputs(st, out, n, layer[L_POST1], layer[L_POST1_BIAS], private, thread, n_thread)
     warm(layer[L_UP : L_UP + MATRIX_FIELDS], thread, n_thread)
     barrier(st[_SYNC], private, n_thread)
     return _clock(st, thread, _PART_OUT, clock)
 
 
 @njit(**FAST)
-def _mlp(st, layer, following, n, private, thread, n_thread, clock):
-    """The second half of a layer; ``following`` is the matrix that is read next."""
+def _neurons(st, layer, n, private, thread, n_thread, clock):
+    """Activations of the MLP, from the residual stream as it is."""
     gate, up = layer[L_GATE : L_GATE + MATRIX_FIELDS], layer[L_UP : L_UP + MATRIX_FIELDS]
-    down = layer[L_DOWN : L_DOWN + MATRIX_FIELDS]
     row0 = thread if n == 1 else 0
     if layer[L_NEURON] > 0:
         _norm_inputs(st, up, n, layer[L_NORM2], layer[L_NORM2_BIAS], private, thread, n_thread)
@@ -164,17 +192,36 @@ def _mlp(st, layer, following, n, private, thread, n_thread, clock):
             st, gate, up, layer[L_GATED], layer[L_ACTIVATION], row0, n, st[_HIDDEN], st[_HIDDEN_STRIDE],
             private, thread, n_thread,
         )  # fmt: skip
-        warm(down, thread, n_thread)
+        warm(layer[L_DOWN : L_DOWN + MATRIX_FIELDS], thread, n_thread)
         barrier(st[_SYNC], private, n_thread)
         clock = _clock(st, thread, _PART_UP, clock)
+    return clock
+
+
+@njit(**FAST)
+def _down_projection(st, layer, following, n, private, thread, n_thread, clock):
+    """``following`` is the matrix that is read next."""
+    down = layer[L_DOWN : L_DOWN + MATRIX_FIELDS]
     if down[N_ROW] > 0:
         put_inputs(st, down, n, st[_HIDDEN], st[_HIDDEN_STRIDE], private, thread, n_thread)
         clock = _clock(st, thread, _PART_QUANTISE, clock)
-        project(st, down, row0, n, st[_X], st[_X_STRIDE], True, private, thread, n_thread)
+        _add_outputs(st, down, n, layer[L_POST2], layer[L_POST2_BIAS], private, thread, n_thread)
         warm(following, thread, n_thread)
         barrier(st[_SYNC], private, n_thread)
         clock = _clock(st, thread, _PART_DOWN, clock)
     return clock
+
+
+@njit(**FAST)
+def _finish_layer(st, layer, following, n, private, thread, n_thread, clock):
+    """From the outputs of the heads to the end of a layer. Parallel halves read the stream before either adds to it."""
+    if st[_PARALLEL]:
+        clock = _neurons(st, layer, n, private, thread, n_thread, clock)
+    if layer[L_OUT + N_ROW] > 0:
+        clock = _out_projection(st, layer, n, private, thread, n_thread, clock)
+    if not st[_PARALLEL]:
+        clock = _neurons(st, layer, n, private, thread, n_thread, clock)
+    return _down_projection(st, layer, following, n, private, thread, n_thread, clock)
 
 
 @njit(**FAST)
@@ -190,10 +237,8 @@ def _baseline(st, layers, rows, n, n_tile, tiles, private, thread, n_thread, clo
         if layer[L_HEAD] > 0:
             clock = _fill_cache(st, layer, rows, n, private, thread, n_thread, clock)
             clock = _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock)
-        if layer[L_OUT + N_ROW] > 0:
-            clock = _out_projection(st, layer, n, private, thread, n_thread, clock)
         following = layers[i + 1 if i + 1 < end else 0][L_QKV : L_QKV + MATRIX_FIELDS]
-        clock = _mlp(st, layer, following, n, private, thread, n_thread, clock)
+        clock = _finish_layer(st, layer, following, n, private, thread, n_thread, clock)
     keep(st, st[_BASELINE_KEEP], n, private, thread, n_thread)
     return _clock(st, thread, _PART_FUSE, clock)
 
@@ -243,10 +288,8 @@ def forward(state, thread):
             barrier(st[_SYNC], private, n_thread)
         if layer[L_HEAD] > 0:
             clock = _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock)
-        if layer[L_OUT + N_ROW] > 0:
-            clock = _out_projection(st, layer, n, private, thread, n_thread, clock)
         following = layers[i + 1][L_QKV : L_QKV + MATRIX_FIELDS] if i + 1 < n_layer else head
-        clock = _mlp(st, layer, following, n, private, thread, n_thread, clock)
+        clock = _finish_layer(st, layer, following, n, private, thread, n_thread, clock)
     if n > 0:
         _norm_inputs(st, head, n, st[_FINAL_NORM], st[_FINAL_BIAS], private, thread, n_thread)
         head_logits(st, head, thread if n == 1 else 0, n, private, thread, n_thread)

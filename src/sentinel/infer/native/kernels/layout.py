@@ -41,11 +41,19 @@ L_DOWN = L_UP + MATRIX_FIELDS
 L_KEEP = L_DOWN + MATRIX_FIELDS
 L_SKIP = L_KEEP + 1
 L_ADAPTER = L_SKIP + FUSION_FIELDS
-LAYER_FIELDS = L_ADAPTER + FUSION_FIELDS
+# Norms of queries and keys (0: none; of each head, or of all in use), norms after the halves, pairs that are rotated, what
+# the scores are multiplied by and capped at (float32 bits; 0: no cap), and the window (0: none).
+L_Q_NORM = L_ADAPTER + FUSION_FIELDS
+L_K_NORM, L_WHOLE_NORM, L_POST1, L_POST1_BIAS, L_POST2, L_POST2_BIAS = range(L_Q_NORM + 1, L_Q_NORM + 7)
+L_ROTARY, L_SCALE_BITS, L_CAP_BITS, L_WINDOW = range(L_Q_NORM + 7, L_Q_NORM + 11)
+LAYER_FIELDS = L_Q_NORM + 11
 LAYER_TENSORS = {
     "attn_norm.weight": L_NORM1, "attn_norm.bias": L_NORM1_BIAS, "mlp_norm.weight": L_NORM2, "mlp_norm.bias": L_NORM2_BIAS,
     "attn.qkv_proj.weight": L_QKV, "attn.out_proj.weight": L_OUT, "mlp.gate_proj.weight": L_GATE,
     "mlp.up_proj.weight": L_UP, "mlp.down_proj.weight": L_DOWN,
+    "attn.q_norm.weight": L_Q_NORM, "attn.k_norm.weight": L_K_NORM,
+    "attn_post_norm.weight": L_POST1, "attn_post_norm.bias": L_POST1_BIAS,
+    "mlp_post_norm.weight": L_POST2, "mlp_post_norm.bias": L_POST2_BIAS,
 }  # fmt: skip
 
 # Fields of one row (a token of one sequence).
@@ -101,7 +109,11 @@ class S(IntEnum):
     PIECES = 42  # int64 [pieces][2]: address and bytes of what a pass only reads (`stream`), or 0 for a model's pass
     N_PIECE = 43
     REPEATS = 44  # how often it is read
-    N_FIELD = 45
+    OUTPUT = 45  # float32 [rows][C], with the stride of X: what a half makes, before the norm after it
+    PARALLEL = 46  # 1: both halves of a layer read the stream as it enters
+    EMBED_SCALE_BITS = 47  # float32 bits of what embeddings are multiplied by
+    LOGIT_CAP_BITS = 48  # float32 bits of what logits are capped at, or 0
+    N_FIELD = 49
 
 
 # In a thread's private area, in bytes.

@@ -28,7 +28,10 @@ def put_inputs(st, matrix, n, x, x_stride, private, thread, n_thread):
 
 @njit(**FAST)
 def put_norm(st, matrix, x, row, weight, bias, eps, scratch):
-    """Make row ``row`` of the input of ``matrix`` from the norm of the values at ``x``."""
+    """Make row ``row`` of the input of ``matrix`` from the norm of the values at ``x``; with ``weight`` 0, of these."""
+    if weight == 0:
+        put_input(st, matrix, x, row)
+        return
     place = input_or(st, matrix, row, scratch)
     normalise(x, place, matrix[N_COLUMN], weight, bias, st[_LAYERNORM], eps)
     put_input(st, matrix, place, row)
@@ -75,7 +78,8 @@ def warm(matrix, thread, n_thread):
 
 
 @njit(**FAST)
-def _add_to(y, address, n):
+def add_to(y, address, n):
+    """Add ``n`` values at ``y`` to those at ``address``."""
     out = f32_view(address, n)
     part = f32_view(y, n)
     for i in range(n):
@@ -101,7 +105,7 @@ def project(st, matrix, row0, n_token, y, y_stride, add, private, thread, n_thre
         n = min(32, matrix[N_ROW] - block * 32)
         for t in range(n_token):
             if add:
-                _add_to(scratch + t * 128, y + t * y_stride + block * 128, n)
+                add_to(scratch + t * 128, y + t * y_stride + block * 128, n)
             else:
                 _write_to(scratch + t * 128, y + t * y_stride + block * 128, n)
 

@@ -17,6 +17,7 @@ EXACT: dict[str, Any] = {"error_model": "numpy"}
 
 _F = np.float32
 _ONE = _F(1)
+_TWO = _F(2)
 _LOG2E = _F(1.44269504)
 _LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
 _EXP_LOW, _EXP_HIGH = _F(-87.0), _F(88.0)
@@ -42,21 +43,56 @@ def exp32(x):
     return value if x >= _EXP_LOW else (_ZERO if x < _EXP_LOW else x)
 
 
+@njit(**EXACT)
+def tanh32(x):
+    """tanh(x) in float32, to about 1e-7."""
+    return _ONE - _TWO / (exp32(_TWO * x) + _ONE)
+
+
 @njit(**FAST)
-def softmax_weights(address, n, n_zero, scale):
-    """exp(scale * (s - max)) of ``n`` scores, in place; the next ``n_zero`` become 0. Returns 1 / their sum."""
-    s = f32_view(address, n + n_zero)
-    top = s[0]
+def soft_cap(address, n, cap):
+    """cap * tanh(x / cap) of ``n`` values, in place."""
+    x, inverse = f32_view(address, n), _ONE / cap
     for i in range(n):
+        x[i] = cap * tanh32(x[i] * inverse)
+
+
+@njit(**FAST)
+def softmax_weights(address, first, n, n_zero, scale):
+    """exp(scale * (s - max)) of the scores from ``first`` to ``n``, in place; those before and the next ``n_zero`` after
+    become 0. Returns 1 / their sum."""
+    s = f32_view(address, n + n_zero)
+    top = s[first]
+    for i in range(first, n):
         top = max(top, s[i])
     total = _ZERO
-    for i in range(n):
+    for i in range(first):
+        s[i] = _ZERO
+    for i in range(first, n):
         e = exp32((s[i] - top) * scale)
         s[i] = e
         total += e
     for i in range(n, n + n_zero):
         s[i] = _ZERO
     return _ONE / total
+
+
+@njit(**FAST)
+def square_sum(address, n):
+    """Sum of the squares of ``n`` values."""
+    x = f32_view(address, n)
+    total = _ZERO
+    for i in range(n):
+        total += x[i] * x[i]
+    return total
+
+
+@njit(**FAST)
+def scale_by(address, n, factor, weight_address):
+    """Multiply ``n`` values by ``factor`` and by weights, in place."""
+    x, weight = f32_view(address, n), f32_view(weight_address, n)
+    for i in range(n):
+        x[i] = x[i] * factor * weight[i]
 
 
 @njit(**FAST)
