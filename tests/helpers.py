@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sentinel.adapt.pruning.plan import RemovalOrder
 from sentinel.adapt.pruning.scores import Scores, removal_order
 from sentinel.adapt.text.corpora import Document, Text
 from sentinel.cli import main
+from sentinel.infer.engine import Engine, Memory
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
@@ -101,6 +103,45 @@ def filled_decoder(spec: ModelSpec, seed: int = 0) -> Decoder:
             if parameter.dim() == 1:
                 parameter.add_(0.7)
     return decoder.eval()
+
+
+class ToyEngine(Engine):
+    """An engine that holds nothing but tokens: the next one after ``tokens`` is ``answer(tokens)``."""
+
+    def __init__(self, answer: Callable[[list[int]], int], spec: ModelSpec, **options: Any) -> None:
+        super().__init__(spec, **{"name": "toy", "level": 1, "precision": "fp32", **options})
+        self.answer = answer
+        self.held: dict[int, list[int]] = {}  # by slot
+
+    def _make_room(self, n_slot, n_position):
+        self.held = {slot: self.held.get(slot, []) for slot in range(n_slot)}
+
+    def _start(self, sequences, prompts):
+        return np.concatenate([self._read(s, prompt, 1) for s, prompt in zip(sequences, prompts, strict=True)])
+
+    def _step(self, sequences, tokens):
+        return np.concatenate([self._read(s, [token], 1) for s, token in zip(sequences, tokens, strict=True)])
+
+    def _several(self, sequence, tokens, last):
+        return self._read(sequence, tokens, last)
+
+    def _copy(self, source, target):
+        self.held[target.slot] = list(self.held[source.slot])
+
+    def _read(self, sequence, tokens, last):
+        said = self.held[sequence.slot] = [*self.held[sequence.slot][: sequence.length], *tokens]
+        ends = range(len(said) - last + 1, len(said) + 1)
+        return np.eye(self.spec.vocab_size, dtype=np.float32)[[self.answer(said[:end]) for end in ends]]
+
+    def weight_bytes_per_token(self):
+        return 1000
+
+    @property
+    def kv_bytes(self):
+        return 4
+
+    def memory(self):
+        return Memory(1000, 0, None)
 
 
 def some_tokens(spec: ModelSpec, batch: int = 2, length: int = 17, seed: int = 1) -> torch.Tensor:

@@ -27,10 +27,11 @@ from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.sources import LoadedModel, load
-from sentinel.infer.cpu_engine import CpuEngine, pack, pack_width
-from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.lookup import PromptLookup
+from sentinel.infer.native import NativeEngine
+from sentinel.infer.opening import make_engine
+from sentinel.infer.pack import pack, pack_width
 from sentinel.infer.torch.static import StaticTorchEngine
 from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
@@ -119,9 +120,9 @@ def test_statistics_are_taken_up_again(model, windows, tmp_path):
 
 
 def test_models_are_quantised(model, windows):
-    engine = CpuEngine(pack(integrate(model), "int4", input_grams(integrate(model), windows.tokens)))
+    engine = NativeEngine(pack(integrate(model), "int4", input_grams(integrate(model), windows.tokens)))
     assert len(list(generate_tokens(engine, [[5, 9]], 2))) == 2
-    engine.close()
+    engine.release()
     assert pack_width(model, "int8").projections is None
 
 
@@ -236,7 +237,7 @@ def test_peak_memory_is_asked_of_the_device(elsewhere, monkeypatch):
     asked = []
     monkeypatch.setattr(memory, "ask", lambda module, request, what: asked.append(request))
     request = memory.MemoryRequest("m", 0, "level 2", 4, 2, device="cuda")
-    assert memory.measure_peak_memory(request, StaticTorchEngine(elsewhere.loaded.decoder)) is None
+    assert memory.measure_peak_memory(request) is None
     assert asked == [request]
 
 

@@ -20,9 +20,9 @@ from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.text.corpora import Windows
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.sources import random_decoder
-from sentinel.infer.cpu_engine import pack
-from sentinel.infer.engine import make_engine
 from sentinel.infer.native import NativeEngine
+from sentinel.infer.opening import make_engine
+from sentinel.infer.pack import pack
 from sentinel.models.families import FAMILIES, family_of
 from sentinel.models.families.weights import read_weights, write_weights
 from sentinel.models.kv_cache import KVCache

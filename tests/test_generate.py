@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder, letter_tokenizer, refused
+from helpers import ToyEngine, filled_decoder, letter_tokenizer, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +18,8 @@ from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.hugging_face.model import to_hugging_face
-from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import Timings, generate_text, generate_tokens, stream_text
+from sentinel.infer.opening import make_engine
 from sentinel.infer.sampling import Sampler, SamplingSettings, penalise_repetition, token_probabilities
 from sentinel.models.record import Record
 
@@ -165,34 +165,26 @@ class Letters:
         return bytes(i for i in ids if i).decode("utf-8", errors="replace")
 
 
-class Script:
-    """An engine that says a given text, byte by byte."""
-
-    def __init__(self, text):
-        self.bytes = [*text.encode(), 0]
-
-    def prefill(self, prompts, max_new_tokens):
-        self.left = list(self.bytes)
-        return self.decode_one_token([])
-
-    def decode_one_token(self, tokens):
-        logits = np.zeros((1, 256), dtype=np.float32)
-        logits[0, self.left.pop(0)] = 1
-        return logits
+def script(text):
+    """An engine that says a given text after a prompt of two tokens, byte by byte."""
+    said = [*text.encode(), 0]
+    return ToyEngine(
+        lambda tokens: said[len(tokens) - 2], dataclasses.replace(spec_of("gpt2"), vocab_size=256, max_seq_len=200)
+    )
 
 
 def test_stream_never_shows_half_a_character_or_a_stop_string():
     text = "naïve 日本 STOPPING STOP here"
-    pieces = list(stream_text(Script(text), Letters(), "ab", 99))
+    pieces = list(stream_text(script(text), Letters(), "ab", 99))
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces)
-    assert generate_text(Script(text), Letters(), "ab", 99, stop=["STOP "]) == "naïve 日本 STOPPING "
-    assert generate_text(Script(text), Letters(), "ab", 99, stop=["here", "PING"]) == "naïve 日本 STOP"
-    assert generate_text(Script(text), Letters(), "ab", 3) == "na\ufffd"
+    assert generate_text(script(text), Letters(), "ab", 99, stop=["STOP "]) == "naïve 日本 STOPPING "
+    assert generate_text(script(text), Letters(), "ab", 99, stop=["here", "PING"]) == "naïve 日本 STOP"
+    assert generate_text(script(text), Letters(), "ab", 3) == "na\ufffd"
     with pytest.raises(InputError, match="stop string is empty"):
-        generate_text(Script(text), Letters(), "ab", 3, stop=[""])
+        generate_text(script(text), Letters(), "ab", 3, stop=[""])
     with pytest.raises(InputError, match="prompt is empty"):
-        generate_text(Script(text), Letters(), "", 3)
+        generate_text(script(text), Letters(), "", 3)
 
 
 # --- the command --------------------------------------------------------------------------------------------------------

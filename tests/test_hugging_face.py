@@ -17,7 +17,7 @@ from sentinel.formats.checkpoint import load_checkpoint
 from sentinel.formats.hugging_face.config import SentinelConfig
 from sentinel.formats.hugging_face.model import SentinelForCausalLM, to_hugging_face
 from sentinel.formats.sources import load
-from sentinel.infer.cpu_engine import pack
+from sentinel.infer.pack import pack
 from sentinel.infer.quantised import save_quantised
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record

@@ -23,10 +23,11 @@ from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.hugging_face.model import SentinelForCausalLM
 from sentinel.formats.sources import KNOWN_SHAPES
-from sentinel.infer.cpu_engine import CpuEngine, pack
-from sentinel.infer.engine import Engine, make_engine
+from sentinel.infer.engine import Engine
 from sentinel.infer.generate import generate_tokens
-from sentinel.infer.native import NativeWeights
+from sentinel.infer.native import NativeEngine, NativeWeights
+from sentinel.infer.opening import make_engine
+from sentinel.infer.pack import pack
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.record import Record
@@ -163,14 +164,14 @@ def passes(engine: Engine, prompts: list[list[int]]) -> list[np.ndarray]:
 def test_the_compiled_step_does_the_same(name, rank, threads):
     decoder = integrated(SPECS[name], "all", rank)
     compiled, eager = make_engine(decoder, 2, threads=threads), make_engine(decoder, 1)
-    assert isinstance(compiled, CpuEngine)
+    assert isinstance(compiled, NativeEngine)
     for prompts in ([[3, 1, 4, 1, 5], [9, 2]], [[3, 1, 4, 1, 5]]):
         for found, expected in zip(passes(compiled, prompts), passes(eager, prompts), strict=True):
             assert largest_difference(torch.tensor(found), torch.tensor(expected)) < 1e-5
     with torch.no_grad():
         text = [1, 2, 3, 4, 5, 6, 7]
         assert largest_difference(torch.tensor(compiled.score(text)), decoder(torch.tensor([text]))[0]) < 1e-5
-    compiled.close()
+    compiled.release()
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -183,13 +184,13 @@ def test_quantised_fusions_and_baseline_equal_their_own_dense_weights(name, rank
     dense = dict(arrays)
     for key in (tensor.name for tensor in tensors_of(spec) if tensor.is_matrix and arrays[tensor.name].size):
         dense[key] = oracle.dequantised(arrays[key], precision if "layers." in key else "int8")
-    packed = CpuEngine(NativeWeights.from_arrays(spec, arrays, precision))
-    plain = CpuEngine(NativeWeights.from_arrays(spec, dense, "fp32"))
+    packed = NativeEngine(NativeWeights.from_arrays(spec, arrays, precision))
+    plain = NativeEngine(NativeWeights.from_arrays(spec, dense, "fp32"))
     for found, expected in zip(passes(packed, [[3, 1, 4, 1, 5]]), passes(plain, [[3, 1, 4, 1, 5]]), strict=True):
         # what is left is activations and keys and values in 16 bits
         assert largest_difference(torch.tensor(found), torch.tensor(expected)) < 0.02
-    packed.close()
-    plain.close()
+    packed.release()
+    plain.release()
 
 
 def test_passes_that_are_cut_into_pieces_borrow_the_right_rows():
@@ -243,9 +244,9 @@ def test_a_quantised_integration_is_saved_and_loaded(tmp_path):
     decoder = integrated(SPECS["gpt2"])
     weights = pack(decoder, "int8")
     weights.save(tmp_path / "packed.safetensors")
-    again = CpuEngine(NativeWeights.load(tmp_path / "packed.safetensors"))
+    again = NativeEngine(NativeWeights.load(tmp_path / "packed.safetensors"))
     assert again.spec == decoder.spec
-    expected = CpuEngine(weights).prefill([[1, 2, 3]], 1)
+    expected = NativeEngine(weights).prefill([[1, 2, 3]], 1)
     assert (again.prefill([[1, 2, 3]], 1) == expected).all()
 
 

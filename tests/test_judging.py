@@ -30,7 +30,7 @@ from sentinel.commands.pruning import ratio
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.sources import load
-from sentinel.infer.engine import make_engine
+from sentinel.infer.opening import make_engine
 from sentinel.measure.compare import compare
 from sentinel.measure.judge import Judge
 from sentinel.measure.perplexity import FEWEST, Judged, evaluate, mean_with_error, perplexity_ratio

@@ -143,7 +143,7 @@ def test_options_of_the_tokenizer_are_those_of_the_hf_model(options, tasks, tmp_
 
 
 def test_every_level_gives_the_same_answers(tasks, tmp_path):
-    from sentinel.infer.cpu_engine import pack
+    from sentinel.infer.pack import pack
     from sentinel.infer.quantised import save_quantised
 
     folder = hugging_face_folder(tmp_path / "model", "begins every text", repetition_penalty=1.2)

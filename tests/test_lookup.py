@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder
+from helpers import ToyEngine, filled_decoder
 
 from sentinel.errors import InputError
-from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.lookup import PromptLookup
+from sentinel.infer.opening import make_engine
 from sentinel.infer.sampling import SamplingSettings, token_probabilities
 
 LOOP = [5, 6, 7, 8, 9] * 3
@@ -44,36 +44,24 @@ def test_a_loop_needs_few_passes():
     assert engine.position == 5 + 30 - 1  # the last token is never fed back
 
 
-class Cycle:
-    """An engine whose next token is always the last one plus one, modulo ``period``; ``slow`` makes passes dear."""
+class Cycle(ToyEngine):
+    """Its next token is always the last one plus one, modulo ``period``; ``calls`` counts what comes after the prompt."""
 
-    name, level, precision, kv_bytes = "cycle", 1, "fp32", 4
+    def __init__(self, period):
+        super().__init__(lambda tokens: (tokens[-1] + 1) % period, dataclasses.replace(spec_of("gpt2"), vocab_size=8))
+        self.calls = self.position = 0
 
-    def __init__(self, period, wrong_every=0):
-        self.period, self.wrong_every = period, wrong_every
-        self.calls = self.position = self.verified = 0
+    def _step(self, sequences, tokens):
+        self.calls += 1
+        return super()._step(sequences, tokens)
 
-    def _logits(self, tokens):
-        logits = np.zeros((len(tokens), 8), np.float32)
-        for i, token in enumerate(tokens):
-            logits[i, (token + 1) % self.period] = 9
-        return logits
+    def _several(self, sequence, tokens, last):
+        self.calls += 1
+        return super()._several(sequence, tokens, last)
 
-    def prefill(self, prompts, max_new_tokens):
-        self.position = len(prompts[0])
-        return self._logits(prompts[0][-1:])
-
-    def decode_one_token(self, tokens):
-        self.calls, self.position = self.calls + 1, self.position + 1
-        return self._logits(tokens)
-
-    def verify(self, tokens):
-        self.calls, self.position = self.calls + 1, self.position + len(tokens)
-        self.verified += 1
-        return self._logits(tokens)
-
-    def rollback(self, n):
-        self.position -= n
+    def close(self, *sequences):
+        self.position = sequences[0].length
+        super().close(*sequences)
 
 
 def test_it_switches_itself_off_when_passes_cost_more_than_they_give():
@@ -143,14 +131,6 @@ def test_what_lookup_can_not_do_is_refused():
     engine = make_engine(filled_decoder(spec_of("gpt2")), 1)
     with pytest.raises(InputError, match="one prompt"):
         list(generate_tokens(engine, [[1], [2]], 4, lookup=PromptLookup()))
-    bare = type("Bare", (), {"name": "bare", "prefill": lambda *_: None, "decode_one_token": lambda *_: None})()
-    with pytest.raises(InputError, match="bare can't verify"):
+    bare = ToyEngine(lambda tokens: 0, spec_of("gpt2"), name="bare", supports=())
+    with pytest.raises(InputError, match="bare can't verify several tokens at once; leave out lookup"):
         list(generate_tokens(bare, [[1]], 4, lookup=PromptLookup()))
-    native = make_engine(filled_decoder(spec_of("gpt2")), 2)
-    with pytest.raises(InputError, match="prefill first"):
-        native.verify([1])  # type: ignore[attr-defined]
-    native.prefill([[1, 2, 3]], 4)
-    with pytest.raises(InputError, match="can't be taken away"):
-        native.rollback(3)  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="1 to 32 tokens"):
-        native.verify([1] * 33)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from helpers import character_tokenizer, filled_decoder
 from sentinel.adapt.text.corpora import Document, Text, Windows
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
-from sentinel.infer.cpu_engine import engine_of
+from sentinel.infer.opening import make_engine
 from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
 from sentinel.measure.perplexity import FEWEST, evaluate, passages, perplexity_ratio
@@ -64,7 +64,7 @@ def test_compiled_engines_score_like_the_decoder(model):
     texts = [text_of(50, 64)]
     plain = evaluate(model, character_tokenizer(), texts, context=32, stride=16)
     level2, level3 = (
-        evaluate(engine_of(model, p), character_tokenizer(), texts, context=32, stride=16) for p in ("fp32", "int8")
+        evaluate(make_engine(model, n), character_tokenizer(), texts, context=32, stride=16) for n in (2, 3)
     )
     assert level2.nll == pytest.approx(plain.nll, rel=1e-5)
     assert level3.nll != plain.nll and level3.nll == pytest.approx(plain.nll, rel=0.02)

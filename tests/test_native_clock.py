@@ -10,9 +10,10 @@ from conftest import spec_of
 from helpers import filled_decoder, with_layers
 
 from sentinel.adapt.integration import integrate
-from sentinel.infer.cpu_engine import CpuEngine, pack
+from sentinel.infer.native import NativeEngine
 from sentinel.infer.native.kernels.cpu import IS_X86
 from sentinel.infer.native.kernels.names import Part
+from sentinel.infer.pack import pack
 from sentinel.models.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not IS_X86, reason="the time-stamp counter is read on x86 only")
@@ -27,16 +28,16 @@ def small(name: str = "gpt2", **changes) -> ModelSpec:
 
 def counts(model, tokens: int = 1, precision="fp32") -> dict[Part, int]:
     """Ticks per part of a pass of ``tokens`` tokens after a prompt of one; the least of several, a busy machine's aside."""
-    engine = CpuEngine(pack(model, precision), threads=1)
+    engine = NativeEngine(pack(model, precision), threads=1)
     seen = []
     for _ in range(7):
         engine.prefill([[1]], tokens + 1)
         engine.profile()
-        engine.verify(list(range(tokens))) if tokens > 1 else engine.decode_one_token([2])
+        engine.verify(engine.batch[0], list(range(tokens))) if tokens > 1 else engine.decode_one_token([2])
         found = engine.profile()
         assert set(found) == {part.name.lower() for part in Part}
         seen.append([found[part.name.lower()] for part in Part])
-    engine.close()
+    engine.release()
     return dict(zip(Part, np.min(seen, axis=0).tolist(), strict=True))
 
 

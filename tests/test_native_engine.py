@@ -13,8 +13,8 @@ from helpers import filled_decoder, resized
 from native_oracle import TOKENS, engine_of
 
 from sentinel.errors import InputError
-from sentinel.infer.engine import make_engine
 from sentinel.infer.native import NativeEngine, NativeWeights, PackedWidth
+from sentinel.infer.opening import make_engine
 from sentinel.models.width import Width
 
 MODELS = {
@@ -39,7 +39,10 @@ def hf_logits(model, tokens):
 
 def stepwise(engine, tokens, n_prompt):
     """Logits after the prompt and after each further token."""
-    return np.array([engine.prefill([tokens[:n_prompt]])[0]] + [engine.decode([t])[0] for t in tokens[n_prompt:]])
+    sequence, first = engine.open(tokens[:n_prompt], len(tokens) - n_prompt + 1)
+    found = [first, *(engine.step([sequence], [t])[0] for t in tokens[n_prompt:])]
+    engine.close(sequence)
+    return np.array(found)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -111,8 +114,7 @@ def test_a_width_equals_a_physically_smaller_model(precision):
     heads, neurons = [2, 0, 1, 0, 0], [37, 0, 0, 0, 7]
     engine = engine_of(spec, arrays, precision)
     before = engine.score(TOKENS)
-    engine.set_width(PackedWidth(Width(heads, neurons)))
-    assert engine.width == Width(heads, neurons)
+    engine.set_width(Width(heads, neurons))
     small = oracle.sliced(spec, arrays, heads, neurons)
     found = engine.score(TOKENS)
     if precision == "fp32":
@@ -122,7 +124,7 @@ def test_a_width_equals_a_physically_smaller_model(precision):
         exact = oracle.plain_logits(*small, TOKENS)
         assert np.abs(found - exact).max() < {"int8": 0.05, "int4": 0.5}[precision] * np.abs(exact).max()
     np.testing.assert_allclose(stepwise(engine, TOKENS, 6), found[5:], atol=2e-3 * np.abs(found).max())
-    engine.set_width(PackedWidth.full(spec))
+    engine.set_width(Width.full(spec))
     np.testing.assert_array_equal(engine.score(TOKENS), before)
 
 
@@ -139,9 +141,9 @@ def test_a_width_with_projections_of_its_own(tmp_path):
     engine = engine_of(spec, arrays)
     width = PackedWidth.from_arrays(spec, Width(heads, neurons), own, "fp32")
     width.save(tmp_path / "width.safetensors", "fp32")
-    engine.set_width(PackedWidth.load(tmp_path / "width.safetensors", spec, "fp32"))
+    engine.set_packed_width(PackedWidth.load(tmp_path / "width.safetensors", spec, "fp32"))
     np.testing.assert_allclose(engine.score(TOKENS), engine_of(small, a | own).score(TOKENS), atol=1e-5)
-    engine.set_width(PackedWidth.full(spec))
+    engine.set_width(Width.full(spec))
     np.testing.assert_array_equal(engine.score(TOKENS), engine_of(spec, arrays).score(TOKENS))
     with pytest.raises(InputError, match=r"layers.0.attn.qkv_proj.weight"):
         wrong = {"layers.0.attn.qkv_proj.weight": np.zeros((1, 1), np.float32)}
@@ -154,18 +156,19 @@ def test_batch_with_unequal_prompts_equals_single_sequences(precision):
     rng = np.random.default_rng(2)
     atol = 1e-5 if precision == "fp32" else 1e-3  # another order of sums may round an activation the other way
     prompts = [rng.integers(0, 131, n).tolist() for n in (1, 7, 40, 13, 2, 33, 40, 21, 5, 9)]  # 171: more than one pass
-    batch = engine_of(spec, arrays, precision, max_batch=10)
+    batch = engine_of(spec, arrays, precision)
     single = engine_of(spec, arrays, precision)
-    first = batch.prefill(prompts)
+    sequences, first = batch.open_all(prompts, 8)
     following = rng.integers(0, 131, (4, 10))
-    steps = [batch.decode(t) for t in following]
-    some = batch.decode([5, 6], sequences=[7, 2])
+    steps = [batch.step(sequences, t) for t in following]
+    some = batch.step([sequences[7], sequences[2]], [5, 6])
     for b, prompt in enumerate(prompts):
-        np.testing.assert_allclose(single.prefill([prompt])[0], first[b], atol=atol)
+        np.testing.assert_allclose(single.prefill([prompt], 8)[0], first[b], atol=atol)
         for t, step in zip(following, steps, strict=True):
-            np.testing.assert_allclose(single.decode([t[b]])[0], step[b], atol=atol)
+            np.testing.assert_allclose(single.decode_one_token([t[b]])[0], step[b], atol=atol)
         if b in (7, 2):
-            np.testing.assert_allclose(single.decode([5 if b == 7 else 6])[0], some[0 if b == 7 else 1], atol=atol)
+            last = single.decode_one_token([5 if b == 7 else 6])[0]
+            np.testing.assert_allclose(last, some[0 if b == 7 else 1], atol=atol)
 
 
 def test_long_prompt_in_several_passes():
@@ -173,7 +176,7 @@ def test_long_prompt_in_several_passes():
     spec, arrays = oracle.canonical(model)
     tokens = np.random.default_rng(5).integers(0, 131, 300).tolist()
     engine = engine_of(spec, arrays)
-    np.testing.assert_allclose(stepwise(engine, tokens, 290), hf_logits(model, tokens)[289:], atol=1e-5)
+    np.testing.assert_allclose(stepwise(engine, tokens[:-1], 290), hf_logits(model, tokens)[289:-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -194,11 +197,10 @@ def test_greedy_tokens_equal_hugging_face():
         do_sample=False, pad_token_id=0, eos_token_id=None,
     )[0, 10:].tolist()  # fmt: skip
     engine = engine_of(spec, arrays)
-    token = [int(engine.prefill([TOKENS[:10]])[0].argmax())]
-    found = list(token)
+    sequence, first = engine.open(TOKENS[:10], 40)
+    found = [int(first.argmax())]
     while len(found) < 40:
-        token = engine.decode_greedy(token).tolist()
-        found += token
+        found += engine.step_greedy([sequence], found[-1:]).tolist()
     assert found == exact
 
 
@@ -234,18 +236,19 @@ def test_keys_and_values_beyond_half_precision(level, size):
 def test_the_cache_is_widened_in_the_middle_of_a_sequence():
     spec, arrays = oracle.canonical(oracle.gpt2())
     arrays["embed.weight"][7, 0] = 3e7  # the final norm makes nothing of it, but no key or value of its token is small
-    arrays["layers.0.attn_norm.weight"][0] = 1e6
-    engine, exact = (engine_of(spec, arrays, half_kv=half, max_batch=2) for half in (True, False))
+    arrays["layers.0.attn_norm.weight"][0] = 2e5
+    engine, exact = (engine_of(spec, arrays, half_kv=half) for half in (True, False))
     prompts = [[t for t in TOKENS if t != 7][:n] for n in (9, 2)]
     for one in (engine, exact):
-        one.prefill(prompts)
-    right = exact.decode([7, 5])
-    wide = engine.decode([7, 5])
-    assert not engine.half_kv
+        one.prefill(prompts, 8)
+    assert engine.kv_bytes == 2
+    right = exact.decode_one_token([7, 5])
+    wide = engine.decode_one_token([7, 5])
+    assert engine.kv_bytes == 4
     np.testing.assert_allclose(wide, right, atol=2e-3 * np.abs(right).max())
     for token in (3, 4):
-        right = exact.decode([token, token])
-        np.testing.assert_allclose(engine.decode([token, token]), right, atol=2e-3 * np.abs(right).max())
+        right = exact.decode_one_token([token, token])
+        np.testing.assert_allclose(engine.decode_one_token([token, token]), right, atol=2e-3 * np.abs(right).max())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -295,34 +298,12 @@ def test_wrong_weights_are_refused_by_name():
         NativeWeights.from_arrays(spec, arrays, "int3")  # type: ignore[arg-type]
 
 
-def test_wrong_calls_are_refused():
+def test_what_an_engine_can_not_be_is_refused():
     spec, arrays = oracle.canonical(oracle.gpt2())
-    engine = engine_of(spec, arrays, max_tokens=20, max_batch=2)
-    with pytest.raises(InputError, match="prefill first"):
-        engine.decode([1])
-    with pytest.raises(InputError, match="empty"):
-        engine.prefill([[1], []])
-    with pytest.raises(InputError, match="between 0 and 130"):
-        engine.prefill([[131]])
-    with pytest.raises(InputError, match="between 0 and 130"):
-        engine.prefill([[-1]])
-    with pytest.raises(InputError, match="3 prompts"):
-        engine.prefill([[1]] * 3)
-    with pytest.raises(InputError, match="21 tokens"):
-        engine.prefill([[1] * 21])
-    engine.prefill([[1] * 20, [2]])
-    with pytest.raises(InputError, match="sequence 0 would have 21 tokens, but the context holds 20"):
-        engine.decode([1, 1])
-    engine.decode([1], sequences=[1])
-    for sequences in ([2], [-1], [0, 0]):
-        with pytest.raises(InputError, match="sequence"):
-            engine.decode([1] * len(sequences), sequences)
+    with pytest.raises(InputError, match="threads must be at least 1"):
+        engine_of(spec, arrays, threads=0)
+    engine = engine_of(spec, arrays)
     with pytest.raises(InputError, match="layer 0"):
-        engine.set_width(PackedWidth(Width((4, 3), (1, 1))))
-    with pytest.raises(InputError, match="max_batch"):
-        engine_of(spec, arrays, max_batch=33)
-    with pytest.raises(InputError, match="max_tokens"):
-        engine_of(spec, arrays, max_tokens=65)
-    engine.close()
-    with pytest.raises(InputError, match="closed"):
-        engine.prefill([[1]])
+        engine.set_width(Width((4, 3), (1, 1)))
+    with pytest.raises(InputError, match="at most 32 sequences at once, not 33"):
+        engine.open_all([[1]] * 33, 1)

@@ -16,9 +16,8 @@ from conftest import spec_of
 from helpers import filled_decoder
 from native_oracle import TOKENS, engine_of
 
-from sentinel.infer.cpu_engine import CpuEngine
-from sentinel.infer.engine import make_engine
-from sentinel.infer.native import NativeWeights
+from sentinel.infer.native import NativeEngine, NativeWeights
+from sentinel.infer.opening import make_engine
 
 
 def test_two_engines_in_two_threads():
@@ -42,9 +41,9 @@ def test_two_engines_in_two_threads():
 
 def test_one_engine_for_several_callers():
     spec, arrays = oracle.canonical(oracle.gpt2())
-    engine = CpuEngine(NativeWeights.from_arrays(spec, arrays, "fp32"), threads=2)
+    engine = NativeEngine(NativeWeights.from_arrays(spec, arrays, "fp32"), threads=2)
     texts = [TOKENS[:5], TOKENS[:20], TOKENS]  # of other lengths, so that the room for them grows meanwhile
-    exact = [CpuEngine(engine.weights, threads=1).score(text) for text in texts]
+    exact = [NativeEngine(engine.packed, threads=1).score(text) for text in texts]
     found: list[bool] = []
 
     def work(i):
@@ -81,7 +80,7 @@ def test_an_engine_runs_on_after_a_fork(level):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_amid_another_callers_pass_leaves_a_child_that_runs():
     spec, arrays = oracle.canonical(oracle.gpt2())
-    engine = CpuEngine(NativeWeights.from_arrays(spec, arrays, "fp32"), threads=2)
+    engine = NativeEngine(NativeWeights.from_arrays(spec, arrays, "fp32"), threads=2)
     exact, stop = engine.score(TOKENS), threading.Event()
 
     def work():
@@ -126,4 +125,4 @@ def test_more_threads_than_an_engine_takes_are_clamped(monkeypatch):
     for engine in (engine_of(spec, arrays), engine_of(spec, arrays, threads=500)):
         assert engine.threads == 62
         np.testing.assert_array_equal(engine.score(TOKENS[:4]), exact)
-        engine.close()
+        engine.release()

@@ -20,9 +20,8 @@ from sentinel.adapt.pruning.subject import Subject
 from sentinel.cli import main
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.infer import packed_cache
-from sentinel.infer.engine import make_engine
 from sentinel.infer.native.program import code_folder
-from sentinel.infer.opening import open_engine
+from sentinel.infer.opening import make_engine, open_engine
 from sentinel.models.elastic import StoredWidth
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -223,12 +222,12 @@ def test_the_cache_is_listed_and_cleared_of_what_is_ours(tmp_path, cache, capsys
 
 
 def test_the_clock_of_generate_starts_after_compiling(tmp_path, monkeypatch):
-    from sentinel.infer import cpu_engine
     from sentinel.infer.generate import Timings, generate_tokens
+    from sentinel.infer.native import engine
 
     order: list[str] = []
-    compiled = cpu_engine.program
-    monkeypatch.setattr(cpu_engine, "program", lambda: (order.append("compiled"), compiled())[1])
+    compiled = engine.program
+    monkeypatch.setattr(engine, "program", lambda: (order.append("compiled"), compiled())[1])
     opened = open_engine(written(tmp_path / "m"), level=3)
     passes = opened.engine.profile()
     order.append("clock")

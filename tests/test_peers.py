@@ -12,8 +12,8 @@ from helpers import filled_decoder
 
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
-from sentinel.infer.cpu_engine import engine_of
 from sentinel.infer.generate import Timings, generate_tokens
+from sentinel.infer.opening import make_engine
 from sentinel.measure.method import random_prompts
 from sentinel.measure.peers import PEERS, PeerSettings, Runner, is_installed
 from sentinel.measure.suites.engines import Engines
@@ -42,8 +42,8 @@ class Echo(Runner):
     """Answers with our own tokens, and notes that it was called."""
 
     def __init__(self, peer: TinyPeer, decoder, variant: str, settings: PeerSettings) -> None:
-        super().__init__(f"{peer.NAME} {variant}", 1000)
-        self.peer, self.engine, self.settings = peer, engine_of(decoder, "fp32", threads=1), settings
+        super().__init__(f"{peer.NAME} {variant}", decoder.spec, 1000)
+        self.peer, self.engine, self.settings = peer, make_engine(decoder, 2, threads=1), settings
 
     def generate(self, prompts, new_tokens, timings):
         self.peer.calls.append(self.name)
@@ -126,7 +126,7 @@ def test_an_installed_peer_gives_our_tokens_in_fp32(peer, shape, tmp_path):
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
     batch = min(2, peer.MAX_BATCH)
     prompts, new = random_prompts(decoder.spec.vocab_size, batch, 9), 12
-    steps = generate_tokens(engine_of(decoder, "fp32"), prompts, new)
+    steps = generate_tokens(make_engine(decoder, 2), prompts, new)
     expected = [list(row) for row in zip(*steps, strict=True)]
     exact = next(variant for variant, precision in peer.VARIANTS.items() if precision == "fp32")
     for variant in peer.VARIANTS:

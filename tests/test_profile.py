@@ -14,12 +14,12 @@ from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import save_checkpoint
-from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
+from sentinel.infer.meter import COMPONENTS, components_of
+from sentinel.infer.native.counters import PART_COMPONENTS
 from sentinel.infer.native.kernels.names import Part
-from sentinel.measure.profiling.native_counters import PART_COMPONENTS
+from sentinel.infer.opening import make_engine
 from sentinel.measure.profiling.profile import profile_engine
-from sentinel.measure.profiling.spans import COMPONENTS, components_of
 from sentinel.measure.profiling.tensor_memory import LiveTensors
 from sentinel.measure.profiling.trace import chrome_trace
 from sentinel.models.record import Record

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sentinel.adapt.cycles.masked import Head, MaskedModel
 from sentinel.adapt.pruning.compact import expand_kv, select
 from sentinel.adapt.pruning.scores import Scores, removal_order
-from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.lookup import PromptLookup
 from sentinel.infer.native.weights import SUPPORTS
+from sentinel.infer.opening import make_engine
 from sentinel.models.elastic import StoredWidth
 from sentinel.models.features import features
 from sentinel.models.kv_cache import KVCache

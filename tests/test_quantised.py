@@ -22,12 +22,12 @@ from sentinel.cores import physical_cores
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.folder import read_record
-from sentinel.infer import cpu_engine
-from sentinel.infer.cpu_engine import CpuEngine, engine_of, pack, pack_width
-from sentinel.infer.engine import make_engine
-from sentinel.infer.native import NativeWeights, PackedWidth
+from sentinel.infer.native import NativeEngine, NativeWeights, PackedWidth
+from sentinel.infer.native import engine as native_engine
 from sentinel.infer.native.kernels.cpu import IS_X86
 from sentinel.infer.native.packed_file import read_packed, write_packed
+from sentinel.infer.opening import make_engine
+from sentinel.infer.pack import pack, pack_width
 from sentinel.infer.quantised import load_quantised, load_width, save_quantised
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Quantised, Record
@@ -48,8 +48,8 @@ def elastic_decoder(spec: ModelSpec) -> Decoder:
 
 def say_nothing(monkeypatch) -> list[str]:
     said: list[str] = []
-    monkeypatch.setattr(cpu_engine, "say", said.append)
-    cpu_engine._warn_of_slow_path.cache_clear()
+    monkeypatch.setattr(native_engine, "say", said.append)
+    native_engine._warn_of_slow_path.cache_clear()
     return said
 
 
@@ -116,9 +116,9 @@ def test_calibrated_int4_is_closer(name):
         for p in decoder.parameters():
             p *= 0.7
     windows, text = some_tokens(decoder.spec, 40, 48), some_tokens(decoder.spec, 1, 60, seed=9)[0].tolist()
-    exact = engine_of(decoder, "fp32").score(text)
-    plain = CpuEngine(pack(decoder, "int4")).score(text)
-    informed = CpuEngine(pack(decoder, "int4", input_grams(decoder, windows))).score(text)
+    exact = make_engine(decoder, 2).score(text)
+    plain = NativeEngine(pack(decoder, "int4")).score(text)
+    informed = NativeEngine(pack(decoder, "int4", input_grams(decoder, windows))).score(text)
     assert np.square(informed - exact).mean() < 0.9 * np.square(plain - exact).mean()
 
 
@@ -135,15 +135,15 @@ def test_stored_widths_equal_the_elastic_model(spec, tmp_path):
         stored[heads, heads] = pack_width(decoder, "fp32")
     save_quantised(weights, stored, tmp_path / "q", None, Record())
     loaded, _ = load_quantised(tmp_path / "q")
-    engine = CpuEngine(loaded)
+    engine = NativeEngine(loaded)
     dense = engine.prefill([PROMPT], 4)
     for heads in (0.7, 0.3):
         decoder.set_width(heads, heads)
-        engine.set_width(load_width(tmp_path / "q", loaded, heads, heads))
+        engine.set_packed_width(load_width(tmp_path / "q", loaded, heads, heads))
         expected = make_engine(decoder, 1).prefill([PROMPT], 4)
         np.testing.assert_allclose(engine.prefill([PROMPT], 4), expected, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(engine_of(decoder, "fp32").prefill([PROMPT], 4), expected, rtol=1e-3, atol=1e-3)
-    engine.set_width(PackedWidth.full(spec))
+        np.testing.assert_allclose(make_engine(decoder, 2).prefill([PROMPT], 4), expected, rtol=1e-3, atol=1e-3)
+    engine.set_width(Width.full(spec))
     np.testing.assert_array_equal(engine.prefill([PROMPT], 4), dense)
     with pytest.raises(InputError, match=r"stores no width 0.5/0 .* stored are 0.3/0.3, 0.7/0.7"):
         load_width(tmp_path / "q", loaded, 0.5, 0.0)
@@ -179,7 +179,10 @@ def test_random_weights_are_still_known_to_be_random(tmp_path, capsys):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_an_embedding_that_is_no_head_is_not_streamed(precision):
     tied, untied = (dataclasses.replace(spec_of("gpt2"), tied_head=tied) for tied in (True, False))
-    assert len({engine_of(filled_decoder(spec), precision).weight_bytes_per_token() for spec in (tied, untied)}) == 1
+    assert (
+        len({NativeEngine(pack(filled_decoder(spec), precision)).weight_bytes_per_token() for spec in (tied, untied)})
+        == 1
+    )
 
 
 def test_int4_calibration_on_the_command_line(tmp_path, capsys):
@@ -310,13 +313,13 @@ def test_more_threads_than_cores_are_warned_of(checkpoint, capsys):
 def test_a_cpu_without_vectors_is_said_once(monkeypatch):
     said = say_nothing(monkeypatch)
     weights = pack(filled_decoder(spec_of("gpt2")), "int8")
-    monkeypatch.setattr(cpu_engine, "HAS_FAST_VECTORS", False)
+    monkeypatch.setattr(native_engine, "HAS_FAST_VECTORS", False)
     for _ in range(2):
-        CpuEngine(weights)
+        NativeEngine(weights)
     assert len(said) == 1 and "slow" in said[0]
-    cpu_engine._warn_of_slow_path.cache_clear()
-    monkeypatch.setattr(cpu_engine, "HAS_FAST_VECTORS", True)
-    CpuEngine(weights)
+    native_engine._warn_of_slow_path.cache_clear()
+    monkeypatch.setattr(native_engine, "HAS_FAST_VECTORS", True)
+    NativeEngine(weights)
     assert len(said) == 1
 
 

@@ -11,8 +11,8 @@ from helpers import filled_decoder
 from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
-from sentinel.infer.engine import make_engine
 from sentinel.infer.generate import generate_tokens
+from sentinel.infer.opening import make_engine
 from sentinel.infer.torch.static import StaticTorchEngine
 from sentinel.models.width import Width
 

@@ -131,17 +131,13 @@ def test_load_suite_measures_processes_of_their_own(measured, loaded, tmp_path):
 def test_engines_of_pruned_levels_do_not_disturb_each_other(engines):
     half, whole = engines.at(1, heads=0.5), engines.at(1)
     prompts = [[1, 2, 3]]
-    half.select()
     expected = half.engine.prefill(prompts, 1), whole.engine.prefill(prompts, 1)
     most = engines.at(1, heads=0.7)
-    most.select()
     most.engine.prefill(prompts, 1)
-    half.select()
     assert (half.engine.prefill(prompts, 1) == expected[0]).all()
     assert (whole.engine.prefill(prompts, 1) == expected[1]).all()
     masked, native = engines.at(0, heads=0.5), engines.at(2, heads=0.5)
     for other in (masked, native):  # all levels prune the same heads
-        other.select()
         assert abs(other.engine.prefill(prompts, 1) - expected[0]).max() < 1e-3 * abs(expected[0]).max()
 
 

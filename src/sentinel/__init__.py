@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from sentinel.formats.checkpoint import save_checkpoint as save_checkpoint
     from sentinel.formats.hugging_face.model import SentinelConfig as SentinelConfig
     from sentinel.formats.hugging_face.model import SentinelForCausalLM as SentinelForCausalLM
-    from sentinel.infer.engine import make_engine as make_engine
     from sentinel.infer.model_info import model_info as info
+    from sentinel.infer.opening import make_engine as make_engine
     from sentinel.infer.sampling import SamplingSettings as SamplingSettings
     from sentinel.measure.compare import compare as compare
     from sentinel.measure.results import Result as Result
@@ -84,7 +84,7 @@ _PLACES = {
     "info": "sentinel.infer.model_info:model_info",
     "integrate": "sentinel.api.changing",
     "load": "sentinel.api.model",
-    "make_engine": "sentinel.infer.engine",
+    "make_engine": "sentinel.infer.opening",
     "profile": "sentinel.api.measuring",
     "prune": "sentinel.api.changing",
     "quantize": "sentinel.api.changing",

@@ -55,16 +55,12 @@ class Model(Origin):
     @property
     def quantised(self) -> QuantisedModel | None:
         """The packed weights of a model that level 3 runs and nothing changes; None for every other."""
-        return self._held if isinstance(self._held, QuantisedModel) else None
+        return self._held.quantised
 
     @property
     def loaded(self) -> LoadedModel:
         """The decoder with its origin; `InputError` for a quantised model, which has none."""
-        if isinstance(self._held, QuantisedModel):
-            raise InputError(
-                f"{self.name} is quantised ({self.precision}), so that it only runs; take the model that it was made from"
-            )
-        return self._held
+        return self._held.loaded
 
     @property
     def decoder(self) -> Decoder:
@@ -102,7 +98,7 @@ class Model(Origin):
             if self.quantised is not None:
                 self._engines[key] = self.quantised.engine(level, precision, heads, neurons, threads)
             else:
-                from sentinel.infer.engine import make_engine
+                from sentinel.infer.opening import make_engine
 
                 decoder = self.decoder.at_width(heads, neurons)
                 chosen = 1 if level is None else level

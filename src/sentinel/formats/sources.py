@@ -38,6 +38,15 @@ class LoadedModel(Origin):
     def spec(self) -> ModelSpec:
         return self.decoder.spec
 
+    @property
+    def loaded(self) -> LoadedModel:
+        """Itself: it can be changed."""
+        return self
+
+    @property
+    def quantised(self) -> None:
+        """None: its weights are not packed."""
+
 
 def load(model: str, *, random_weights: int | None = None, device: str = "cpu") -> LoadedModel:
     """Load ``model``: hub id, folder, ``.gguf`` file or ``smollm2-135m``, in fp32.

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sentinel.errors import InputError
-from sentinel.infer.engine import Engine
-from sentinel.infer.lookup import PromptLookup, Verifier, lookup_steps
+from sentinel.infer.engine import Ability, Engine
+from sentinel.infer.lookup import PromptLookup, lookup_steps
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -75,14 +75,17 @@ def generate_tokens(
 
 def _plain_steps(engine: Engine, sampler: Sampler, history: list[list[int]], count: int) -> Iterator[list[int]]:
     """The tokens of ``count`` steps, whether or not a sequence has ended."""
-    logits = engine.prefill(history, count)
-    for step in range(count):
-        tokens = sampler(logits, history)
-        yield tokens
-        for row, token in zip(history, tokens, strict=True):
-            row.append(token)
-        if step + 1 < count:
-            logits = engine.decode_one_token(tokens)
+    sequences, logits = engine.open_all(history, count)
+    try:
+        for step in range(count):
+            tokens = sampler(logits, history)
+            yield tokens
+            for row, token in zip(history, tokens, strict=True):
+                row.append(token)
+            if step + 1 < count:
+                logits = engine.step(sequences, tokens)
+    finally:
+        engine.close(*sequences)
 
 
 def _with_lookup(
@@ -91,12 +94,15 @@ def _with_lookup(
     """`_plain_steps` of one sequence, with proposals from its own text."""
     if len(history) != 1:
         raise InputError(f"lookup takes one prompt at a time, not {len(history)}")
-    if not isinstance(engine, Verifier):
-        raise InputError(f"{engine.name} can't verify several tokens at once; leave out lookup")
-    first = sampler(engine.prefill(history, count), history)
-    yield first
-    for token in lookup_steps(engine, sampler, history[0], first[0], count - 1, lookup):
-        yield [token]
+    engine.require(Ability.VERIFY, "leave out lookup")
+    (sequence,), logits = engine.open_all(history, count)
+    try:
+        first = sampler(logits, history)
+        yield first
+        for token in lookup_steps(engine, sequence, sampler, history[0], first[0], count - 1, lookup):
+            yield [token]
+    finally:
+        engine.close(sequence)
 
 
 def stream_text(

@@ -10,10 +10,9 @@ the tokens are those of plain decoding with the same seed, up to the rounding of
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator
 
-from sentinel.infer.engine import Logits
+from sentinel.infer.engine import Engine, OpenSequence
 from sentinel.infer.sampling import Sampler
 
 NGRAMS = (4, 3, 2)  # sizes that are looked up, longest first
@@ -21,17 +20,6 @@ MOST = 7  # proposed tokens at most: with the one before them the largest tile o
 _FORGET = 0.9  # weight of the past in the running estimates
 _TRIALS = 4  # verified passes before an estimate counts
 _FIRST_PAUSE = 16  # plain tokens after the first time that lookup did not pay; doubled each time
-
-
-@runtime_checkable
-class Verifier(Protocol):
-    """An engine that can take several tokens of one sequence at once and take the last ones back."""
-
-    def verify(self, tokens: Sequence[int]) -> Logits: ...
-
-    def rollback(self, n_token: int) -> None: ...
-
-    def decode_one_token(self, tokens: Sequence[int]) -> Logits: ...
 
 
 class PromptLookup:
@@ -99,15 +87,21 @@ class _Rate:
 
 
 def lookup_steps(
-    engine: Verifier, sampler: Sampler, history: list[int], first: int, count: int, lookup: PromptLookup
+    engine: Engine,
+    sequence: OpenSequence,
+    sampler: Sampler,
+    history: list[int],
+    first: int,
+    count: int,
+    lookup: PromptLookup,
 ) -> Iterator[int]:
-    """Yield ``count`` tokens that follow ``history`` and the token ``first``, which the engine has not seen yet."""
+    """Yield ``count`` tokens that follow ``history``, which ``sequence`` has read, and ``first``, which it has not."""
     lookup.extend([*history, first])
     text = [*history, first]
     while count > 0:
         proposal = lookup.propose(count - 1)
         start = time.perf_counter()
-        logits = engine.verify([text[-1], *proposal]) if proposal else engine.decode_one_token([text[-1]])
+        logits = engine.verify(sequence, [text[-1], *proposal]) if proposal else engine.step([sequence], text[-1:])
         seconds = time.perf_counter() - start
         found: list[int] = []
         for i, expected in enumerate([*proposal, None]):
@@ -117,7 +111,7 @@ def lookup_steps(
                 break
         lookup.extend(found)
         if proposal:
-            engine.rollback(len(proposal) + 1 - len(found))
+            engine.roll_back(sequence, len(proposal) + 1 - len(found))
             lookup.verified_step(seconds, len(proposal), len(found) - 1)
         else:
             lookup.plain_step(seconds)

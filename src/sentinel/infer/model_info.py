@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sentinel.formats.folder import read_record
-from sentinel.infer.cpu_engine import CpuEngine
+from sentinel.infer.native import NativeEngine
 from sentinel.infer.quantised import is_quantised, load_quantised, load_width, stored_ratios
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -79,12 +79,12 @@ def model_info(model: str, *, random_weights: int | None = None) -> ModelInfo:
 
 def _of_quantised(folder: Path) -> ModelInfo:
     weights, _ = load_quantised(folder)
-    engine = CpuEngine(weights)
+    engine = NativeEngine(weights)
     whole = engine.weight_bytes_per_token()
     stored = []
     for heads, neurons in stored_ratios(folder):
         width = load_width(folder, weights, heads, neurons)
-        engine.set_width(width)
+        engine.set_packed_width(width)
         own = 0 if width.projections is None else width.projections.n_byte
         stored.append(StoredRatio(heads, neurons, own, engine.weight_bytes_per_token()))
     return ModelInfo(

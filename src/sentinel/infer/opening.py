@@ -1,14 +1,16 @@
-"""From the name of a model to an engine that runs it."""
+"""Which engine runs what, and from the name of a model to an engine that is ready."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sentinel.errors import InputError
 from sentinel.formats.places import label, locate
-from sentinel.infer.engine import check_level, check_precision, make_engine, warm_up
+from sentinel.infer.engine import Engine, check_level, warm_up
+from sentinel.infer.native import NativeEngine, PackedWidth
 from sentinel.infer.packed_cache import entry_of, keep, recall
 from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, is_quantised
 from sentinel.models.origin import Origin
@@ -16,11 +18,81 @@ from sentinel.progress import say
 
 if TYPE_CHECKING:
     from sentinel.formats.sources import LoadedModel
-    from sentinel.infer.engine import Engine
     from sentinel.infer.native import Precision
+    from sentinel.models.decoder import Decoder
     from sentinel.models.record import Record
     from sentinel.models.spec import ModelSpec
     from sentinel.models.tokenizer import TextTokenizer
+
+
+Maker = Callable[["Decoder", int, str, "int | None"], Engine]  # of a decoder, level, precision and threads
+
+
+def _eager(decoder: Decoder, level: int, precision: str, threads: int | None) -> Engine:
+    from sentinel.infer.torch.eager import TorchEngine
+
+    return TorchEngine(decoder, level)
+
+
+def _static(decoder: Decoder, level: int, precision: str, threads: int | None) -> Engine:
+    from sentinel.infer.torch.static import StaticTorchEngine
+
+    return StaticTorchEngine(decoder)
+
+
+def _native(decoder: Decoder, level: int, precision: str, threads: int | None) -> Engine:
+    from sentinel.infer.pack import pack, pack_width
+
+    engine = NativeEngine(pack(decoder, cast("Precision", precision)), threads=threads)
+    width = pack_width(decoder, cast("Precision", precision))
+    if width != PackedWidth.full(decoder.spec):
+        engine.set_packed_width(width)
+    return engine
+
+
+CPU, ACCELERATOR = "cpu", "accelerator"  # kinds of device; the second is any that is not the CPU
+# Which engine runs a level on a kind of device in a precision; the first precision of a level is its default.
+ENGINES: dict[tuple[int, str, str], Maker] = {
+    (0, CPU, "fp32"): _eager,
+    (0, ACCELERATOR, "fp32"): _eager,
+    (1, CPU, "fp32"): _eager,
+    (1, ACCELERATOR, "fp32"): _eager,
+    (2, CPU, "fp32"): _native,
+    (2, ACCELERATOR, "fp32"): _static,
+    (3, CPU, "int8"): _native,
+    (3, CPU, "int4"): _native,
+}
+
+
+def levels_on(device: str) -> tuple[int, ...]:
+    """The levels that there are on a device (``cpu``, ``cuda``, ``cuda:1``, ...)."""
+    return tuple(sorted({level for level, kind, _ in ENGINES if kind == _kind(device)}))
+
+
+def check_precision(level: int, precision: str | None) -> str:
+    """The precision that a level runs in, by default its first; `InputError` for one that it does not have."""
+    allowed = list(dict.fromkeys(name for number, _, name in ENGINES if number == level))
+    if precision is not None and precision not in allowed:
+        raise InputError(f"level {level} runs in {' or '.join(allowed)}, not in {precision}")
+    return precision or allowed[0]
+
+
+def make_engine(decoder: Decoder, level: int, *, precision: str | None = None, threads: int | None = None) -> Engine:
+    """An engine that runs ``decoder`` at an optimisation level, as pruned as it is set to be.
+
+    Raises `InputError` for a level that there is not on the decoder's device, or not in that precision.
+    """
+    check_level(level)
+    precision, device = check_precision(level, precision), decoder.device
+    make = ENGINES.get((level, _kind(device.type), precision))
+    if make is None:
+        there = levels_on(device.type)
+        raise InputError(f"level {level} runs on the CPU; on {device} there are levels {there[0]} to {there[-1]}")
+    return make(decoder, level, precision, threads)
+
+
+def _kind(device: str) -> str:
+    return CPU if device == CPU else ACCELERATOR
 
 
 @dataclass(frozen=True)
@@ -107,7 +179,7 @@ def _open_kept(model: str, precision: str, width: tuple[float, float], threads: 
 def _quantise(
     model: str, precision: str, width: tuple[float, float], threads: int | None, entry: Path
 ) -> QuantisedModel:
-    from sentinel.infer.cpu_engine import pack, pack_width
+    from sentinel.infer.pack import pack, pack_width
     from sentinel.models.record import Quantised
 
     loaded = _load(model, width, threads)

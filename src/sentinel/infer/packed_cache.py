@@ -35,7 +35,7 @@ DIGESTS = "digests.json"
 DECISIVE = (".safetensors", ".json", ".txt", ".model", ".jinja")
 # Code that decides what is packed.
 CODE = (
-    "models/**/*.py", "formats/**/*.py", "infer/cpu_engine.py", "infer/quantised.py", "infer/native/**/*.py",
+    "models/**/*.py", "formats/**/*.py", "infer/pack.py", "infer/quantised.py", "infer/native/**/*.py",
 )  # fmt: skip
 OURS = (
     "*.safetensors", "config.json", "sentinel-files.json", TOKENIZER, SETTINGS, TEMPLATE, f"{TEMPLATES}/*.jinja", *COPIED

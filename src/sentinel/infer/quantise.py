@@ -6,9 +6,9 @@ from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
-from sentinel.infer.cpu_engine import pack, pack_width
 from sentinel.infer.native import NativeWeights, PackedWidth, Precision
 from sentinel.infer.native.weights import Grams
+from sentinel.infer.pack import pack, pack_width
 from sentinel.infer.quantised import Ratios
 from sentinel.models.decoder import Decoder
 from sentinel.progress import say, track

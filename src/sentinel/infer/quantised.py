@@ -11,19 +11,16 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config, read_record
-from sentinel.infer.native import NativeWeights, PackedWidth
+from sentinel.infer.native import NativeEngine, NativeWeights, PackedWidth
 from sentinel.models.origin import Origin
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
-
-if TYPE_CHECKING:
-    from sentinel.infer.cpu_engine import CpuEngine
 
 WEIGHTS_FILE = "model.native.safetensors"
 
@@ -53,6 +50,19 @@ class QuantisedModel(Origin):
     def spec(self) -> ModelSpec:
         return self.native.spec
 
+    @property
+    def loaded(self) -> NoReturn:
+        """`InputError`: there is no decoder that could be changed."""
+        raise InputError(
+            f"{self.name} is quantised ({self.native.precision}), so that it only runs; take the model that it was made "
+            "from"
+        )
+
+    @property
+    def quantised(self) -> QuantisedModel:
+        """Itself."""
+        return self
+
     def engine(
         self,
         level: int | None = None,
@@ -60,15 +70,13 @@ class QuantisedModel(Origin):
         heads: float = 0.0,
         neurons: float = 0.0,
         threads: int | None = None,
-    ) -> CpuEngine:
+    ) -> NativeEngine:
         """Level 3 at a stored width; `InputError` for another level or precision, and for a width that is not stored."""
-        from sentinel.infer.cpu_engine import CpuEngine
-
         if level not in (None, 3) or precision not in (None, self.native.precision):
             raise InputError(f"{self.name} is quantised to {self.native.precision}, so that only level 3 runs it so")
-        engine = CpuEngine(self.native, threads=threads)
+        engine = NativeEngine(self.native, threads=threads)
         if heads or neurons:
-            engine.set_width(self.stored(heads, neurons))
+            engine.set_packed_width(self.stored(heads, neurons))
         return engine
 
     def stored(self, heads: float, neurons: float) -> PackedWidth:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from sentinel.adapt.recovery.likelihood import finite
 from sentinel.adapt.text.corpora import Text, refuse_seen_text
@@ -40,9 +39,8 @@ def evaluate_engine(
                 f"{engine.spec.vocab_size}; a teacher needs the same vocabulary"
             )
         refuse_seen_text(teacher.record, texts)
-    judged: Any = getattr(engine, "decoder", engine)  # levels 0 and 1 run a decoder, 2 and 3 score by themselves
     found = evaluate(
-        judged,
+        engine,
         tokenizer,
         texts,
         context=context,

@@ -12,6 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from sentinel.formats.hugging_face.model import to_hugging_face
+from sentinel.infer.engine import step_bytes
 from sentinel.infer.generate import Timings
 from sentinel.models.decoder import Decoder
 
@@ -33,7 +34,6 @@ class HuggingFaceReference:
     """The family's own Hugging Face model with the weights of ``decoder``."""
 
     name = ENGINE_NAME
-    kv_bytes = 4
 
     def __init__(self, decoder: Decoder) -> None:
         self._spec = decoder.spec
@@ -45,6 +45,10 @@ class HuggingFaceReference:
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights read to decode one token at batch 1."""
         return self._spec.weight_bytes_per_token()
+
+    def step_bytes(self, n_sequence: int, context: float) -> int:
+        """Bytes that a step reads at the least, with keys and values in fp32; as `Engine.step_bytes`."""
+        return step_bytes(self.weight_bytes_per_token(), self._spec, 4, n_sequence, context)
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]:
         """Exactly ``new_tokens`` greedy tokens for each of the equally long ``prompts``; stamps go to ``timings``."""

@@ -1,4 +1,4 @@
-"""A native engine as the harness's Hugging Face model asks for a model: optimisation levels 2 and 3 in lm-eval."""
+"""An engine as the harness's Hugging Face model asks for a model: optimisation levels 2 and 3 in lm-eval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutput
 
 from sentinel.formats.hugging_face.config import SentinelConfig
-from sentinel.infer.cpu_engine import CpuEngine
+from sentinel.infer.engine import Engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.sampling import SamplingSettings
 
@@ -22,7 +22,7 @@ class EngineModel:
     ``generation`` holds the model's own defaults, of which ``repetition_penalty`` is honoured.
     """
 
-    def __init__(self, engine: CpuEngine, eos_ids: Sequence[int], generation: GenerationConfig) -> None:
+    def __init__(self, engine: Engine, eos_ids: Sequence[int], generation: GenerationConfig) -> None:
         self._engine = engine
         self._eos_ids = tuple(eos_ids)
         self._repetition_penalty = generation.repetition_penalty or 1.0

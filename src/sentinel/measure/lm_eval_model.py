@@ -20,9 +20,7 @@ from transformers import GenerationConfig
 
 from sentinel.errors import InputError
 from sentinel.formats.hugging_face.model import SentinelForCausalLM
-from sentinel.infer.cpu_engine import CpuEngine
 from sentinel.infer.opening import OpenedEngine, open_engine
-from sentinel.infer.torch.eager import TorchEngine
 from sentinel.measure.lm_eval_engine import EngineModel
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -102,11 +100,10 @@ def _model(opened: OpenedEngine, tokenizer: TextTokenizer, batch_size: str) -> S
     engine, folder = opened.engine, tokenizer.folder
     stored = folder is not None and (folder / "generation_config.json").exists()
     generation = GenerationConfig.from_pretrained(str(folder)) if stored else GenerationConfig()
-    if isinstance(engine, CpuEngine):
+    if engine.decoder is None:
         if batch_size.startswith("auto"):
             raise InputError(f"batch_size=auto is not supported at level {engine.level}; give a number")
         return EngineModel(engine, tokenizer.eos_ids, generation)
-    assert isinstance(engine, TorchEngine)
     if generation.eos_token_id is None:
         generation.eos_token_id = list(tokenizer.eos_ids)
     model = SentinelForCausalLM.from_decoder(engine.decoder, opened.record)

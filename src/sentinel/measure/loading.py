@@ -77,7 +77,7 @@ def _sentinel(request: LoadRequest) -> FirstToken:
     import torch
 
     from sentinel.formats.checkpoint import load_checkpoint
-    from sentinel.infer.engine import make_engine
+    from sentinel.infer.opening import make_engine
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentinel.infer.opening import is_kept, open_engine
+from sentinel.infer.opening import is_kept, make_engine, open_engine
 from sentinel.measure.child import ask
 
 if TYPE_CHECKING:
-    from sentinel.infer.engine import Engine
-    from sentinel.measure.method import Generator
+    from sentinel.infer.native import NativeWeights
 
 
 def reset_peak() -> None:
@@ -59,17 +58,17 @@ class MemoryRequest:
     device: str = "cpu"
 
 
-def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) -> float | None:
+def measure_peak_memory(request: MemoryRequest, packed: NativeWeights | None = None) -> float | None:
     """Peak memory in MB of a process that generates as ``request`` says: resident, interpreter included, and on an
     accelerator what its tensors take there (None where PyTorch does not count it).
 
     On the CPU level 2 starts from the model, level 3 from what is kept of it, as a user would run them, and the loading
-    counts; for the others the counter starts after loading.
+    counts; for the others the counter starts after loading. ``packed`` are the weights of level 3.
     """
     with tempfile.TemporaryDirectory() as scratch:
         level, precision = _level_of(request)
-        if engine is not None and level == 3:
-            source = level_3_source(request.model, request.random_weights, engine, Path(scratch) / "model")
+        if packed is not None and level == 3:
+            source = level_3_source(request.model, request.random_weights, packed, Path(scratch) / "model")
             if source == request.model and not is_kept(source, precision):
                 ask("sentinel.measure.memory", request, f"memory of {request.engine}")  # the start that quantises
             request = replace(request, model=source, random_weights=None)
@@ -77,18 +76,16 @@ def measure_peak_memory(request: MemoryRequest, engine: Engine | None = None) ->
         return None if found is None else float(found)
 
 
-def level_3_source(source: str, random_weights: int | None, engine: Engine | Generator, scratch: Path) -> str:
+def level_3_source(source: str, random_weights: int | None, packed: NativeWeights, scratch: Path) -> str:
     """What a process of its own opens at level 3, as a user would: the model by its name, packed weights of which are
     kept after the first time; of random weights a quantised checkpoint, written to ``scratch``.
     """
     if random_weights is None:
         return source
-    from sentinel.infer.cpu_engine import CpuEngine
     from sentinel.infer.quantised import save_quantised
     from sentinel.models.record import Record
 
-    assert isinstance(engine, CpuEngine)
-    save_quantised(engine.weights, {}, scratch, None, Record(weights="random"))
+    save_quantised(packed, {}, scratch, None, Record(weights="random"))
     return str(scratch)
 
 
@@ -117,7 +114,6 @@ def _serve(request: MemoryRequest) -> None:
 def _serve_torch(request: MemoryRequest) -> float | None:
     from sentinel.adapt.integration import integrate
     from sentinel.formats.sources import load
-    from sentinel.infer.engine import make_engine
     from sentinel.infer.generate import Timings, generate_tokens
     from sentinel.measure.accelerator import device_peak_mb, reset_device_peak
     from sentinel.measure.hugging_face import ENGINE_NAME, HuggingFaceReference

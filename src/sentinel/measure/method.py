@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -22,14 +22,14 @@ ABOVE = (
 )
 
 
-@runtime_checkable
 class Generator(Protocol):
     """Generates by itself, where an `Engine` gives logits: Hugging Face and the engines of others."""
 
     name: str
-    kv_bytes: int
 
     def weight_bytes_per_token(self) -> int: ...
+
+    def step_bytes(self, n_sequence: int, context: float) -> int: ...
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]: ...
 
@@ -66,7 +66,7 @@ def generate_timed(
 ) -> tuple[list[list[int]], Sample]:
     """The greedy tokens that follow each prompt, and how long they took."""
     timings = Timings()
-    if isinstance(engine, Generator):
+    if not isinstance(engine, Engine):
         return engine.generate(prompts, new_tokens, timings), timing_sample(timings)
     steps = list(generate_tokens(engine, prompts, new_tokens, timings=timings))
     rows = [[token for token in row if token is not None] for row in zip(*steps, strict=True)]

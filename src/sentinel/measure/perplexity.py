@@ -36,11 +36,11 @@ from sentinel.progress import track
 
 
 class Scorer(Protocol):
-    """An engine that gives logits [T, V] at every position of one text."""
+    """What gives logits [last, V] at the last positions of one text, as an engine does."""
 
     spec: ModelSpec
 
-    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
+    def score(self, tokens: Sequence[int], last: int | None = None) -> NDArray[np.float32]: ...
 
 
 DEFAULT_CONTEXT = 512
@@ -181,7 +181,7 @@ def evaluate(
             raise InputError("the model predicts NaN; check its weights")
         judged.append(Judged(loss, passage.scored, passage.document))
         if teacher is not None:
-            expected = _scored_logits(teacher, passage).log_softmax(-1)
+            expected = _scored_logits(teacher, passage).to(logits.device).log_softmax(-1)
             kl += functional.kl_div(logits.log_softmax(-1), expected, log_target=True, reduction="sum").item()
             agreed += int((logits.argmax(-1) == expected.argmax(-1)).sum())
     if not math.isfinite(kl):
@@ -238,6 +238,6 @@ def perplexity_ratio(found: Sequence[Quality], dense: Sequence[Quality]) -> tupl
 def _scored_logits(decoder: Decoder | Scorer, passage: Passage) -> Tensor:
     """Logits [scored, V] that predict the scored tokens."""
     if not isinstance(decoder, Decoder):
-        return torch.from_numpy(decoder.score(passage.tokens[:-1].tolist())[-passage.scored :])
+        return torch.from_numpy(decoder.score(passage.tokens[:-1].tolist(), passage.scored))
     states = decoder.hidden_states(passage.tokens[None, :-1].to(decoder.device))
     return decoder.logits(states[0, -passage.scored :]).float()

@@ -3,10 +3,10 @@
 Imported lazily. Only what quantises, and the first compilation, import Numba.
 """
 
-from .engine import MAX_BATCH, NativeEngine
+from .engine import NativeEngine
 from .kernels.cpu import HAS_FAST_VECTORS
 from .precisions import Precision
 from .weights import NativeWeights
 from .widths import PackedWidth
 
-__all__ = ["HAS_FAST_VECTORS", "MAX_BATCH", "NativeEngine", "NativeWeights", "PackedWidth", "Precision"]
+__all__ = ["HAS_FAST_VECTORS", "NativeEngine", "NativeWeights", "PackedWidth", "Precision"]

@@ -1,8 +1,8 @@
-"""`NativeEngine`: prefill and decode of one model on the CPU, at any width."""
+"""Levels 2 and 3 on the CPU: packed weights of one model, run by compiled kernels at any width."""
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,238 +10,191 @@ from numpy.typing import NDArray
 
 from sentinel.cores import physical_cores
 from sentinel.errors import InputError
+from sentinel.infer.callers import one_at_a_time
+from sentinel.infer.engine import Engine, Logits, Memory, OpenSequence
+from sentinel.infer.meter import Meter
+from sentinel.models.rotary import rounded_length
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
 from sentinel.progress import say
 
 from .kernels import layout
-from .kernels.layout import S
-from .kernels.names import Part
-from .tables import Tables
-from .threads import MAX_THREADS, CallerLock, Team, one_at_a_time
+from .kernels.cpu import HAS_FAST_VECTORS
+from .passes import Passes, one_each, rows_of
+from .program import program
+from .threads import MAX_THREADS
 from .weights import NativeWeights
 from .widths import PackedWidth
 
-MAX_BATCH = layout.MAX_WANTED
+MAX_SEQUENCES = layout.MAX_WANTED
+ROOM_STEP = 256  # positions: room is made in steps, so that a prompt that is a little longer does not ask for more
 
 
-class NativeEngine:
-    """Runs one model for up to ``max_batch`` sequences of at most ``max_tokens`` tokens each.
+class NativeEngine(Engine):
+    """Runs packed weights; level 2 when they are fp32, level 3 when they are quantised.
 
-    `prefill` starts sequences, `decode` adds one token to each. Results are the same for any number of threads.
-    One engine serves one caller at a time, and lets others wait; several engines may run side by side. After a fork the
-    engine goes on in the child process too.
+    Sequences are slots of its tables. When they need more slots or positions than there are, larger tables are made, and
+    what is open is copied. Results are the same for any number of threads. After a fork the engine goes on in the child.
 
     weights: packed weights (`NativeWeights.from_arrays`, `NativeWeights.load`).
     threads: number of threads, by default the physical cores; at most ``MAX_THREADS`` are used.
-    max_tokens: positions kept per sequence, by default the model's ``max_seq_len``.
-    half_kv: keep keys and values in half precision; by default for quantised weights only. With the first that half
-    precision can't hold, float32 takes its place, the pass is run again, and ``half_kv`` is False.
+    half_kv: keep keys and values in half precision (`Passes`); by default for quantised weights only.
     """
 
-    def __init__(
-        self,
-        weights: NativeWeights,
-        *,
-        threads: int | None = None,
-        max_batch: int = 1,
-        max_tokens: int | None = None,
-        half_kv: bool | None = None,
-    ) -> None:
-        spec = weights.spec
-        if not 1 <= max_batch <= MAX_BATCH:
-            raise InputError(f"max_batch must be between 1 and {MAX_BATCH}, not {max_batch}")
-        max_tokens = spec.max_seq_len if max_tokens is None else max_tokens
-        if not 1 <= max_tokens <= spec.max_seq_len:
-            raise InputError(f"max_tokens must be between 1 and the model's {spec.max_seq_len}, not {max_tokens}")
+    max_sequences = MAX_SEQUENCES
+
+    def __init__(self, weights: NativeWeights, *, threads: int | None = None, half_kv: bool | None = None) -> None:
+        level = 2 if weights.precision == "fp32" else 3
+        name = "level 2" if level == 2 else f"level 3 {weights.precision}"
+        super().__init__(weights.spec, name=name, level=level, precision=weights.precision)
         threads = physical_cores() if threads is None else threads
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
-        self.callers = CallerLock()
-        self.spec: ModelSpec = spec
-        self.weights = weights
-        self.threads = threads = min(threads, MAX_THREADS)
-        self.max_batch = max_batch
-        self.max_tokens = max_tokens
-        self.lengths = np.zeros(max_batch, np.int64)  # tokens in each sequence so far
-        self.half_kv = weights.precision != "fp32" if half_kv is None else half_kv
-        sizes = {"threads": threads, "max_batch": max_batch, "max_tokens": max_tokens}
-        self._tables = Tables(weights, half_kv=self.half_kv, **sizes)
-        self._team: Team | None = None
-        self.pass_ns = 0  # in passes since the last call of `profile`, the start and the end of the threads included
-        self.set_width(PackedWidth.full(spec))
-        self._team = Team(self._tables, threads)
+        self.threads = min(threads, MAX_THREADS)
+        self._packed = weights
+        self._half_kv = level == 3 if half_kv is None else half_kv
+        self._width: PackedWidth | None = None
+        self._passes: Passes | None = None
+        _warn_of_slow_path()
+        program()  # compiled before anything is timed
 
-    @one_at_a_time
-    def close(self) -> None:
-        """Stop the worker threads. The engine can't be used afterwards."""
-        if self._team is not None:
-            self._team.close()
-            self._team = None
+    @property
+    def packed(self) -> NativeWeights:
+        """The packed weights."""
+        return self._packed
 
-    # --- running ----------------------------------------------------------------------------------------------------
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of a cached key or value."""
+        return 2 if (self._half_kv if self._passes is None else self._passes.half_kv) else 4
 
-    @one_at_a_time
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Start one sequence per prompt (lengths may differ); logits of each next token, [batch, vocab_size]."""
-        self.reset()
-        if not 1 <= len(prompts) <= self.max_batch:
-            raise InputError(f"{len(prompts)} prompts were given to an engine for 1 to {self.max_batch} sequences")
-        tokens = [self._checked_tokens(p) for p in prompts]
-        for i, prompt in enumerate(tokens):
-            if prompt.size == 0:
-                raise InputError(f"prompt {i} is empty; it needs at least one token")
-            self._check_room(i, prompt.size)
-        rows = np.concatenate([_rows(p, b, 0, wanted=p.size - 1) for b, p in enumerate(tokens)])
-        out = np.empty((len(tokens), self.spec.vocab_size), np.float32)
-        for start in range(0, len(rows), layout.MAX_ROWS):
-            part = rows[start : start + layout.MAX_ROWS]
-            done = part[part[:, layout.R_WANTED] == 1, layout.R_SEQUENCE]
-            logits = self._run(part)
-            out[done] = logits[: len(done)]
-        self.lengths[: len(tokens)] = [p.size for p in tokens]
-        return out
+    @property
+    def spec_in_use(self) -> ModelSpec:
+        """The sizes that take part, at the width that is set."""
+        return self.spec if self._width is None else self._width.width.of(self.spec)
 
-    @one_at_a_time
-    def decode(self, tokens: Sequence[int], sequences: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """Add one token to each sequence (or to ``sequences`` only); logits of each next token, [batch, vocab_size]."""
-        return self._decode(tokens, sequences).copy()
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of packed weights read to decode one token at batch 1, at the width that is set."""
+        stored = self.packed.n_byte - self._bytes_of_tables()
+        if self._width is None:
+            return stored
+        return round(stored * self.spec_in_use.streamed_weights_per_token() / self.spec.streamed_weights_per_token())
 
-    @one_at_a_time
-    def decode_greedy(self, tokens: Sequence[int], sequences: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """`decode`, returning each sequence's most probable next token instead of logits, [batch]."""
-        n = len(self._decode(tokens, sequences))
-        return self._tables.best[:n].copy()
+    def _bytes_of_tables(self) -> int:
+        """Bytes of what is looked up by row: learned positions, and embeddings that are not the LM head too."""
+        tables = ("positions.weight", "embed.packed", "embed.scale")
+        names = (f"{prefix}{name}" for prefix in ("", "baseline.") for name in tables)
+        return sum(self.packed.parts[name].n_byte for name in names if name in self.packed.parts)
 
-    @one_at_a_time
-    def verify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Add several tokens to sequence 0 in one pass; logits after each of them, [len(tokens), vocab_size].
+    def memory(self) -> Memory:
+        """Bytes of the packed weights, and of what has been set aside so far."""
+        held = self._passes
+        return Memory(self.packed.n_byte, 0 if held is None else held.kv_byte, 0 if held is None else held.work_bytes)
 
-        At most ``MAX_BATCH`` tokens. `rollback` takes the last ones away again.
-        """
-        found = self._checked_tokens(tokens)
-        if not 1 <= found.size <= layout.MAX_WANTED:
-            raise InputError(f"1 to {layout.MAX_WANTED} tokens can be verified at once, not {found.size}")
-        if self.lengths[0] == 0:
-            raise InputError("sequence 0 has no prompt yet; call prefill first")
-        self._check_room(0, found.size)
-        logits = self._run(_rows(found, 0, int(self.lengths[0]), wanted=None)).copy()
-        self.lengths[0] += found.size
-        return logits
+    def meter(self) -> Meter:
+        """Reads the counters that are built into the compiled step."""
+        from .counters import CounterMeter  # not needed to run, and slow to import
 
-    @one_at_a_time
-    def rollback(self, n_token: int) -> None:
-        """Forget the last ``n_token`` tokens of sequence 0 (never its first)."""
-        if not 0 <= n_token < max(1, self.lengths[0]):
-            raise InputError(f"sequence 0 has {self.lengths[0]} tokens; {n_token} can't be taken away")
-        self.lengths[0] -= n_token
-
-    @one_at_a_time
-    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits at every position of one text, [len(tokens), vocab_size]; ends all sequences."""
-        self.reset()
-        text = self._checked_tokens(tokens)
-        self._check_room(0, text.size)
-        rows = _rows(text, 0, 0, wanted=None)
-        out = np.empty((text.size, self.spec.vocab_size), np.float32)
-        for start in range(0, text.size, layout.MAX_WANTED):
-            part = rows[start : start + layout.MAX_WANTED]
-            out[start : start + len(part)] = self._run(part)
-        return out
-
-    def reset(self) -> None:
-        """Forget all sequences."""
-        self.lengths[:] = 0
+        return CounterMeter(self)
 
     def profile(self) -> dict[str, int]:
-        """Time-stamp counts of the first thread per part of the passes since the last call (all 0 if not x86)."""
-        counts: dict[str, int] = {part.name.lower(): int(self._tables.profile[part]) for part in Part}
-        self._tables.profile[:] = 0
-        self.pass_ns = 0
-        return counts
+        """Time-stamp counts per part of the compiled step since the last call; see `Passes.profile`."""
+        return {} if self._passes is None else self._passes.profile()
 
     @property
-    def kv_cache_bytes(self) -> int:
-        """Bytes set aside for keys and values; memory is taken as sequences grow."""
-        return self._tables.cache.n_byte
-
-    @property
-    def work_bytes(self) -> int:
-        """Bytes of the areas that a pass works in: residual stream, projections' inputs, logits, private areas."""
-        return self._tables.work_bytes
-
-    @property
-    def width(self) -> Width:
-        """Head groups and neurons in use per layer."""
-        return self._width.width
+    def pass_ms(self) -> float:
+        """Milliseconds in the compiled step since the last call of `profile`."""
+        return 0.0 if self._passes is None else self._passes.pass_ns / 1e6
 
     @one_at_a_time
-    def set_width(self, width: PackedWidth) -> None:
-        """Use only a part of each layer. Nothing is copied: weights stay where they are. All sequences end."""
-        width.width.check(self.spec)
-        self._tables.set_width(width)
+    def step_greedy(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> NDArray[np.int64]:
+        """`step`, of which only each sequence's most probable next token is copied, [n]."""
+        self._check_step(sequences, tokens)
+        self._pass(sequences, tokens)
+        self._count(sequences)
+        assert self._passes is not None
+        return self._passes.best(len(sequences))
+
+    @one_at_a_time
+    def release(self) -> None:
+        """End all sequences, and the worker threads, until another sequence is opened."""
+        super().release()
+        if self._passes is not None:
+            self._half_kv = self._passes.half_kv
+            self._passes.close()
+            self._passes = None
+
+    @one_at_a_time
+    def set_packed_width(self, width: PackedWidth) -> None:
+        """`set_width`, with the projections that were re-solved for it."""
+        self.set_width(width.width)
+        self._use(width)
+
+    # --- what the contract asks for ---------------------------------------------------------------------------------
+
+    def _make_room(self, n_slot: int, n_position: int) -> None:
+        old = self._passes
+        if old is not None and self._turn_alike(n_position, old.n_position):
+            if n_slot <= old.n_slot and n_position <= old.n_position:
+                return
+            if n_slot > old.n_slot and self._open:  # more will follow, one by one
+                n_slot = min(MAX_SEQUENCES, max(n_slot, 2 * old.n_slot))
+            n_slot, n_position = max(n_slot, old.n_slot), max(n_position, old.n_position)
+        elif self._open:
+            raise InputError(
+                f"room for {n_position} tokens asks for other rotary angles (longrope) than the sequences that are open; "
+                "close them first"
+            )
+        n_position = rounded_length(self.spec, n_position, ROOM_STEP)
+        if not self._open:
+            self.release()  # before there is anything new: memory for one of them
+            old = None
+        half = self._half_kv if old is None else old.half_kv
+        self._passes = Passes(self.packed, self.threads, n_slot, n_position, half_kv=half)
+        if self._width is not None:
+            self._passes.set_width(self._width)
+        if old is not None:
+            for slot, sequence in self._open.items():
+                self._passes.copy(slot, old, slot, sequence.length)
+            old.close()
+
+    def _turn_alike(self, n_position: int, other: int) -> bool:
+        """True where texts with room for so many tokens have the same rotary angles: with longrope the room decides."""
+        ropes = (layer.attention.rope for layer in self.spec.layers)
+        places = {rope.original_max_seq_len for rope in ropes if rope is not None and rope.type == "longrope"}
+        return all((n_position <= place) == (other <= place) for place in places)
+
+    def _start(self, sequences: Sequence[OpenSequence], prompts: Sequence[Sequence[int]]) -> Logits:
+        assert self._passes is not None
+        rows = [rows_of(s.slot, 0, np.asarray(p, np.int64), 1) for s, p in zip(sequences, prompts, strict=True)]
+        return self._passes.logits(np.concatenate(rows))
+
+    def _step(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> Logits:
+        return self._pass(sequences, tokens).copy()
+
+    def _several(self, sequence: OpenSequence, tokens: Sequence[int], last: int) -> Logits:
+        assert self._passes is not None
+        return self._passes.logits(rows_of(sequence.slot, sequence.length, np.asarray(tokens, np.int64), last))
+
+    def _copy(self, source: OpenSequence, target: OpenSequence) -> None:
+        assert self._passes is not None
+        self._passes.copy(target.slot, self._passes, source.slot, source.length)
+
+    def _set_width(self, width: Width) -> None:
+        self._use(PackedWidth(width))
+
+    def _use(self, width: PackedWidth) -> None:
         self._width = width
-        self.reset()
+        if self._passes is not None:
+            self._passes.set_width(self._width)
 
-    # --- checks -----------------------------------------------------------------------------------------------------
-
-    def _checked_tokens(self, tokens: Sequence[int]) -> NDArray[np.int64]:
-        found = np.asarray(tokens)
-        if found.size == 0:
-            return np.empty(0, np.int64)
-        if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-            raise InputError("tokens must be a flat list of whole numbers")
-        if found.min() < 0 or found.max() >= self.spec.vocab_size:
-            raise InputError(f"token numbers must be between 0 and {self.spec.vocab_size - 1}")
-        return found.astype(np.int64)
-
-    def _check_room(self, sequence: int, n_more: int) -> None:
-        length = int(self.lengths[sequence]) + n_more
-        if length > self.max_tokens:
-            raise InputError(f"sequence {sequence} would have {length} tokens, but the context holds {self.max_tokens}")
-
-    # --- passes -----------------------------------------------------------------------------------------------------
-
-    def _decode(self, tokens: Sequence[int], sequences: Sequence[int] | None) -> NDArray[np.float32]:
-        found = self._checked_tokens(tokens)
-        which = np.arange(found.size) if sequences is None else np.asarray(sequences, np.int64)
-        if found.size == 0 or which.shape != found.shape or found.size > self.max_batch:
-            raise InputError(f"{found.size} tokens for {which.size} sequences; give one each to 1 to {self.max_batch}")
-        if which.min() < 0 or which.max() >= self.max_batch or (which.size > 1 and np.unique(which).size < which.size):
-            raise InputError(f"sequences must be different numbers between 0 and {self.max_batch - 1}")
-        for sequence in which.tolist():
-            if self.lengths[sequence] == 0:
-                raise InputError(f"sequence {sequence} has no prompt yet; call prefill first")
-            self._check_room(sequence, 1)
-        rows = np.empty((found.size, layout.ROW_FIELDS), np.int64)
-        rows[:, layout.R_TOKEN], rows[:, layout.R_SEQUENCE] = found, which
-        rows[:, layout.R_POSITION], rows[:, layout.R_WANTED] = self.lengths[which], 1
-        logits = self._run(rows)
-        self.lengths[which] += 1
-        return logits
-
-    def _run(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One pass; logits of the wanted rows in order (a view that the next pass overwrites)."""
-        if self._team is None:
-            raise InputError("this engine is closed")
-        self._tables.rows[: len(rows)] = rows
-        self._tables.state[S.N_ROW] = len(rows)
-        start = time.perf_counter_ns()
-        self._team.run()
-        if self._tables.state[S.TOO_WIDE]:
-            self._tables.state[S.TOO_WIDE] = 0
-            self.half_kv = False
-            self._tables.widen_cache()
-            say("keys or values are beyond half precision: the KV cache goes on in fp32")
-            self._team.run()
-        self.pass_ns += time.perf_counter_ns() - start
-        return self._tables.logits[: int(rows[:, layout.R_WANTED].sum()), : self.spec.vocab_size]
+    def _pass(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> Logits:
+        """Logits [n, V] after one token more of each; a view that the next pass overwrites."""
+        assert self._passes is not None
+        return self._passes.run(one_each([s.slot for s in sequences], [s.length for s in sequences], list(tokens)))
 
 
-def _rows(tokens: NDArray[np.int64], sequence: int, first: int, wanted: int | None) -> NDArray[np.int64]:
-    """Row table of consecutive tokens; logits are wanted at index ``wanted``, or everywhere."""
-    rows = np.zeros((tokens.size, layout.ROW_FIELDS), np.int64)
-    rows[:, layout.R_TOKEN], rows[:, layout.R_SEQUENCE] = tokens, sequence
-    rows[:, layout.R_POSITION] = first + np.arange(tokens.size)
-    rows[slice(None) if wanted is None else wanted, layout.R_WANTED] = 1
-    return rows
+@functools.cache
+def _warn_of_slow_path() -> None:
+    if not HAS_FAST_VECTORS:
+        say("this CPU has neither AVX2 nor NEON: levels 2 and 3 are right here, but slow")

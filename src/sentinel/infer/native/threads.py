@@ -6,20 +6,16 @@ waits there for the next pass; after about a millisecond without one it goes to 
 
 from __future__ import annotations
 
-import functools
-import os
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
+
+from sentinel.infer.callers import CallerLock, reset_after_fork
 
 from .program import Program, program
 
 MAX_THREADS = 62  # a bit for each in the integer by which a pass says who sleeps
 _SPINS = 20_000  # looks for a new pass before sleeping; about a millisecond
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Memory(Protocol):
@@ -30,43 +26,6 @@ class Memory(Protocol):
     def reset_threads(self) -> None:
         """Forget how far threads have come: none of them is in a pass, or waits for one."""
         ...
-
-
-class CallerLock:
-    """Lets one Python thread in at a time, as often as it likes. A child process finds it open after a fork."""
-
-    def __init__(self) -> None:
-        self.reset()
-        _survivors.add(self)
-
-    def reset(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
-
-
-class Shared(Protocol):
-    """What several Python threads may call: ``callers`` lets in one of them."""
-
-    callers: CallerLock
-
-
-S = TypeVar("S", bound=Shared)
-
-
-def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that waits until no other Python thread is in one of the same object."""
-
-    @functools.wraps(method)
-    def alone(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self.callers:
-            return method(self, *args, **kwargs)
-
-    return alone
 
 
 class Team:
@@ -83,7 +42,7 @@ class Team:
         self._lock = CallerLock()
         self._closed = False
         self.reset()
-        _survivors.add(self)
+        reset_after_fork(self)
 
     def reset(self) -> None:
         """Begin without workers: at the start, and in a child process, which has none of its parent's."""
@@ -138,15 +97,3 @@ def _stop(stop: threading.Event, wake: list[threading.Semaphore]) -> None:
     stop.set()
     for semaphore in wake:
         semaphore.release()
-
-
-_survivors: weakref.WeakSet[CallerLock | Team] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for one in _survivors:
-        one.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -1,24 +1,23 @@
 """Level 2 on accelerators: every decode step the same graph, compiled, over a KV cache whose tensors never move.
 
 ``torch.compile`` with ``mode="reduce-overhead"`` records the step as a CUDA graph, so that a token costs one launch. For
-that the step may not depend on the length so far: it writes at a position that is a tensor, and attends to the whole
-cache under a mask. Prefill runs eagerly, into the same cache.
+that the step may not depend on the lengths so far: it runs all slots, writes at positions that are a tensor, and attends
+to the whole cache under a mask. Prompts are read eagerly, into the same cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
-from sentinel.infer.engine import Logits
-from sentinel.infer.torch.eager import TorchEngine
-from sentinel.models.decoder import Decoder
-from sentinel.models.kv_cache import KVCache
-from sentinel.models.positions import Masks, Rotary
+from sentinel.infer.engine import Logits, OpenSequence
+from sentinel.infer.meter import Meter
+from sentinel.infer.torch.eager import TorchEngine, in_order, masks_of
+from sentinel.infer.torch.slots import OwnLength, Slots, places_of
+from sentinel.models.decoder import Decoder, Rotary
 
 
 class StaticTorchEngine(TorchEngine):
@@ -26,82 +25,81 @@ class StaticTorchEngine(TorchEngine):
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__(decoder, 2)
-        self._plain = decoder
-        self._view: _WholeCache | None = None
-        self._keep: Tensor | None = None
-        self._padding: Tensor | None = None
-        self._rotary: Rotary = {}
-        self._compiled: Callable[[Tensor, Tensor], Tensor] = self._step
+        self._static = _StaticStep(decoder)
+        self._run: Callable[[Tensor], Tensor] = self._static.logits
         if decoder.device.type != "cpu":
-            self._compiled = torch.compile(self._step, mode="reduce-overhead", fullgraph=True)
+            self._run = torch.compile(self._static.logits, mode="reduce-overhead", fullgraph=True)
+
+    def meter(self) -> Meter:
+        """Only where the step is not compiled."""
+        if self.decoder.device.type != "cpu":
+            raise InputError(f"level 2 on {self.decoder.device} is one compiled graph without parts; profile level 1")
+        return super().meter()
+
+    def release(self) -> None:
+        """End all sequences, and free their keys and values."""
+        super().release()
+        self._static.view = None
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Logits:
-        """Logits [B, V] after each prompt; room for ``max_new_tokens`` more is allocated."""
-        logits = super().prefill(prompts, max_new_tokens)
-        cache, mask = self._cache, self._mask
-        assert cache is not None
-        if self._view is None or self._view.cache is not cache:
-            self._view = _WholeCache(cache)
-            self._keep = torch.ones(cache.batch, cache.max_len, dtype=torch.bool, device=self._plain.device)
-            self._padding = torch.zeros(cache.batch, 1, dtype=torch.long, device=self._plain.device)
-            self._rotary = self._plain.rotary(torch.arange(cache.max_len, device=self._plain.device)[None])
-        assert self._keep is not None and self._padding is not None
-        self._keep.fill_(True)
-        self._padding.zero_()
-        if mask is not None:
-            self._keep[:, : mask.shape[1]] = mask
-            self._padding.copy_((~mask).sum(1, keepdim=True))
-        return logits
+    def _make_room(self, n_slot: int, n_position: int) -> None:
+        if not (self._open or self._fits(n_slot, n_position)):
+            self._static.view = None  # it would hold on to what is given up
+        super()._make_room(n_slot, n_position)
+        if self._static.view is None or self._static.view.store is not self._held.store:
+            self._static.place(self._held)
 
     @torch.inference_mode()
-    def decode_one_token(self, tokens: Sequence[int]) -> Logits:
-        """Logits [B, V] after one more token per sequence."""
-        cache = self._cache
-        if cache is None:
-            raise InputError("decode_one_token needs a prefill first")
-        past, device = cache.get_seq_length(), self._plain.device
-        if past >= cache.max_len:
-            raise InputError(f"the KV cache holds {cache.max_len} positions, and they are used up")
-        position = torch.tensor([past], device=device)
-        logits = self._compiled(torch.tensor(tokens, device=device)[:, None], position)
-        cache.lengths = [past + 1] * len(cache.lengths)
-        if self._mask is not None:
-            self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        return np.asarray(logits[:, -1].float().cpu().numpy())
+    def _step(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> Logits:
+        slots, lengths = [s.slot for s in sequences], [s.length for s in sequences]
+        given = [0] * self._held.n_slot
+        for slot, token in zip(slots, tokens, strict=True):
+            given[slot] = token
+        places = places_of(slots, lengths, 0, self._held.n_slot, self._held.spare)
+        self._at_width()
+        logits = self._run(torch.tensor([given, *places], device=self.decoder.device))
+        return in_order(logits[:, -1], slots)
 
-    def _step(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Logits [B, 1, V] of one token per sequence [B, 1] at ``position`` [1] of the cache."""
-        assert self._view is not None and self._keep is not None and self._padding is not None
-        self._view.position = position
-        places = position - self._padding  # [B, 1], counted from each sequence's first token
-        distance = position - torch.arange(self._keep.shape[1], device=position.device)
-        seen = (self._keep & (distance >= 0))[:, None, None]
-        masks = Masks(seen, 1, self._keep.shape[1], position.device, distance[None])
+
+class _StaticStep:
+    """What is compiled: one token of every slot, over all positions of a cache."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.view: OwnLength | None = None
+        self._rotary: Rotary = {}
+
+    def place(self, slots: Slots) -> None:
+        """Run over these slots from here on."""
+        store, device = slots.store, self._decoder.device
+        if device.type != "cpu":
+            for tensor in (*store.keys, *store.values):  # written in place: a CUDA graph must know where
+                torch._dynamo.mark_static_address(tensor)
+        self.view = OwnLength(slots, slice(None), store.max_len, torch.zeros(slots.n_slot, device=device))
+        self._rotary = _rotary_of_ends(self._decoder, store.max_len)
+
+    def logits(self, given: Tensor) -> Tensor:
+        """Logits [slots, 1, V]; ``given`` [3, slots]: tokens, where their keys and values go, and their positions."""
+        assert self.view is not None
+        tokens, writes, positions = given[0][:, None], given[1], given[2][:, None]
+        self.view.places = writes
+        masks = masks_of(writes, self.view.store.max_len)
         rotary = {
-            key: (cos[0, 0][places][:, None], sin[0, 0][places][:, None]) for key, (cos, sin) in self._rotary.items()
+            key: (cos[0, 0][positions][:, None], sin[0, 0][positions][:, None])
+            for key, (cos, sin) in self._rotary.items()
         }
-        return self._plain.logits(self._plain.through_layers(tokens, places, rotary, self._view, masks))
+        return self._decoder.logits(self._decoder.through_layers(tokens, positions, rotary, self.view, masks))
 
 
-class _WholeCache:
-    """A `KVCache` into which one token is written at ``position`` [1], and of which all positions are seen."""
-
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
-        self.position: Tensor | None = None
-        for tensor in (*cache.keys, *cache.values):
-            if tensor.device.type != "cpu":
-                torch._dynamo.mark_static_address(tensor)  # written in place: a CUDA graph must know where
-
-    def get_seq_length(self) -> int:
-        return self.cache.get_seq_length()
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Write ``key`` and ``value`` [B, heads, 1, D]; returns all positions [B, heads, max_len, D]."""
-        assert self.position is not None
-        heads = key.shape[1]
-        keys, values = self.cache.keys[layer_idx][:, :heads], self.cache.values[layer_idx][:, :heads]
-        keys.index_copy_(2, self.position, key)
-        values.index_copy_(2, self.position, value)
-        return keys, values
+def _rotary_of_ends(decoder: Decoder, n_position: int) -> Rotary:
+    """Tables [1, 1, n_position, D/2] for every position as the last of its text, whose length decides with longrope."""
+    ropes = [layer.attention.rope for layer in decoder.cache_spec.layers]
+    cuts = {rope.original_max_seq_len for rope in ropes if rope is not None and rope.type == "longrope"}
+    ends = sorted({n for n in cuts if n < n_position} | {n_position})
+    parts = [
+        decoder.rotary(torch.arange(start, end, device=decoder.device)[None], end)
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return {
+        key: (torch.cat([p[key][0] for p in parts], 2), torch.cat([p[key][1] for p in parts], 2)) for key in parts[0]
+    }

@@ -10,6 +10,7 @@ from typing import Any
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
+from sentinel.models.spec import ModelSpec
 
 NAME = "ctranslate2"
 MODULES = ("ctranslate2",)
@@ -24,16 +25,18 @@ def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings
 
     path = folder / f"ctranslate2-{variant}"
     streamed = write_model(decoder, path, None if variant == "float32" else variant)
-    return CTranslate2(f"{NAME} {variant}", path, variant, streamed, settings)
+    return CTranslate2(f"{NAME} {variant}", path, decoder.spec, variant, streamed, settings)
 
 
 class CTranslate2(Runner):
     """One generator; keys and values are cached in fp32."""
 
-    def __init__(self, name: str, path: Path, compute_type: str, weight_bytes: int, settings: PeerSettings) -> None:
+    def __init__(
+        self, name: str, path: Path, spec: ModelSpec, compute_type: str, weight_bytes: int, settings: PeerSettings
+    ) -> None:
         import ctranslate2  # pyright: ignore[reportMissingImports]
 
-        super().__init__(name, weight_bytes)
+        super().__init__(name, spec, weight_bytes)
         self._generator = ctranslate2.Generator(
             str(path), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=settings.threads
         )

@@ -13,6 +13,7 @@ from sentinel.formats.gguf.writer import write_gguf
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
+from sentinel.models.spec import ModelSpec
 
 NAME = "llama-cpp-python"
 MODULES = ("llama_cpp",)
@@ -25,7 +26,7 @@ def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings
     """A runner of ``decoder`` in the file type ``variant``."""
     path = folder / f"{variant}.gguf"
     streamed = write_gguf(decoder, path, gguf.GGMLQuantizationType[variant])
-    return LlamaCpp(f"{NAME} {variant}", path, streamed, settings)
+    return LlamaCpp(f"{NAME} {variant}", path, decoder.spec, streamed, settings)
 
 
 class LlamaCpp(Runner):
@@ -33,10 +34,10 @@ class LlamaCpp(Runner):
 
     kv_bytes = 2
 
-    def __init__(self, name: str, path: Path, weight_bytes: int, settings: PeerSettings) -> None:
+    def __init__(self, name: str, path: Path, spec: ModelSpec, weight_bytes: int, settings: PeerSettings) -> None:
         import llama_cpp  # pyright: ignore[reportMissingImports]
 
-        super().__init__(name, weight_bytes)
+        super().__init__(name, spec, weight_bytes)
         self._last_logits = llama_cpp.llama_get_logits_ith
         self._llama = llama_cpp.Llama(
             str(path),

@@ -37,7 +37,7 @@ class OnnxRuntime(Runner):
     def __init__(self, name: str, path: Path, spec: ModelSpec, weight_bytes: int, settings: PeerSettings) -> None:
         import onnxruntime  # pyright: ignore[reportMissingImports]
 
-        super().__init__(name, weight_bytes)
+        super().__init__(name, spec, weight_bytes)
         self._settings, self._value = settings, onnxruntime.OrtValue.ortvalue_from_numpy
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads

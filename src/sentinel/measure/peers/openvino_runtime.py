@@ -41,7 +41,7 @@ class OpenVino(Runner):
         import openvino  # pyright: ignore[reportMissingImports]
         from openvino._offline_transformations import apply_make_stateful_transformation  # pyright: ignore[reportMissingImports]
 
-        super().__init__(name, weight_bytes)
+        super().__init__(name, spec, weight_bytes)
         core = openvino.Core()
         model = core.read_model(str(path))
         caches = {

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sentinel.infer.engine import step_bytes
 from sentinel.infer.generate import Timings
 from sentinel.models.decoder import Decoder
+from sentinel.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,17 @@ class Runner(ABC):
 
     kv_bytes = 4
 
-    def __init__(self, name: str, weight_bytes: int) -> None:
+    def __init__(self, name: str, spec: ModelSpec, weight_bytes: int) -> None:
         self.name = name
-        self._weight_bytes = weight_bytes
+        self._spec, self._weight_bytes = spec, weight_bytes
 
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights read to decode one token at batch 1."""
         return self._weight_bytes
+
+    def step_bytes(self, n_sequence: int, context: float) -> int:
+        """Bytes that a step reads at the least; as `Engine.step_bytes`."""
+        return step_bytes(self._weight_bytes, self._spec, self.kv_bytes, n_sequence, context)
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentinel.errors import InputError
-from sentinel.infer.engine import Engine, check_prompts
+from sentinel.infer.engine import Engine, OpenSequence, check_prompts
 from sentinel.infer.generate import Timings, generate_tokens
-from sentinel.infer.torch.eager import TorchEngine
-from sentinel.measure.profiling.spans import Meter, Step
+from sentinel.infer.meter import Meter, Step
+from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.progress import track
 
 
@@ -73,22 +73,6 @@ class Profile:
         return self.step_ms / self.unprofiled_step_ms - 1
 
 
-def make_meter(engine: Engine) -> Meter:
-    """The meter that fits an engine."""
-    if isinstance(engine, TorchEngine):
-        if engine.level == 2 and engine.decoder.device.type != "cpu":
-            raise InputError(f"level 2 on {engine.decoder.device} is one compiled graph without parts; profile level 1")
-        from sentinel.measure.profiling.torch_scopes import ScopeMeter
-
-        return ScopeMeter(engine)
-    from sentinel.infer.cpu_engine import CpuEngine
-    from sentinel.measure.profiling.native_counters import CounterMeter
-
-    if not isinstance(engine, CpuEngine):
-        raise InputError(f"{engine.name} can't be profiled; levels 0 to 3 can")
-    return CounterMeter(engine)
-
-
 def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, rounds: int = 5) -> Profile:
     """Profile ``rounds`` generations at batch 1, with as many that are not profiled in turn, after one of each.
 
@@ -97,13 +81,13 @@ def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, round
     if new_tokens < 2:
         raise InputError(f"a profile needs at least 2 new tokens, not {new_tokens}: the first comes from the prefill")
     check_prompts(engine.spec, [prompt], new_tokens)
-    meter = make_meter(engine)
+    meter = engine.meter()
     plain: list[list[float]] = []
     profiled: list[list[Step]] = []
     for number in track(range(-1, rounds), "Profiling", rounds + 1):
         timings = Timings()
         list(generate_tokens(engine, [prompt], new_tokens, timings=timings))
-        steps = meter.steps(prompt, new_tokens)
+        steps = profiled_steps(engine, meter, prompt, new_tokens)
         if number >= 0:
             plain.append([ms * 1e3 for ms in np.diff(timings.stamps, prepend=0.0)])
             profiled.append(steps)
@@ -123,6 +107,26 @@ def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, round
         memory=memory_use(engine, prompt, new_tokens),
         steps=tuple(profiled[-1]),
     )
+
+
+def profiled_steps(engine: Engine, meter: Meter, prompt: Sequence[int], new_tokens: int) -> list[Step]:
+    """The steps of one greedy generation under ``meter``."""
+    sampler, history = Sampler(SamplingSettings(), 1), [list(prompt)]
+    sequences: list[OpenSequence] = []
+    try:
+        with meter.watching():
+            for number in range(new_tokens):
+                with meter.step():
+                    if number:
+                        logits = engine.step(sequences, history[0][-1:])
+                    else:
+                        sequences, logits = engine.open_all([prompt], new_tokens)
+                    with meter.sampling():
+                        tokens = sampler(logits, history)
+                history[0] += tokens
+    finally:
+        engine.close(*sequences)
+    return meter.take()
 
 
 def _components(meter: Meter, profiled: Sequence[Sequence[Step]]) -> tuple[Component, ...]:
@@ -157,32 +161,27 @@ def _middle_half(values: Sequence[float]) -> list[int]:
 
 def memory_use(engine: Engine, prompt: Sequence[int], new_tokens: int) -> tuple[MemoryUse, ...]:
     """Weights, keys and values, activations of a generation at batch 1. The engine is run once more for it."""
-    if isinstance(engine, TorchEngine):
-        weights, activations = engine.weight_bytes(), _live_tensors(engine, prompt, new_tokens)
-    else:
-        from sentinel.infer.cpu_engine import CpuEngine
-
-        assert isinstance(engine, CpuEngine)
-        weights, note = engine.weights.n_byte, "work areas of all threads, made once for passes of any size"
-        activations = [MemoryUse("activations", engine.work_bytes() / 1e6, note)]
-    tokens = len(prompt) + new_tokens
-    filled = tokens * engine.spec.kv_bytes_per_position(engine.kv_bytes)
-    return (
-        MemoryUse("weights", weights / 1e6, f"{engine.precision}, the embedding included"),
-        MemoryUse("KV cache", engine.kv_cache_bytes() / 1e6, f"room; {tokens} tokens fill {filled / 1e6:,.2f} MB"),
-        *activations,
-    )
-
-
-def _live_tensors(engine: TorchEngine, prompt: Sequence[int], new_tokens: int) -> list[MemoryUse]:
     from sentinel.measure.profiling.tensor_memory import LiveTensors
 
     with LiveTensors() as prefill:
-        engine.prefill([prompt], new_tokens)
+        sequence, _ = engine.open(prompt, new_tokens)
     with LiveTensors() as decode:
-        engine.decode_one_token(prompt[-1:])
-    said = "the most that lives at one time while {}"
-    return [
-        MemoryUse("activations, prefill", prefill.peak / 1e6, said.format(f"{len(prompt)} tokens are read")),
-        MemoryUse("activations, decoding", decode.peak / 1e6, said.format("one token is decoded")),
-    ]
+        engine.step([sequence], prompt[-1:])
+    held = engine.memory()
+    engine.close(sequence)
+    if held.work is None:  # what a pass takes for itself, it takes from PyTorch
+        said = "the most that lives at one time while {}"
+        activations = [
+            MemoryUse("activations, prefill", prefill.peak / 1e6, said.format(f"{len(prompt)} tokens are read")),
+            MemoryUse("activations, decoding", decode.peak / 1e6, said.format("one token is decoded")),
+        ]
+    else:
+        note = "work areas of all threads, made once for passes of any size"
+        activations = [MemoryUse("activations", held.work / 1e6, note)]
+    tokens = len(prompt) + new_tokens
+    filled = tokens * engine.spec_in_use.kv_bytes_per_position(engine.kv_bytes)
+    return (
+        MemoryUse("weights", held.weights / 1e6, f"{engine.precision}, the embedding included"),
+        MemoryUse("KV cache", held.kv / 1e6, f"room; {tokens} tokens fill {filled / 1e6:,.2f} MB"),
+        *activations,
+    )

@@ -10,7 +10,8 @@ import functools
 import time
 from collections.abc import Sequence
 
-from sentinel.measure.method import Generator, Run, random_prompts, timed_result
+from sentinel.infer.engine import Engine, OpenSequence
+from sentinel.measure.method import Run, random_prompts, timed_result
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import level_subjects
@@ -33,37 +34,36 @@ def run(request: Request) -> list[Result]:
 
 def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int) -> list[Result]:
     settings = request.settings
-    prompts = random_prompts(request.loaded.spec.vocab_size, 1, length)
-    for subject in subjects:
-        assert not isinstance(subject.engine, Generator)
-        subject.select()
-        subject.engine.prefill(prompts, room)
+    (prompt,) = random_prompts(request.loaded.spec.vocab_size, 1, length)
+    sequences = {s.name: s.own_engine.open(prompt, room)[0] for s in subjects}
+    step_bytes = {s.name: s.own_engine.step_bytes(1, length + room / 2) for s in subjects}
     runs: dict[str, Run] = {
-        s.name: functools.partial(_decode, request, s, s.step_bytes(1, length + room / 2)) for s in subjects
+        s.name: functools.partial(_decode, request, s.own_engine, sequences[s.name], step_bytes[s.name])
+        for s in subjects
     }
     described = functools.partial(request.row, "context", phase="decode", batch=1, prompt_tokens=length)
     new = {"new_tokens": settings.new_tokens}
     rows = {s.name: described(s, speedup_over=s.engine.name, **new) for s in subjects}
     samples = request.in_turn(runs, rows, f"Context, {length} tokens")
+    for s in subjects:
+        s.own_engine.close(sequences[s.name])
     return [
         timed_result(
             rows[subject.name],
             samples[subject.engine.name],
             samples[subject.name],
             passes=request.number,
-            step_bytes=subject.step_bytes(1, length + room / 2),
+            step_bytes=step_bytes[subject.name],
             cache_mb=request.cache_mb,
         )
         for subject in subjects
     ]
 
 
-def _decode(request: Request, subject: Subject, step_bytes: int) -> Sample:
+def _decode(request: Request, engine: Engine, sequence: OpenSequence, step_bytes: int) -> Sample:
     """Milliseconds per token of the next tokens, whose values do not matter to speed, and how fast memory was then read."""
-    assert not isinstance(subject.engine, Generator)
-    subject.select()
     start = time.perf_counter()
     for token in range(request.settings.new_tokens):
-        subject.engine.decode_one_token([token % subject.spec.vocab_size])
+        engine.step([sequence], [token % engine.spec.vocab_size])
     taken = {"tpot_ms": (time.perf_counter() - start) / request.settings.new_tokens * 1e3}
     return {**taken, **request.engines.reading(step_bytes)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sentinel.measure.memory import MemoryRequest, measure_peak_memory
-from sentinel.measure.method import Generator
 from sentinel.measure.results import Result
 from sentinel.measure.suites.generation import Generated, check_fits, generate_in_turn, level_subjects
 from sentinel.measure.suites.request import Request
@@ -42,4 +41,4 @@ def _peak_memory(request: Request, one: Generated) -> float | None:
         settings.batch,
         device=str(request.loaded.decoder.device),
     )
-    return measure_peak_memory(asked, None if isinstance(subject.engine, Generator) else subject.engine)
+    return measure_peak_memory(asked, None if subject.level is None else subject.own_engine.packed)

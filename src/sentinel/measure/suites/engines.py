@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from sentinel.adapt.pruning.compact import expand_kv, in_nested_order, select
 from sentinel.adapt.pruning.criteria import criterion_named
-from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder
+from sentinel.adapt.pruning.plan import RemovalOrder
 from sentinel.adapt.pruning.subject import Subject as Ranked
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
-from sentinel.infer.cpu_engine import CpuEngine, pack
-from sentinel.infer.engine import Engine, check_precision, make_engine, warm_up
-from sentinel.infer.native import NativeWeights, PackedWidth, Precision
+from sentinel.infer.engine import Engine, warm_up
+from sentinel.infer.native import NativeEngine, NativeWeights, Precision
 from sentinel.infer.native.reading import MemoryReader
-from sentinel.infer.torch.eager import TorchEngine
+from sentinel.infer.opening import check_precision, make_engine
+from sentinel.infer.pack import pack
 from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.method import READ, Generator
 from sentinel.measure.results import Sample
@@ -28,16 +27,9 @@ from sentinel.progress import working
 READ_BYTES = 1e9  # of one reading, all repeats together: some 50 ms
 
 
-def _nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an engine (or one of others, where ``level`` is None), and the sizes of the model that it runs.
-
-    ``select`` must be called before each use, since engines may share weights that are switched between pruning levels.
-    """
+    """What is measured: an engine (or one of others, where ``level`` is None), and the sizes of the model that it runs."""
 
     engine: Engine | Generator
     spec: ModelSpec
@@ -45,7 +37,6 @@ class Subject:
     precision: str = "fp32"
     heads: float = 0.0
     neurons: float = 0.0
-    select: Callable[[], None] = field(default=_nothing, repr=False)
 
     @property
     def name(self) -> str:
@@ -54,15 +45,10 @@ class Subject:
         return ", ".join([self.engine.name, *pruned])
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights read to decode one token at batch 1."""
-        if isinstance(self.engine, (CpuEngine, Generator)):
-            return self.engine.weight_bytes_per_token()
-        return self.spec.weight_bytes_per_token()
-
-    def step_bytes(self, batch: int, context: float) -> int:
-        """Bytes that one decode step reads at the least: weights once, keys and values of ``context`` positions."""
-        return self.weight_bytes + round(batch * context * self.spec.kv_bytes_per_position(self.engine.kv_bytes))
+    def own_engine(self) -> Engine:
+        """The engine, where it is one of ours."""
+        assert isinstance(self.engine, Engine)
+        return self.engine
 
 
 class Engines:
@@ -117,9 +103,7 @@ class Engines:
         if key not in self._made:
             with working(f"Preparing level {level}"):
                 subject = self._pruned(*key) if pruned else self._whole(level, precision)
-                subject.select()
-                assert not isinstance(subject.engine, Generator)
-                warm_up(subject.engine)
+                warm_up(subject.own_engine)
             self._made[key] = subject
         return self._made[key]
 
@@ -140,20 +124,14 @@ class Engines:
         if level >= 2 and nested.device.type != "cpu":
             kept = select(nested, [range(g) for g in plan.width.groups], [range(f) for f in plan.width.neurons])
             return made(make_engine(kept, level, precision=precision))
-        if level >= 2:
-            return made(self._native(nested, precision, expand, plan))
-        engine = TorchEngine(nested, level)
-        if level == 0:  # has masks of its own
-            engine.decoder.use(plan.width)
-            return made(engine)
-        return made(engine, select=functools.partial(nested.use, plan.width))
+        engine = make_engine(nested, level) if level < 2 else self._native(nested, precision, expand)
+        engine.set_width(plan.width)
+        return made(engine)
 
-    def _native(self, nested: Decoder, precision: str, expand: bool, plan: PruningPlan) -> CpuEngine:
+    def _native(self, nested: Decoder, precision: str, expand: bool) -> Engine:
         if (expand, precision) not in self._packed:
             self._packed[expand, precision] = pack(nested, cast(Precision, precision))
-        engine = CpuEngine(self._packed[expand, precision], threads=self.threads)
-        engine.set_width(PackedWidth(plan.width))
-        return engine
+        return NativeEngine(self._packed[expand, precision], threads=self.threads)
 
     def _in_order(self, expand: bool) -> tuple[Decoder, RemovalOrder]:
         if expand not in self._nested:

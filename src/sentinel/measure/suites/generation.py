@@ -38,9 +38,8 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
     tokens: dict[str, list[list[int]]] = {}
 
     def once(subject: Subject) -> Sample:
-        subject.select()
         tokens[subject.name], sample = generate_timed(subject.engine, prompts, settings.new_tokens)
-        return {**sample, **request.engines.reading(subject.step_bytes(batch, context))}
+        return {**sample, **request.engines.reading(subject.engine.step_bytes(batch, context))}
 
     runs: dict[str, Run] = {subject.name: functools.partial(once, subject) for subject in subjects}
     reference = subjects[0].name
@@ -55,7 +54,7 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
             samples[reference],
             samples[subject.name],
             passes=request.number,
-            step_bytes=subject.step_bytes(batch, context),
+            step_bytes=subject.engine.step_bytes(batch, context),
             cache_mb=request.cache_mb,
         )
         found.append(Generated(subject, timed, tokens[subject.name]))

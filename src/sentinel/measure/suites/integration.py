@@ -13,7 +13,8 @@ from typing import Any
 
 from sentinel.adapt.integration import CONFIGURATIONS, Configuration, integrate, require_plain
 from sentinel.adapt.pruning.compact import expand_kv, select
-from sentinel.infer.engine import make_engine, warm_up
+from sentinel.infer.engine import warm_up
+from sentinel.infer.opening import make_engine
 from sentinel.measure.results import Result
 from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import check_fits, generate_in_turn

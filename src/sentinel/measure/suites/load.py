@@ -13,9 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sentinel.formats.checkpoint import save_checkpoint
-from sentinel.infer.cpu_engine import CpuEngine
-from sentinel.infer.torch.eager import TorchEngine
-from sentinel.measure.hugging_face import HuggingFaceReference
+from sentinel.formats.hugging_face.model import to_hugging_face
 from sentinel.measure.loading import Kind, measure_load
 from sentinel.measure.memory import level_3_source
 from sentinel.measure.method import Run, interleave, with_ratio
@@ -39,7 +37,7 @@ def run(request: Request) -> list[Result]:
         runs: dict[str, Run] = {}
         for kind, subject in subjects.items():
             with working(f"Writing the model for {subject.name}"):
-                folder = _written(request, subject, Path(scratch) / kind)
+                folder = _written(request, kind, Path(scratch) / kind)
             runs[kind] = functools.partial(measure_load, kind, folder, settings.prompt_tokens, request.engines.threads)
         samples = interleave(runs, settings.rounds, "Loading")
     reference = samples["hugging-face"]
@@ -60,13 +58,14 @@ def run(request: Request) -> list[Result]:
     return rows
 
 
-def _written(request: Request, subject: Subject, place: Path) -> Path | str:
-    engine = subject.engine
-    if isinstance(engine, HuggingFaceReference):
-        engine.model.save_pretrained(place)
-    elif isinstance(engine, CpuEngine):
-        return level_3_source(request.source, request.random_weights, engine, place)
+def _written(request: Request, kind: Kind, place: Path) -> Path | str:
+    """Where a process of its own finds the model in that form."""
+    if kind == "quantised":
+        packed = request.engines.at(3, "int8").own_engine.packed
+        assert packed is not None
+        return level_3_source(request.source, request.random_weights, packed, place)
+    if kind == "hugging-face":
+        to_hugging_face(request.loaded.decoder).save_pretrained(place)
     else:
-        assert isinstance(engine, TorchEngine)
-        save_checkpoint(engine.decoder, place, None, request.loaded.record)
+        save_checkpoint(request.loaded.decoder, place, None, request.loaded.record)
     return place

@@ -18,9 +18,10 @@ from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.plan import RemovalOrder
 from sentinel.adapt.pruning.prune import WINDOW, Pruner, PruningSettings
 from sentinel.adapt.text.corpora import Text, Windows, load_texts, refuse_shared_documents, sample_windows
-from sentinel.infer.cpu_engine import CpuEngine, pack
-from sentinel.infer.engine import Engine, make_engine
-from sentinel.infer.native import Precision
+from sentinel.infer.engine import Engine
+from sentinel.infer.native import NativeEngine, Precision
+from sentinel.infer.opening import make_engine
+from sentinel.infer.pack import pack
 from sentinel.measure.judge import Judge
 from sentinel.measure.method import Run, generate_timed, interleave, random_prompts, timed_result
 from sentinel.measure.results import Result, Sample
@@ -115,7 +116,7 @@ def _quantised(
             grams = None
             if precision == "int4" and windows is not None:
                 grams = input_grams(model, windows.tokens)
-            engine = CpuEngine(pack(model, cast(Precision, precision), grams))
+            engine = NativeEngine(pack(model, cast(Precision, precision), grams))
         found.append(
             replace(
                 row,
@@ -128,7 +129,7 @@ def _quantised(
                 **judge(engine),
             )
         )
-        engine.close()
+        engine.release()
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
-from sentinel.infer.engine import MOST_ON_ACCELERATORS
+from sentinel.infer.opening import levels_on
 from sentinel.measure.method import Run, interleave
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites import Suite
@@ -81,7 +81,7 @@ class Request:
         device, levels = self.loaded.decoder.device, self.settings.levels
         if device.type == "cpu" or "levels" in self.given:
             return levels
-        kept = tuple(level for level in levels if level <= MOST_ON_ACCELERATORS)
+        kept = tuple(level for level in levels if level in levels_on(device.type))
         if kept != levels:
             say(f"level 3 runs on the CPU only, and is left out on {device}")
         return kept
@@ -111,7 +111,7 @@ class Request:
             "heads_pruned": subject.heads,
             "neurons_pruned": subject.neurons,
             "parameters": subject.spec.parameter_count(),
-            "weight_bytes_per_token": subject.weight_bytes,
+            "weight_bytes_per_token": subject.engine.weight_bytes_per_token(),
         }
         return Result(suite=suite, model=self.loaded.name, weights=self.loaded.weights, **{**described, **fields})
 

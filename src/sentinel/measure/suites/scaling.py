@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from sentinel.adapt.integration import DEFAULT_RANK, integrate, require_plain
 from sentinel.formats.sources import load
-from sentinel.infer.engine import make_engine
+from sentinel.infer.opening import make_engine
 from sentinel.measure.memory import MemoryRequest, measure_peak_memory
 from sentinel.measure.results import Result
 from sentinel.measure.suites.engines import Subject

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from sentinel.errors import InputError
-from sentinel.infer.torch.eager import TorchEngine
-from sentinel.measure.profiling.spans import FUSIONS, PYTHON, SAMPLING, Span, Step, components_of, greedy_steps
+from sentinel.infer.meter import FUSIONS, PYTHON, SAMPLING, Span, Step, components_of
 from sentinel.models.decoder import Attention, Decoder
 from sentinel.models.integration import Fusion
 from sentinel.models.reference import ReferenceAttention, ReferenceHead
@@ -72,32 +71,47 @@ class _Open:
 
 
 class ScopeMeter:
-    """Profiles a `TorchEngine` by wrapping methods of its decoder; they are put back after every generation."""
+    """Profiles a decoder by wrapping methods of it; they are put back after every generation."""
 
-    def __init__(self, engine: TorchEngine) -> None:
-        self.engine = engine
-        device = engine.decoder.device
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        device = decoder.device
         on_host = device.type == "cpu"
         self._clock: Clock = HostClock() if on_host else DeviceClock(device)
         stamps = "the processor's clock" if on_host else f"events in the stream of {device}"
         self.method = f"scopes around the parts of the decoder, by {stamps}; there only while it is profiled"
-        self.components = components_of(engine.spec, threads=False)
+        self.components = components_of(decoder.spec, threads=False)
         self.fused = {PYTHON: "calls between the parts, the residual additions, the KV cache's bookkeeping"}
         self._opened: list[_Open] = []
         self._inside: list[int] = []
+        self._steps: list[Step] = []
 
-    def steps(self, prompt: Sequence[int], new_tokens: int) -> list[Step]:
-        """One profiled generation."""
-        found: list[Step] = []
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around a generation: the decoder's parts are wrapped meanwhile."""
+        places = list(places_of(self._decoder))
+        for owner, method, component, label in places:
+            setattr(owner, method, self._timed(getattr(owner, method), component, label))
+        try:
+            yield
+        finally:
+            for owner, method, _, _ in places:
+                delattr(owner, method)
 
-        @contextmanager
-        def step() -> Iterator[None]:
-            with self._scope(PYTHON, "step"):
-                yield
-            found.append(self._take())
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one step."""
+        with self._scope(PYTHON, "step"):
+            yield
+        self._steps.append(self._last_step())
 
-        with self._wrapped():
-            greedy_steps(self.engine, prompt, new_tokens, step, lambda: self._scope(SAMPLING, SAMPLING))
+    def sampling(self) -> AbstractContextManager[None]:
+        """Around the choice of the token."""
+        return self._scope(SAMPLING, SAMPLING)
+
+    def take(self) -> list[Step]:
+        """The steps since the last call."""
+        found, self._steps = self._steps, []
         return found
 
     @contextmanager
@@ -112,7 +126,7 @@ class ScopeMeter:
             self._inside.pop()
             self._opened[number].end = self._clock.stamp()
 
-    def _take(self) -> Step:
+    def _last_step(self) -> Step:
         """The scopes of the step that has ended."""
         self._clock.settle()
         opened, self._opened = self._opened, []
@@ -128,17 +142,6 @@ class ScopeMeter:
                 for scope, total, mine in zip(opened, totals, own, strict=True)
             )
         )
-
-    @contextmanager
-    def _wrapped(self) -> Iterator[None]:
-        places = list(places_of(self.engine.decoder))
-        for owner, method, component, label in places:
-            setattr(owner, method, self._timed(getattr(owner, method), component, label))
-        try:
-            yield
-        finally:
-            for owner, method, _, _ in places:
-                delattr(owner, method)
 
     def _timed(self, call: Any, component: str, label: str) -> Any:
         @functools.wraps(call)

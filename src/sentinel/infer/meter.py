@@ -1,15 +1,12 @@
-"""What a profile is made of: spans of time, each of one component, within the steps of a generation."""
+"""Where the time of an engine goes: spans of time, each of one component, within the steps of a generation."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from sentinel.infer.engine import Engine
-from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.models.spec import ModelSpec
 
 PYTHON = "Python"
@@ -59,28 +56,27 @@ class Step:
 
 
 class Meter(Protocol):
-    """Runs a generation and tells where the time of each step went."""
+    """Tells where the time of each step of a generation went.
+
+    ``fused`` says what is counted with a component beside what its name says.
+    """
 
     method: str
     components: tuple[str, ...]
-    fused: dict[str, str]  # what is counted with a component beside what its name says, by component
+    fused: dict[str, str]
 
-    def steps(self, prompt: Sequence[int], new_tokens: int) -> list[Step]: ...
+    def watching(self) -> AbstractContextManager[None]:
+        """Around a generation that is profiled."""
+        ...
 
+    def step(self) -> AbstractContextManager[None]:
+        """Around one step, the first of which is the prefill."""
+        ...
 
-def greedy_steps(
-    engine: Engine,
-    prompt: Sequence[int],
-    new_tokens: int,
-    step: Callable[[], AbstractContextManager[object]],
-    sampling: Callable[[], AbstractContextManager[object]],
-) -> None:
-    """Generate ``new_tokens`` greedy tokens; ``step`` and ``sampling`` are entered around what their names say."""
-    sampler, history = Sampler(SamplingSettings(), 1), [list(prompt)]
-    for _ in range(new_tokens):
-        with step():
-            first = len(history[0]) == len(prompt)
-            logits = engine.prefill([prompt], new_tokens) if first else engine.decode_one_token(history[0][-1:])
-            with sampling():
-                tokens = sampler(logits, history)
-        history[0] += tokens
+    def sampling(self) -> AbstractContextManager[None]:
+        """Around the choice of the token, within a step."""
+        ...
+
+    def take(self) -> list[Step]:
+        """The steps since the last call."""
+        ...

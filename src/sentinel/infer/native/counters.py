@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 from numba import njit
 
 from sentinel.errors import InputError
-from sentinel.infer.cpu_engine import CpuEngine
-from sentinel.infer.native.kernels.intrinsics import cycles
-from sentinel.measure.profiling.spans import (
-    FUSIONS,
-    PYTHON,
-    SAMPLING,
-    THREADS,
-    Span,
-    Step,
-    components_of,
-    greedy_steps,
-)
+from sentinel.infer.meter import FUSIONS, PYTHON, SAMPLING, THREADS, Span, Step, components_of
+from sentinel.models.spec import ModelSpec
 
-# Component of each part of the compiled step (`sentinel.infer.native.kernels.names.Part`).
+from .kernels.intrinsics import cycles
+
+# Component of each part of the compiled step (`kernels.names.Part`).
 PART_COMPONENTS = {
     "embed": "embedding",
     "norm": "norms",
@@ -39,14 +32,29 @@ PART_COMPONENTS = {
 }
 
 
-class CounterMeter:
-    """Profiles a `CpuEngine`. Its counters are always there; reading them once per step is all that is added."""
+class Counted(Protocol):
+    """An engine whose compiled step counts the time of its parts."""
 
-    def __init__(self, engine: CpuEngine) -> None:
+    name: str
+    precision: str
+    spec: ModelSpec
+
+    @property
+    def pass_ms(self) -> float: ...
+
+    def profile(self) -> dict[str, int]: ...
+
+
+class CounterMeter:
+    """Profiles the native engine. Its counters are always there; reading them once per step is all that is added."""
+
+    def __init__(self, engine: Counted) -> None:
         self.engine = engine
         self._per_ms = ticks_per_ms()
         if self._per_ms == 0:
             raise InputError(f"{engine.name} has no counters on this processor; profile level 0 or 1")
+        self._steps: list[Step] = []
+        self._sampling_ms = 0.0
         self.method = (
             "time-stamp counters in the compiled step, summed over layers; "
             "those of the first thread, its waiting for the others included"
@@ -63,27 +71,29 @@ class CounterMeter:
             PYTHON: "what is outside of the compiled step: checks, the table of its rows, the copy of the logits",
         }
 
-    def steps(self, prompt: Sequence[int], new_tokens: int) -> list[Step]:
-        """One profiled generation."""
-        found: list[Step] = []
-        sampling = 0.0
+    def watching(self) -> AbstractContextManager[None]:
+        """Around a generation: nothing is added to it."""
+        return nullcontext()
 
-        @contextmanager
-        def timed_sampling() -> Iterator[None]:
-            nonlocal sampling
-            start = time.perf_counter()
-            yield
-            sampling = (time.perf_counter() - start) * 1e3
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one step."""
+        self.engine.profile()  # sets the counters to zero
+        start = time.perf_counter()
+        yield
+        total = (time.perf_counter() - start) * 1e3
+        self._steps.append(self._step(total, self._sampling_ms, self.engine.pass_ms))
 
-        @contextmanager
-        def step() -> Iterator[None]:
-            self.engine.profile()  # sets the counters to zero
-            start = time.perf_counter()
-            yield
-            total = (time.perf_counter() - start) * 1e3
-            found.append(self._step(total, sampling, self.engine.pass_ms))
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around the choice of the token."""
+        start = time.perf_counter()
+        yield
+        self._sampling_ms = (time.perf_counter() - start) * 1e3
 
-        greedy_steps(self.engine, prompt, new_tokens, step, timed_sampling)
+    def take(self) -> list[Step]:
+        """The steps since the last call."""
+        found, self._steps = self._steps, []
         return found
 
     def _step(self, total_ms: float, sampling_ms: float, pass_ms: float) -> Step:
