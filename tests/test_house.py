@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[1]
 SOURCE = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 COMMAND_MODULES = {f"sentinel.commands.{name}" for name in (*COMMANDS, "lm_eval")}
-SHARED = {"conftest", "helpers", "native_oracle", "synthetic_results"}  # what tests may import from tests
+SHARED = {  # what tests may import from tests
+    "conftest",
+    "family_configs",
+    "helpers",
+    "native_oracle",
+    "synthetic_results",
+}
 
 
 @pytest.fixture(scope="module")

@@ -79,10 +79,8 @@ def _load_real(model: str) -> LoadedModel:
         decoder = load_checkpoint(place)  # first, since it says best what is wrong with a config
         return LoadedModel(label(model), decoder, TextTokenizer.from_folder(place), read_record(place), said)
     file = GGUFFile(place)
-    config = file.config()
-    family = family_of("llama")
-    spec = family.spec_from_config(config)
-    decoder = build(spec, read_weights(family.rules(spec), spec, file.weights()), place)
+    spec = file.spec()
+    decoder = build(spec, read_weights(file.family.rules(spec), spec, file.weights()), place)
     tokenizer = TextTokenizer(file.tokenizer(), file.eos_ids(), settings=file.tokenizer_config())
     return LoadedModel(label(model), decoder, tokenizer, Record(), file.description())
 
@@ -95,7 +93,7 @@ def _load_random(model: str, seed: int) -> LoadedModel:
     else:
         place = locate(model)
         if place.is_file():
-            spec, tokenizer = family_of("llama").spec_from_config(GGUFFile(place).config()), None
+            spec, tokenizer = GGUFFile(place).spec(), None
         else:
             spec, tokenizer = read_spec(place), TextTokenizer.from_folder(place)
     return LoadedModel(label(model), random_decoder(spec, seed), tokenizer, Record(weights="random"))

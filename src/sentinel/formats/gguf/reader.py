@@ -1,74 +1,32 @@
-"""Reads a GGUF file of llama architecture: config, weights de-quantised to fp32, and its tokenizer."""
+"""Reads a GGUF file of any family that says how llama.cpp keeps it: config, weights de-quantised to fp32, tokenizer."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from sentinel.errors import InputError
+from sentinel.formats.gguf.config import EMBEDDING, config_of, has_bias
+from sentinel.formats.gguf.rope import TENSORS as ROPE_TENSORS
 from sentinel.formats.gguf.tokenizer import build_tokenizer
+from sentinel.models.families import family_of_gguf
+from sentinel.models.families.gguf import GGUFFields
 from sentinel.models.families.weights import State
-from sentinel.models.rotary import frequencies
-from sentinel.models.spec import RopeSpec
+from sentinel.models.spec import ModelSpec
 from sentinel.progress import track
-
-WEIGHT_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-ATTENTION, MLP = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
-ROPE_FREQUENCIES = "rope_freqs.weight"  # divisors of the rotary frequencies [D / 2]: the llama3 scaling, written out
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every published Llama 3; a file does not tell them
-KNOWN = {
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scale_linear",
-    "rope.scaling.factor",
-    "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-    "rope.scaling.type",
-    "tensor_data_layout",
-    "vocab_size",
-}
-WITHOUT_EFFECT = {
-    "attention.causal": True,
-    "attention.sliding_window": 0,
-    "embedding_scale": 1.0,
-    "expert_count": 0,
-    "expert_used_count": 0,
-    "logit_scale": 1.0,
-    "residual_scale": 1.0,
-    "rope.scaling.attn_factor": 1.0,
-}
 
 
 class GGUFFile:
-    """An opened GGUF file. Raises `InputError` for a damaged file and for another architecture."""
+    """An opened GGUF file. Raises `InputError` for a damaged file and for an architecture that no family has."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,77 +34,37 @@ class GGUFFile:
             self._reader: Any = gguf.GGUFReader(str(path))
         except (ValueError, IndexError, KeyError, OverflowError, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is damaged, truncated or not a GGUF file ({error})") from error
-        architecture = self._get("general.architecture")
-        if architecture != "llama":
-            raise InputError(f"{path}: GGUF architecture {architecture!r} is not supported; llama is")
-        for key in self._reader.fields:
-            name = key.removeprefix("llama.")
-            if name == key or name in KNOWN:
-                continue
-            if name not in WITHOUT_EFFECT or self._get(key) != WITHOUT_EFFECT[name]:
-                raise InputError(f"{path}: GGUF field {key!r} is not supported")
+        self.architecture = str(self._get("general.architecture"))
+        self.family, self._layout = family_of_gguf(self.architecture, path)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        if "token_embd.weight" not in self._tensors:
-            raise InputError(f"{path}: GGUF tensor 'token_embd.weight' is missing")
+        if EMBEDDING not in self._tensors:
+            raise InputError(f"{path}: GGUF tensor {EMBEDDING!r} is missing")
 
     def _get(self, key: str, default: Any = None) -> Any:
         field = self._reader.fields.get(key)
         if field is None and default is None:
             raise InputError(f"{self.path}: GGUF field {key!r} is missing")
-        return default if field is None else field.contents()
+        return default if field is None else _plain(field)
 
-    def _number(self, key: str, default: Any = None) -> float:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"{self.path}: GGUF field {key!r} must be a number, not {value!r}")
-        return float(value)
-
-    def _count(self, name: str, default: Any = None) -> int:
-        """A size of all layers; a list of one per layer must hold a single value."""
-        key = f"llama.{name}"
-        value = self._get(key, default)
-        values = set(value) if isinstance(value, list) else {value}
-        if len(values) != 1:
-            raise InputError(f"{self.path}: GGUF field {key!r} differs between layers, which is not supported")
-        count = values.pop()
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{self.path}: GGUF field {key!r} must be a whole number of at least 1, not {count!r}")
-        return count
+    def _fields(self) -> GGUFFields:
+        prefix = f"{self.architecture}."
+        own = {k.removeprefix(prefix): _plain(f) for k, f in self._reader.fields.items() if k.startswith(prefix)}
+        return GGUFFields(self.path, self.architecture, own, self._tensors)
 
     def config(self) -> dict[str, Any]:
-        """The file's settings as a Hugging Face Llama config."""
-        heads, width = self._count("attention.head_count"), self._count("embedding_length")
-        head_dim = self._count("attention.key_length", width // heads)
-        for name in ("attention.value_length", "rope.dimension_count"):
-            if self._get(f"llama.{name}", head_dim) != head_dim:
-                raise InputError(
-                    f"{self.path}: GGUF field 'llama.{name}' other than the head size {head_dim} is not supported"
-                )
-        config = {
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            "vocab_size": int(self._tensors["token_embd.weight"].shape[1]),
-            "hidden_size": width,
-            "intermediate_size": self._count("feed_forward_length"),
-            "num_hidden_layers": self._get("llama.block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": self._count("attention.head_count_kv", heads),
-            "head_dim": head_dim,
-            "max_position_embeddings": self._get("llama.context_length"),
-            "rms_norm_eps": round(self._number("llama.attention.layer_norm_rms_epsilon"), 12),
-            "hidden_act": "silu",
-            "attention_bias": self._has_bias(ATTENTION),
-            "mlp_bias": self._has_bias(MLP),
-            "tie_word_embeddings": "output.weight" not in self._tensors,
-            "rope_parameters": self._rope(head_dim),
-            "dtype": "float32",
-        }
+        """The file's settings as a Hugging Face config of its family."""
+        vocab_size = int(self._tensors[EMBEDDING].shape[1])
+        config = config_of(self.family, self._layout, self._fields(), self._values, vocab_size)
         ends = self.eos_ids()
         if ends:
             config["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
         for ours, theirs, default in (("bos", "bos", 0), ("pad", "padding", ends[0] if ends else 0)):
             config[f"{ours}_token_id"] = self._get(f"tokenizer.ggml.{theirs}_token_id", default)
         return config
+
+    def spec(self) -> ModelSpec:
+        """The specification of the file's model."""
+        return self.family.spec_from_config(self.config())
 
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end a text, a turn or a message."""
@@ -159,55 +77,9 @@ class GGUFFile:
         rounded = [kind for kind, _ in kinds.most_common() if kind not in ("F64", "F32", "F16", "BF16")]
         return f"de-quantised from {' and '.join(rounded)}" if rounded else ""
 
-    def _has_bias(self, kinds: tuple[str, ...]) -> bool:
-        return any(name.split(".")[2:] in [[kind, "bias"] for kind in kinds] for name in self._tensors)
-
-    def _rope(self, head_dim: int) -> dict[str, Any]:
-        """Rotary settings; a factor without a type is linear, as in llama.cpp, and has an older name."""
-        theta, older = self._number("llama.rope.freq_base", 1e4), self._number("llama.rope.scale_linear", 0.0)
-        factor = self._number("llama.rope.scaling.factor", 0.0) or older
-        kind = self._get("llama.rope.scaling.type", "linear")
-        if kind not in ("none", "linear"):
-            raise InputError(f"{self.path}: rotary scaling {kind!r} is not supported (none and linear are)")
-        linear = kind == "linear" and factor not in (0.0, 1.0)
-        if ROPE_FREQUENCIES in self._tensors:
-            if linear:
-                raise InputError(
-                    f"{self.path}: tensor {ROPE_FREQUENCIES!r} beside a linear rotary scaling is not supported"
-                )
-            return self._llama3(theta, head_dim)
-        scaling = {"rope_type": "linear", "factor": factor} if linear else {"rope_type": "default"}
-        return {**scaling, "rope_theta": theta}
-
-    def _llama3(self, theta: float, head_dim: int) -> dict[str, Any]:
-        """The settings whose frequencies are those that the file lists."""
-        divisors = np.array(self._dequantise(self._tensors[ROPE_FREQUENCIES]), dtype=np.float64).reshape(-1)
-        plain = frequencies(RopeSpec(theta), head_dim).astype(np.float64)
-        if divisors.shape != plain.shape or not (divisors > 0).all():
-            raise InputError(f"{self.path}: tensor {ROPE_FREQUENCIES!r} does not fit heads of size {head_dim}")
-        if (divisors == 1).all():
-            return {"rope_type": "default", "rope_theta": theta}
-        low, high, factor = *LLAMA3.values(), float(divisors.max())
-        between = (divisors > 1) & (divisors < factor)
-        smooth = (1 / divisors[between] - 1 / factor) / (1 - 1 / factor)
-        solved = np.round(2 * np.pi / plain[between] * (smooth * (high - low) + low)).astype(int)
-        for length in (self._get("llama.rope.scaling.original_context_length", 8192), 8192, *solved.tolist()):
-            spec = RopeSpec(
-                theta,
-                "llama3",
-                factor=factor,
-                low_freq_factor=low,
-                high_freq_factor=high,
-                original_max_seq_len=length,
-            )
-            if np.allclose(frequencies(spec, head_dim).astype(np.float64), plain / divisors, rtol=1e-4):
-                settings = {"rope_type": "llama3", "factor": factor, **LLAMA3, "rope_theta": theta}
-                return {**settings, "original_max_position_embeddings": int(length)}
-        raise InputError(
-            f"{self.path}: tensor {ROPE_FREQUENCIES!r} is not the scaling of Llama 3, the only one supported"
-        )
-
-    def _dequantise(self, tensor: Any) -> np.ndarray:
+    def _values(self, name: str) -> NDArray[np.float32]:
+        """A tensor in fp32 [out, in]."""
+        tensor = self._tensors[name]
         try:
             flat = gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
@@ -217,40 +89,48 @@ class GGUFFile:
         return np.array(flat, dtype=np.float32).reshape([int(n) for n in reversed(tensor.shape.tolist())])
 
     def weights(self) -> State:
-        """All tensors in fp32 under Hugging Face's Llama names; a bias that only some projections have is 0 in others."""
-        state: State = {}
-        heads = self._count("attention.head_count")
-        turned = {"attn_q": heads, "attn_k": self._count("attention.head_count_kv", heads)}
-        names = [name for name in self._tensors if name != ROPE_FREQUENCIES]
+        """All tensors in fp32 under Hugging Face's names; a bias that only some projections have is 0 in others."""
+        spec, state = self.spec(), {}
+        names = [name for name in self._tensors if name not in ROPE_TENSORS]
         for name in track(names, "De-quantising", len(names)):
-            weight = self._dequantise(self._tensors[name])
-            kind = name.split(".")[2] if name.startswith("blk.") else name
-            if kind in turned:
-                weight = self._undo_rotary_order(weight, turned[kind], name)
-            state[self._name(name)] = torch.from_numpy(np.ascontiguousarray(weight))
-        for kinds in (ATTENTION, MLP):
-            if self._has_bias(kinds):
-                self._fill_biases(state, kinds)
+            state[self._name(name)] = self._restored(name, spec)
+        for theirs, rows in list(self._lacking_biases(state)):
+            state[theirs] = torch.zeros(rows, device="cpu")
         return state
 
-    @staticmethod
-    def _fill_biases(state: State, kinds: tuple[str, ...]) -> None:
-        for name in [n for n in state if any(n.endswith(f"{WEIGHT_NAMES[kind]}.weight") for kind in kinds)]:
-            state.setdefault(name.removesuffix("weight") + "bias", torch.zeros(len(state[name]), device="cpu"))
-
     def _name(self, name: str) -> str:
-        parts = name.split(".")
-        kind = parts[2] if parts[0] == "blk" and len(parts) == 4 else name
-        if kind not in WEIGHT_NAMES:
+        """Hugging Face's name of a tensor."""
+        layer, kind, part = _parts(name)
+        module = self._layout.tensors.get(kind)
+        if module is None or part not in ("weight", "bias") or (layer is None) == ("{i}" in module):
             raise InputError(f"{self.path}: GGUF tensor {name!r} is not supported")
-        return f"model.layers.{parts[1]}.{WEIGHT_NAMES[kind]}.{parts[3]}" if kind != name else WEIGHT_NAMES[name]
+        return f"{module.format(i=layer)}.{part}"
 
-    def _undo_rotary_order(self, weight: np.ndarray, heads: int, name: str) -> np.ndarray:
-        """GGUF interleaves the two halves of every q and k head [rows, ...]; Hugging Face keeps them apart."""
-        if heads < 1 or len(weight) % (2 * heads):
-            raise InputError(f"{self.path}: GGUF tensor {name!r} does not fit {heads} heads")
-        half, rest = len(weight) // heads // 2, weight.shape[1:]
-        return weight.reshape(heads, half, 2, *rest).swapaxes(1, 2).reshape(weight.shape)
+    def _restored(self, name: str, spec: ModelSpec) -> Tensor:
+        """A tensor as the family has it."""
+        layer, kind, _ = _parts(name)
+        tensor = torch.from_numpy(np.ascontiguousarray(self._values(name)))
+        restore = self._layout.restore.get(kind)
+        if restore is None:
+            return tensor
+        index = 0 if layer is None else int(layer)
+        try:
+            return restore(tensor, spec.layers[index])
+        except (RuntimeError, IndexError) as error:
+            raise InputError(f"{self.path}: GGUF tensor {name!r} does not fit the heads of layer {index}") from error
+
+    def _lacking_biases(self, state: State) -> Iterator[tuple[str, int]]:
+        """Names and rows of the biases that only other projections have."""
+        for kinds in self._layout.biases.values():
+            if not has_bias(self._fields(), kinds):
+                continue
+            for name in self._tensors:
+                _, kind, part = _parts(name)
+                if kind in kinds and part == "weight":
+                    theirs = self._name(name)
+                    bias = theirs.removesuffix("weight") + "bias"
+                    if bias not in state:
+                        yield bias, len(state[theirs])
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored in the file."""
@@ -267,5 +147,19 @@ class GGUFFile:
         template = self._reader.fields.get("tokenizer.chat_template")
         if template is not None:
             config["chat_template"] = template.contents()
-        config["model_max_length"] = self._get("llama.context_length")
+        config["model_max_length"] = self._get(f"{self.architecture}.context_length")
         return config
+
+
+def _plain(field: Any) -> Any:
+    """The value of a field; a number that was rounded to fp32 as the shortest one that rounds to it."""
+    value = field.contents()
+    return float(str(np.float32(value))) if field.types == [gguf.GGUFValueType.FLOAT32] else value
+
+
+def _parts(name: str) -> tuple[str | None, str, str]:
+    """Layer, kind and part of a tensor: "blk.3.attn_q.weight" or "output.weight"."""
+    parts = name.split(".")
+    if parts[0] == "blk" and len(parts) == 4:
+        return parts[1], parts[2], parts[3]
+    return (None, parts[0], parts[1]) if len(parts) == 2 else (None, name, "")

@@ -10,6 +10,7 @@ import pkgutil
 
 from sentinel.errors import InputError
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import GGUFLayout
 
 
 def _found() -> dict[str, Family]:
@@ -28,3 +29,12 @@ def family_of(model_type: str) -> Family:
         supported = ", ".join(FAMILIES)
         raise InputError(f"model family {model_type!r} is not supported; the supported families are {supported}")
     return FAMILIES[model_type]
+
+
+def family_of_gguf(architecture: str, path: object) -> tuple[Family, GGUFLayout]:
+    """The family of an architecture of llama.cpp and how its files hold it; `InputError` names what is supported."""
+    found = {family.gguf.architecture: (family, family.gguf) for family in FAMILIES.values() if family.gguf is not None}
+    if architecture not in found:
+        supported = ", ".join(sorted(found))
+        raise InputError(f"{path}: GGUF architecture {architecture!r} is not supported ({supported} are)")
+    return found[architecture]

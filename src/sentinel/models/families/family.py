@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import GGUFLayout
 from sentinel.models.families.weights import Rule, State
 from sentinel.models.spec import ModelSpec
 
@@ -18,7 +19,8 @@ class Family:
     read: the specification of a config, field by field; what is left in the reader is refused by name.
     write: the config of a specification whose layers are all alike; `InputError` for what the family does not have.
     rules: every tensor of the checkpoint. embedding: the name of the token embedding there. rename: names as Hugging
-    Face's class has them now, for older checkpoints.
+    Face's class has them now, for older checkpoints. gguf: how llama.cpp keeps the family, None where it does not, or
+    under the name of another.
     """
 
     model_type: str
@@ -28,7 +30,7 @@ class Family:
     rules: Callable[[ModelSpec], list[Rule]]
     embedding: str
     rename: Callable[[State], State]
-    gguf: Mapping[str, str] = field(default_factory=dict)
+    gguf: GGUFLayout | None = None
 
     def spec_from_config(self, config: dict[str, Any]) -> ModelSpec:
         """Specification of a Hugging Face ``config.json``. Unsupported fields raise `InputError` by name."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import without_one
 from sentinel.models.families.weights import Rule, plus_one
 from sentinel.models.spec import ModelSpec
 
@@ -59,6 +60,11 @@ def rules_without_norms(spec: ModelSpec) -> list[Rule]:
     return [plus_one(r.ours[0], r.theirs[0]) if r.ours[0].endswith(ends) else r for r in found]
 
 
+GGUF = dataclasses.replace(
+    llama.GGUF_HALVES,
+    architecture="gemma",
+    restore=dict.fromkeys(("output_norm", "attn_norm", "ffn_norm"), without_one),
+)
 FAMILY = dataclasses.replace(
-    llama.FAMILY, model_type="gemma", architecture="GemmaForCausalLM", read=read, write=write, rules=rules
+    llama.FAMILY, model_type="gemma", architecture="GemmaForCausalLM", read=read, write=write, rules=rules, gguf=GGUF
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentinel.models.families import gemma, llama
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import GGUFFields, in_layers, without_one
 from sentinel.models.families.weights import Rule, plus_one
 from sentinel.models.families.windows import layer_types, with_windows
 from sentinel.models.spec import BlockSpec, ModelSpec
@@ -82,6 +83,37 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return [*gemma.rules_without_norms(spec), *llama.rules_of_norms(spec, NORMS, plus_one)]
 
 
+def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
+    """What a GGUF file says of caps and windows. It does not tell the scale of the scores: see `score_scalar`."""
+    return {
+        "attn_logit_softcapping": fields.number("attn_logit_softcapping", 50.0) or None,
+        "final_logit_softcapping": fields.number("final_logit_softcapping", 30.0) or None,
+        "sliding_window": fields.window(4096),
+        "layer_types": fields.layer_types(every=2),
+        "query_pre_attn_scalar": score_scalar(config, largest=46),
+    }
+
+
+def score_scalar(config: dict[str, Any], largest: int) -> int:
+    """As llama.cpp has it: the size of a head, but the width over the heads in the largest model, told by its layers."""
+    if config["num_hidden_layers"] == largest:
+        return config["hidden_size"] // config["num_attention_heads"]
+    return config["head_dim"]
+
+
+GGUF_NORMS = in_layers(
+    "model.layers.{i}",
+    post_attention_norm="post_attention_layernorm",
+    ffn_norm="pre_feedforward_layernorm",
+    post_ffw_norm="post_feedforward_layernorm",
+)
+GGUF = dataclasses.replace(
+    gemma.GGUF,
+    architecture="gemma2",
+    tensors={**gemma.GGUF.tensors, **GGUF_NORMS},
+    more=_more,
+    restore={**gemma.GGUF.restore, **dict.fromkeys(GGUF_NORMS, without_one)},
+)
 FAMILY = dataclasses.replace(
-    llama.FAMILY, model_type="gemma2", architecture="Gemma2ForCausalLM", read=read, write=write, rules=rules
+    llama.FAMILY, model_type="gemma2", architecture="Gemma2ForCausalLM", read=read, write=write, rules=rules, gguf=GGUF
 )

@@ -6,8 +6,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sentinel.models.families import gemma2
+from sentinel.models.families import gemma2, llama
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import GGUFFields, without_one
 from sentinel.models.families.rope import rope_from, write_rope
 from sentinel.models.families.windows import with_windows
 from sentinel.models.spec import ModelSpec
@@ -61,6 +62,26 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return {**gemma2.write(spec), "rope_parameters": ropes}
 
 
+def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
+    """What a GGUF file says of windows, of their rotary base and of the cap; a scaling is that of other layers."""
+    window = fields.window()
+    local = {"rope_type": "default", "rope_theta": fields.number("rope.freq_base_swa", 1e4)}
+    return {
+        "final_logit_softcapping": fields.number("final_logit_softcapping", 0.0) or None,
+        "sliding_window": window,
+        "layer_types": fields.layer_types(every=1 if window is None else 6),
+        "query_pre_attn_scalar": gemma2.score_scalar(config, largest=62),
+        "rope_parameters": {PLAIN: config["rope_parameters"], WINDOWED: local},
+    }
+
+
+GGUF = dataclasses.replace(
+    gemma2.GGUF,
+    architecture="gemma3",
+    tensors={**gemma2.GGUF.tensors, **llama.GGUF_QK_NORMS},
+    more=_more,
+    restore={**gemma2.GGUF.restore, **dict.fromkeys(llama.GGUF_QK_NORMS, without_one)},
+)
 FAMILY = dataclasses.replace(
-    gemma2.FAMILY, model_type="gemma3_text", architecture="Gemma3ForCausalLM", read=read, write=write
+    gemma2.FAMILY, model_type="gemma3_text", architecture="Gemma3ForCausalLM", read=read, write=write, gguf=GGUF
 )

@@ -7,6 +7,7 @@ from typing import Any
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import GGUFLayout, as_in_out, in_layers
 from sentinel.models.families.weights import Rule, State, same, stacked_qkv, transposed
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
@@ -94,4 +95,32 @@ def rename(state: State) -> State:
     return out
 
 
-FAMILY = Family("gpt2", "GPT2LMHeadModel", read, write, rules, EMBEDDING, rename)
+GGUF = GGUFLayout(
+    "gpt2",
+    {
+        "token_embd": "transformer.wte",
+        "position_embd": "transformer.wpe",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+        **in_layers(
+            "transformer.h.{i}",
+            attn_norm="ln_1",
+            ffn_norm="ln_2",
+            attn_qkv="attn.c_attn",
+            attn_output="attn.c_proj",
+            ffn_up="mlp.c_fc",
+            ffn_down="mlp.c_proj",
+        ),
+    },
+    sizes={
+        "block_count": "n_layer",
+        "context_length": "n_positions",
+        "embedding_length": "n_embd",
+        "feed_forward_length": "n_inner",
+        "attention.head_count": "n_head",
+    },
+    eps=("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+    rotary=None,
+    restore=dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), as_in_out),
+)
+FAMILY = Family("gpt2", "GPT2LMHeadModel", read, write, rules, EMBEDDING, rename, GGUF)

@@ -8,6 +8,7 @@ from typing import Any
 from sentinel.models.families import gpt2
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import GGUFFields
 from sentinel.models.families.weights import Rule, same, stacked_qkv
 from sentinel.models.spec import ModelSpec
 
@@ -51,4 +52,13 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return found
 
 
-FAMILY = Family("gpt_bigcode", "GPTBigCodeForCausalLM", read, write, rules, gpt2.EMBEDDING, gpt2.rename)
+def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp has the models with one key/value head alone."""
+    fields.only("attention.head_count_kv", 1)
+    return {"multi_query": True}
+
+
+# With one head for keys and values, theirs is no field of the config.
+SIZES = {**gpt2.GGUF.sizes, "attention.head_count_kv": "num_key_value_heads"}
+GGUF = dataclasses.replace(gpt2.GGUF, architecture="starcoder", sizes=SIZES, more=_more, restore={})
+FAMILY = Family("gpt_bigcode", "GPTBigCodeForCausalLM", read, write, rules, gpt2.EMBEDDING, gpt2.rename, GGUF)

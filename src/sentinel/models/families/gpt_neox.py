@@ -7,6 +7,7 @@ from typing import Any
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import SIZES, GGUFLayout, by_head, in_layers
 from sentinel.models.families.rope import read_rope, write_rope
 from sentinel.models.families.weights import Rule, State, same
 from sentinel.models.spec import AttentionSpec, BlockSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
@@ -96,4 +97,27 @@ def rename(state: State) -> State:
     return {name if name.startswith(("gpt_neox.", "lm_head.")) else f"gpt_neox.{name}": t for name, t in kept.items()}
 
 
-FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", read, write, rules, EMBEDDING, rename)
+GGUF = GGUFLayout(
+    "gptneox",
+    {
+        "token_embd": "gpt_neox.embed_in",
+        "output_norm": "gpt_neox.final_layer_norm",
+        "output": "lm_head",
+        **in_layers(
+            LAYER,
+            attn_norm="input_layernorm",
+            ffn_norm="post_attention_layernorm",
+            attn_qkv="attention.query_key_value",
+            attn_output="attention.dense",
+            ffn_up="mlp.dense_h_to_4h",
+            ffn_down="mlp.dense_4h_to_h",
+        ),
+    },
+    sizes={k: v for k, v in SIZES.items() if k not in ("attention.head_count_kv", "attention.key_length")},
+    eps=("attention.layer_norm_epsilon", "layer_norm_eps"),
+    biases={"attention_bias": ("attn_qkv", "attn_output")},
+    rotary="part",
+    more=lambda fields, _: {"use_parallel_residual": fields.flag("use_parallel_residual")},
+    restore={"attn_qkv": by_head},
+)
+FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", read, write, rules, EMBEDDING, rename, GGUF)

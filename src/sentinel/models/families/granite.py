@@ -7,6 +7,7 @@ from typing import Any
 
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import GGUFFields
 from sentinel.models.spec import BlockSpec, ModelSpec
 
 
@@ -38,6 +39,22 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def _multipliers(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
+    """The multipliers of a GGUF file, in which that of the scores is 1 / sqrt(head_dim) by default."""
+    fields.only("rope.scaling.finetuned", True)  # false is a model without positions
+    return {
+        "attention_multiplier": fields.number("attention.scale", 0.0) or config["head_dim"] ** -0.5,
+        "residual_multiplier": fields.number("residual_scale", 1.0),
+        "embedding_multiplier": fields.number("embedding_scale", 1.0),
+        "logits_scaling": fields.number("logit_scale"),
+    }
+
+
 FAMILY = dataclasses.replace(
-    llama.FAMILY, model_type="granite", architecture="GraniteForCausalLM", read=read, write=write
+    llama.FAMILY,
+    model_type="granite",
+    architecture="GraniteForCausalLM",
+    read=read,
+    write=write,
+    gguf=dataclasses.replace(llama.GGUF, architecture="granite", more=_multipliers),
 )

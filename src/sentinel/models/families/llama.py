@@ -5,31 +5,48 @@ Many families are Llama but for a few features: they take its functions from her
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import GGUFLayout, from_pairs, in_layers
 from sentinel.models.families.rope import read_rope, write_rope
 from sentinel.models.families.weights import Rule, State, same, separate_qkv
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 EMBEDDING = "model.embed_tokens.weight"
-GGUF = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+BIASES = {
+    "attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"),
+    "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down"),
 }
+GGUF = GGUFLayout(
+    "llama",
+    {
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+        "output": "lm_head",
+        **in_layers(
+            "model.layers.{i}",
+            attn_norm="input_layernorm",
+            ffn_norm="post_attention_layernorm",
+            attn_q="self_attn.q_proj",
+            attn_k="self_attn.k_proj",
+            attn_v="self_attn.v_proj",
+            attn_output="self_attn.o_proj",
+            ffn_gate="mlp.gate_proj",
+            ffn_up="mlp.up_proj",
+            ffn_down="mlp.down_proj",
+        ),
+    },
+    biases=BIASES,
+    restore={"attn_q": from_pairs, "attn_k": from_pairs},
+)
+GGUF_QK_NORMS = in_layers("model.layers.{i}", attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm")
+# Families whose queries and keys llama.cpp turns as Hugging Face does.
+GGUF_HALVES = dataclasses.replace(GGUF, restore={}, biases={})
 
 
 def read(config: ConfigReader) -> ModelSpec:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import in_layers
 from sentinel.models.families.weights import Rule
 from sentinel.models.spec import BlockSpec, ModelSpec
 
@@ -35,6 +36,20 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return [*rest, *llama.rules_of_norms(spec, NORMS)]
 
 
+GGUF = dataclasses.replace(
+    llama.GGUF_HALVES,
+    architecture="olmo2",
+    tensors={
+        **{kind: module for kind, module in llama.GGUF.tensors.items() if kind not in ("attn_norm", "ffn_norm")},
+        **llama.GGUF_QK_NORMS,
+        **in_layers(
+            "model.layers.{i}",
+            post_attention_norm="post_attention_layernorm",
+            post_ffw_norm="post_feedforward_layernorm",
+        ),
+    },
+    biases={"attention_bias": llama.BIASES["attention_bias"]},
+)
 FAMILY = dataclasses.replace(
-    llama.FAMILY, model_type="olmo2", architecture="Olmo2ForCausalLM", read=read, write=write, rules=rules
+    llama.FAMILY, model_type="olmo2", architecture="Olmo2ForCausalLM", read=read, write=write, rules=rules, gguf=GGUF
 )

@@ -8,6 +8,7 @@ from sentinel.errors import InputError
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import GGUFLayout, in_layers
 from sentinel.models.families.weights import Rule, same
 from sentinel.models.spec import BlockSpec, ModelSpec, NormSpec
 
@@ -59,4 +60,24 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return found
 
 
-FAMILY = Family("phi", "PhiForCausalLM", read, write, rules, llama.EMBEDDING, llama.rename)
+GGUF = GGUFLayout(
+    "phi2",
+    {
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.final_layernorm",
+        "output": "lm_head",
+        **in_layers(
+            "model.layers.{i}",
+            attn_norm="input_layernorm",
+            attn_q="self_attn.q_proj",
+            attn_k="self_attn.k_proj",
+            attn_v="self_attn.v_proj",
+            attn_output="self_attn.dense",
+            ffn_up="mlp.fc1",
+            ffn_down="mlp.fc2",
+        ),
+    },
+    eps=("attention.layer_norm_epsilon", "layer_norm_eps"),
+    rotary="part",
+)
+FAMILY = Family("phi", "PhiForCausalLM", read, write, rules, llama.EMBEDDING, llama.rename, GGUF)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import GGUFFields, in_layers
 from sentinel.models.families.weights import Rule, same, stacked, stacked_qkv
 from sentinel.models.spec import ModelSpec
 
@@ -49,6 +50,28 @@ def rules(spec: ModelSpec) -> list[Rule]:
     ]
 
 
+def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
+    """The window of a GGUF file, and the original context, which the family keeps beside the rotary settings."""
+    original = fields.count("rope.scaling.original_context_length", config["max_position_embeddings"])
+    return {"sliding_window": fields.window(), "original_max_position_embeddings": original}
+
+
+GGUF = dataclasses.replace(
+    llama.GGUF_HALVES,
+    architecture="phi3",
+    tensors={
+        **{kind: llama.GGUF.tensors[kind] for kind in ("token_embd", "output_norm", "output", "attn_norm", "ffn_norm")},
+        **in_layers(
+            "model.layers.{i}",
+            attn_qkv="self_attn.qkv_proj",
+            attn_output="self_attn.o_proj",
+            ffn_up="mlp.gate_up_proj",
+            ffn_down="mlp.down_proj",
+        ),
+    },
+    rotary="part",
+    more=_more,
+)
 FAMILY = dataclasses.replace(
-    llama.FAMILY, model_type="phi3", architecture="Phi3ForCausalLM", read=read, write=write, rules=rules
+    llama.FAMILY, model_type="phi3", architecture="Phi3ForCausalLM", read=read, write=write, rules=rules, gguf=GGUF
 )

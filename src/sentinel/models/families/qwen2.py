@@ -29,4 +29,11 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return {**llama.write_llama_like(spec), **window_fields(spec)}
 
 
-FAMILY = dataclasses.replace(llama.FAMILY, model_type="qwen2", architecture="Qwen2ForCausalLM", read=read, write=write)
+FAMILY = dataclasses.replace(
+    llama.FAMILY,
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    read=read,
+    write=write,
+    gguf=dataclasses.replace(llama.GGUF_HALVES, architecture="qwen2"),
+)

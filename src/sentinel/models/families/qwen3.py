@@ -33,4 +33,12 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return {**llama.write_llama_like(spec), **window_fields(spec), "attention_bias": bias}
 
 
-FAMILY = dataclasses.replace(llama.FAMILY, model_type="qwen3", architecture="Qwen3ForCausalLM", read=read, write=write)
+GGUF = dataclasses.replace(
+    llama.GGUF_HALVES,
+    architecture="qwen3",
+    tensors={**llama.GGUF.tensors, **llama.GGUF_QK_NORMS},
+    biases={"attention_bias": llama.BIASES["attention_bias"]},
+)
+FAMILY = dataclasses.replace(
+    llama.FAMILY, model_type="qwen3", architecture="Qwen3ForCausalLM", read=read, write=write, gguf=GGUF
+)

@@ -51,5 +51,10 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 
 FAMILY = dataclasses.replace(
-    llama.FAMILY, model_type="smollm3", architecture="SmolLM3ForCausalLM", read=read, write=write
+    llama.FAMILY,
+    model_type="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    read=read,
+    write=write,
+    gguf=dataclasses.replace(llama.GGUF, architecture="smollm3"),
 )

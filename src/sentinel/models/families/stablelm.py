@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import GGUFFields
 from sentinel.models.spec import BlockSpec, ModelSpec, NormSpec
 
 DEFAULTS = {
@@ -47,4 +49,18 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("stablelm", "StableLmForCausalLM", read, write, llama.rules, llama.EMBEDDING, llama.rename, llama.GGUF)
+def _more(fields: GGUFFields, _: dict[str, Any]) -> dict[str, Any]:
+    """As in llama.cpp, halves are parallel where the MLP has no norm of its own, whatever the field says."""
+    fields.get("use_parallel_residual", False)
+    return {"use_parallel_residual": "blk.0.ffn_norm.weight" not in fields.tensors}
+
+
+GGUF = dataclasses.replace(
+    llama.GGUF_HALVES,
+    architecture="stablelm",
+    eps=("attention.layer_norm_epsilon", "layer_norm_eps"),
+    biases={"use_qkv_bias": ("attn_q", "attn_k", "attn_v")},
+    rotary="part",
+    more=_more,
+)
+FAMILY = Family("stablelm", "StableLmForCausalLM", read, write, llama.rules, llama.EMBEDDING, llama.rename, GGUF)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import in_layers
 from sentinel.models.families.weights import Rule
 from sentinel.models.spec import ModelSpec, NormSpec
 
@@ -64,4 +66,16 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return found
 
 
-FAMILY = Family("starcoder2", "Starcoder2ForCausalLM", read, write, rules, llama.EMBEDDING, llama.rename)
+PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
+GGUF = dataclasses.replace(
+    llama.GGUF_HALVES,
+    architecture="starcoder2",
+    tensors={
+        **{kind: module for kind, module in llama.GGUF.tensors.items() if kind != "ffn_gate"},
+        **in_layers("model.layers.{i}", ffn_up="mlp.c_fc", ffn_down="mlp.c_proj"),
+    },
+    eps=("attention.layer_norm_epsilon", "norm_epsilon"),
+    biases={"use_bias": PROJECTIONS},
+    more=lambda fields, _: {"sliding_window": fields.window()},
+)
+FAMILY = Family("starcoder2", "Starcoder2ForCausalLM", read, write, rules, llama.EMBEDDING, llama.rename, GGUF)

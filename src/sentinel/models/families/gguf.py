@@ -1,0 +1,172 @@
+"""What llama.cpp's converter (``convert_hf_to_gguf.py``) makes of a family: names, fields and the order of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sentinel.errors import InputError
+from sentinel.models.families.weights import fuse_qkv, halves_of_pairs
+from sentinel.models.spec import LayerSpec
+
+# A tensor of a layer as the family has it, from that of the file.
+Restore = Callable[[Tensor, LayerSpec], Tensor]
+
+# What a field that nobody asked for may hold without changing what the model computes.
+HARMLESS: dict[str, Any] = {
+    "attention.causal": True,
+    "attention.scale": 0.0,
+    "attention.sliding_window": 0,
+    "embedding_scale": 1.0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "logit_scale": 1.0,
+    "residual_scale": 1.0,
+    "rope.scaling.attn_factor": 1.0,
+}
+NOTES = ("rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout", "vocab_size")
+
+
+class GGUFFields:
+    """The fields of a file that belong to its architecture; `done` refuses by name what nobody asked for.
+
+    ``values`` are plain ones, by names without the architecture; ``tensors`` are the names of all tensors.
+    """
+
+    def __init__(self, path: object, architecture: str, values: Mapping[str, Any], tensors: Collection[str]) -> None:
+        self.path, self.architecture, self.tensors = path, architecture, tensors
+        self._values = values
+        self._asked: set[str] = set(NOTES)
+
+    def refuse(self, name: str, said: str) -> InputError:
+        return InputError(f"{self.path}: GGUF field '{self.architecture}.{name}' {said}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Any value; a field without a default must be there."""
+        self._asked.add(name)
+        value = self._values.get(name, default)
+        if value is None:
+            raise self.refuse(name, "is missing")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.refuse(name, f"must be a number, not {value!r}")
+        return float(value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.refuse(name, f"must be true or false, not {value!r}")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A size of all layers; a list of one per layer must hold a single value."""
+        value = self.get(name, default)
+        values = set(value) if isinstance(value, list) else {value}
+        if len(values) != 1:
+            raise self.refuse(name, "differs between layers, which is not supported")
+        count = values.pop()
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise self.refuse(name, f"must be a whole number of at least 1, not {count!r}")
+        return count
+
+    def window(self, default: int | None = None) -> int | None:
+        """The attention window; 0 is none."""
+        name = "attention.sliding_window"
+        if self._values.get(name, default) in (0, None):
+            self._asked.add(name)
+            return None
+        return self.count(name, default)
+
+    def layer_types(self, every: int) -> list[str]:
+        """Hugging Face's names of layers with a window, all but each ``every``-th where the file does not tell."""
+        layers, pattern = self.count("block_count"), self.get("attention.sliding_window_pattern", every)
+        if not isinstance(pattern, list):
+            every = self.count("attention.sliding_window_pattern", every)
+            pattern = [(layer + 1) % every != 0 for layer in range(layers)]
+        if len(pattern) != layers:
+            raise self.refuse("attention.sliding_window_pattern", f"has {len(pattern)} entries for {layers} layers")
+        return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
+
+    def only(self, name: str, supported: Any) -> None:
+        """A field of which a single value is supported, which it need not hold."""
+        if self.get(name, supported) != supported:
+            raise self.refuse(name, f"must be {supported!r} here, not {self._values[name]!r}")
+
+    def done(self) -> None:
+        """Refuse what nobody asked for, unless it has no effect."""
+        for name, value in self._values.items():
+            if name not in self._asked and (name not in HARMLESS or value != HARMLESS[name]):
+                raise InputError(f"{self.path}: GGUF field '{self.architecture}.{name}' is not supported")
+
+
+# Fields of a Hugging Face config by those of a file.
+SIZES = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+}
+
+
+def nothing_more(_: GGUFFields, __: dict[str, Any]) -> dict[str, Any]:
+    """No fields of the family's own."""
+    return {}
+
+
+@dataclass(frozen=True)
+class GGUFLayout:
+    """How the files of one architecture hold a family.
+
+    tensors: Hugging Face's modules by llama.cpp's names, in layers without "blk.N.". sizes: fields of the config by the
+    file's. eps: the file's field of the norms' eps and the config's. biases: fields of the config that say whether some
+    projections have biases; where one of them has, those without get zeros. rotary: "whole" heads are turned, or a
+    "part" of each, or there are none. more: fields of the family's own, given those found so far, over which they win.
+    restore: what the converter did to a tensor, undone.
+    """
+
+    architecture: str
+    tensors: Mapping[str, str]
+    sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
+    eps: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rotary: str | None = "whole"
+    more: Callable[[GGUFFields, dict[str, Any]], dict[str, Any]] = nothing_more
+    restore: Mapping[str, Restore] = field(default_factory=dict)
+
+
+def in_layers(layer: str, **modules: str) -> dict[str, str]:
+    """Names of modules of the layer ``layer``."""
+    return {kind: f"{layer}.{module}" for kind, module in modules.items()}
+
+
+def from_pairs(rows: Tensor, layer: LayerSpec) -> Tensor:
+    """Queries or keys [heads * D, ...] whose two halves are interleaved in the file."""
+    return halves_of_pairs(rows, layer.head_dim, layer.head_dim // 2)
+
+
+def without_one(weight: Tensor, _: LayerSpec) -> Tensor:
+    """The weight of a norm that the family stores less 1."""
+    return weight - 1
+
+
+def as_in_out(weight: Tensor, _: LayerSpec) -> Tensor:
+    """A weight that the family stores as [in, out]; a bias as it is."""
+    return weight.T.contiguous() if weight.dim() > 1 else weight
+
+
+def by_head(rows: Tensor, layer: LayerSpec) -> Tensor:
+    """Queries, keys and values of a head one after the other; in the file all queries come first."""
+    sizes = [heads * layer.head_dim for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head)]
+    query, key, value = rows.split(sizes)
+    return fuse_qkv(query, key, value, layer)
