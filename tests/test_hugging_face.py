@@ -169,7 +169,6 @@ def test_outputs_are_those_that_hugging_face_has(pair):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"output_attentions": True}, "output_attentions is not supported"),
         ({"inputs_embeds": torch.zeros(2, 17, 48)}, "either input_ids or inputs_embeds"),
         ({"past_key_values": ((torch.zeros(1),),)}, "must be a transformers Cache, not tuple"),
         ({"past_key_values": DynamicCache(), "cache": DynamicCache()}, "give one"),

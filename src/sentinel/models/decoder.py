@@ -15,13 +15,13 @@ from typing_extensions import Self
 from sentinel.errors import InputError
 from sentinel.models.elastic import Elastic
 from sentinel.models.integration import Borrowing, Integration
-from sentinel.models.parts.attention import Attention, Cache
+from sentinel.models.parts.attention import Attention, Cache, Trace
 from sentinel.models.parts.block import Block
 from sentinel.models.parts.head import Head
 from sentinel.models.parts.linear import Projection, linear
 from sentinel.models.parts.mlp import MLP
 from sentinel.models.parts.norms import make_norm
-from sentinel.models.positions import Masks, Rotary, positions_and_mask, require_below, rotary_of
+from sentinel.models.positions import Masks, Rotary, positions_and_mask, rotary_of
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tensors import prefix
@@ -94,23 +94,14 @@ class Decoder(Elastic):
         tokens: Tensor,
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        *,
-        states: list[Tensor] | None = None,
     ) -> Tensor:
-        """States of the residual stream after the last layer [B, T, C], before the final norm.
-
-        ``tokens`` may be embeddings [B, T, C] in their place. ``attention_mask`` and ``position_ids`` are those of
-        `positions_and_mask`; ``states`` collects what the first layer reads and what every layer leaves.
-        """
+        """States of the residual stream after the last layer [B, T, C], before the final norm; the rest as in `forward`."""
         past = 0 if cache is None else cache.get_seq_length()
         total = past + tokens.shape[1]
         if total > self.spec.max_seq_len:
             raise InputError(f"{total} tokens are more than the model's context of {self.spec.max_seq_len}")
-        positions, masks = positions_and_mask(tokens, total, attention_mask, position_ids, packed=cache is None)
-        if position_ids is not None and self.positions is not None:
-            require_below(position_ids, self.spec.max_seq_len)
-        return self.through_layers(tokens, positions, self.rotary(positions, total), cache, masks, states=states)
+        positions, masks = positions_and_mask(tokens, total, attention_mask)
+        return self.through_layers(tokens, positions, self.rotary(positions, total), cache, masks)
 
     def through_layers(
         self,
@@ -119,10 +110,13 @@ class Decoder(Elastic):
         rotary: Rotary,
         cache: Cache | None,
         masks: Masks,
-        *,
-        states: list[Tensor] | None = None,
+        trace: Trace | None = None,
     ) -> Tensor:
-        """`hidden_states` of tokens at ``positions`` [B, T] with their ``rotary``, which may look at what ``masks`` say."""
+        """`hidden_states` of tokens at ``positions`` [B, T] with their ``rotary``, which may look at what ``masks`` say.
+
+        ``tokens`` may be embeddings [B, T, C] in their place. The pass keeps what ``trace`` asks for.
+        """
+        states = None if trace is None else trace.states
         x = self.embedded(tokens, positions)
         borrowing = None
         if self.integration is not None:
@@ -133,7 +127,7 @@ class Decoder(Elastic):
                 states.append(x)
             if borrowing is not None:
                 x = borrowing.enter(index, x)
-            x = block(x, rotary, cache, index, masks.of(self.spec.layers[index].attention.window))
+            x = block(x, rotary, cache, index, masks.of(self.spec.layers[index].attention.window, index), trace)
         if states is not None:
             states.append(x)
         return x

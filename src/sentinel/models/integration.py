@@ -87,7 +87,7 @@ class Borrowing:
         if self._baseline is not None and index > 0:
             with torch.no_grad():
                 layer, place = self._baseline.layers[index - 1], self._n_layer + index - 1
-                mask = self._masks.of(self._baseline.spec.layers[index - 1].attention.window)
+                mask = self._masks.of(self._baseline.spec.layers[index - 1].attention.window, place)
                 self._state = layer(self._state, self._rotary, self._cache, place, mask)
         late = index - (self._n_layer - pairs)
         if late >= 0 and skips is not None:

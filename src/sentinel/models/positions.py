@@ -1,4 +1,4 @@
-"""Where tokens stand and what they may look at: rotary angles, position ids, attention masks.
+"""Where tokens stand and what they may look at: rotary angles, attention masks.
 
 Shape letters: B batch, T new tokens, S cached and new positions, D head_dim.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sentinel.errors import InputError
 from sentinel.models.rotary import frequencies
@@ -58,8 +57,8 @@ class Masks:
         self._distance = distance
         self._windowed: dict[int, Tensor | None] = {}
 
-    def of(self, window: int | None) -> Tensor | None:
-        """The mask of a layer with that window."""
+    def of(self, window: int | None, layer: int = 0) -> Tensor | None:
+        """The mask of a layer with that window. Its place in the cache, ``layer``, is of no matter here."""
         if window is None:
             return self.mask
         if window not in self._windowed:
@@ -83,62 +82,33 @@ class Masks:
         return self._distance
 
 
-def positions_and_mask(
-    tokens: Tensor,
-    total: int,
-    attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
-    *,
-    packed: bool = False,
-) -> tuple[Tensor, Masks]:
-    """Positions [B or 1, T] of new ``tokens`` [B, T, ...] up to ``total``, and which of them each layer may look at.
+def positions_and_mask(tokens: Tensor, total: int, attention_mask: Tensor | None = None) -> tuple[Tensor, Masks]:
+    """Positions [B or 1, T] of new ``tokens`` [B, T] up to ``total``, and which of them each layer may look at.
 
-    ``attention_mask`` [B, S] is 0 where there is padding: positions then count from the first real token, unless
-    ``position_ids`` [B or 1, T] give them. One of four dimensions [B or 1, 1, T, S or more] is the mask itself: True
-    where a position may look, or a number that is added. With ``packed``, position ids that start again begin another
-    sequence, which does not see those before it. Raises `InputError` for other shapes.
+    ``attention_mask`` [B, S] is 0 where there is padding: positions then count from the first real token. Raises
+    `InputError` for other shapes.
     """
     batch, new = tokens.shape[:2]
     positions = torch.arange(total - new, total, device=tokens.device)[None]
     mask = None
-    if attention_mask is not None and attention_mask.dim() == 4:
-        mask = _mask_of_four(attention_mask, tokens, total)
-    elif attention_mask is not None:
-        if attention_mask.shape != (batch, total):
-            raise InputError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected {(batch, total)}")
+    if attention_mask is not None:
+        require_one_per_token(attention_mask, batch, total)
         keep = attention_mask.to(torch.bool)
         if torch.compiler.is_compiling() or not bool(keep.all()):  # a traced graph must hold for every mask
-            positions = (keep.long().cumsum(-1) - 1).clamp(min=0)[:, total - new :]
+            positions = positions_of(keep, new)
             causal = visible(new, total, tokens.device)
             # Padding looks at itself: its state is never read, but a row without anything to look at gives NaN.
             itself = causal & ~causal.tril(total - new - 1)
             mask = ((causal & keep[:, None, :]) | itself)[:, None]
-    if position_ids is None:
-        return positions, Masks(mask, new, total, tokens.device)
-    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != new:
-        raise InputError(f"position_ids have shape {tuple(position_ids.shape)}, expected {(batch, new)}")
-    step = position_ids.diff()
-    if packed and attention_mask is None and (torch.compiler.is_compiling() or bool((step != 1).any())):
-        sequence = functional.pad(step != 1, (1, 0)).cumsum(-1)  # [B or 1, T]
-        mask = (visible(new, total, tokens.device) & (sequence[:, :, None] == sequence[:, None, :]))[:, None]
-    return position_ids, Masks(mask, new, total, tokens.device)
+    return positions, Masks(mask, new, total, tokens.device)
 
 
-def require_below(position_ids: Tensor, context: int) -> None:
-    """Raise `InputError` for position ids that a table of ``context`` positions does not have; unseen while traced."""
-    if torch.compiler.is_compiling():
-        return
-    first, last = int(position_ids.min()), int(position_ids.max())
-    if first < 0 or last >= context:
-        raise InputError(f"position_ids are {first} to {last}, but the model has positions 0 to {context - 1}")
+def positions_of(keep: Tensor, new: int) -> Tensor:
+    """Positions [B, T] of the last ``new`` tokens, counted from the first that ``keep`` [B, S] does not call padding."""
+    return (keep.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
 
 
-def _mask_of_four(mask: Tensor, tokens: Tensor, total: int) -> Tensor:
-    batch, new = tokens.shape[:2]
-    fits = mask.shape[0] in (1, batch) and mask.shape[1] == 1 and mask.shape[2] == new and mask.shape[3] >= total
-    if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        raise InputError(
-            f"attention_mask of four dimensions has shape {tuple(mask.shape)} and type {mask.dtype}, "
-            f"expected {(batch, 1, new, total)} of bool or float"
-        )
-    return mask[..., :total]
+def require_one_per_token(mask: Tensor, batch: int, total: int) -> None:
+    """Raise `InputError` unless ``mask`` is [batch, total]."""
+    if mask.shape != (batch, total):
+        raise InputError(f"attention_mask has shape {tuple(mask.shape)}, expected {(batch, total)}")

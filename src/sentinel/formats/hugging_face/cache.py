@@ -7,26 +7,24 @@ from transformers.cache_utils import Cache
 
 
 class SharedCache:
-    """A view of ``cache`` for one pass of ``new`` tokens; layers without heads and static caches are as any other.
+    """A view of ``cache`` for one pass, in which layers without heads are as any other.
 
     Hugging Face's layers read their length off their tensors, and a tensor without heads has none: a head of width 1
-    stands in for it. Static caches return all that they have room for: what is not filled yet is left out.
+    stands in for it.
     """
 
-    def __init__(self, cache: Cache, new: int) -> None:
-        self._cache = cache
-        self._past = int(cache.get_seq_length())
-        self._total = self._past + new
+    def __init__(self, cache: Cache, past: int | Tensor) -> None:
+        self._cache, self._past = cache, past
 
     def get_seq_length(self) -> int:
         """Positions cached before this pass."""
-        return self._past
+        return int(self._past)
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Append ``key`` and ``value`` [batch, heads, new, head_dim] and return everything cached for the layer."""
-        if key.shape[1] == 0:
-            filler = key.new_ones(key.shape[0], 1, key.shape[2], 1)  # zeros would count as free places
-            self._cache.update(filler, filler, layer_idx)
-            return key, value
-        keys, values = self._cache.update(key, value, layer_idx)
-        return keys[:, :, : self._total], values[:, :, : self._total]
+        """Append ``key`` and ``value`` [batch, heads, new, head_dim] and return what the layer's cache shows."""
+        if key.shape[1] > 0:
+            return self._cache.update(key, value, layer_idx)
+        filler = key.new_ones(key.shape[0], 1, key.shape[2], 1)  # zeros would count as free places
+        kept, _ = self._cache.update(filler, filler, layer_idx)
+        empty = key.new_zeros(key.shape[0], 0, kept.shape[2], key.shape[3])
+        return empty, empty

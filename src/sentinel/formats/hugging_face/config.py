@@ -70,10 +70,20 @@ class SentinelConfig(PretrainedConfig):
 
 
 def _derived(spec: ModelSpec) -> dict[str, Any]:
+    """What Hugging Face's code reads; of layers that differ, the largest."""
+    layers = spec.with_baseline_layers().layers  # Hugging Face makes a cache of as many
+    windows = [layer.attention.window for layer in layers]
+    largest = max((w for w in windows if w is not None), default=None)
+    types = ["full_attention" if window is None else "sliding_attention" for window in windows]
     return {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.n_embd,
-        "num_hidden_layers": spec.with_baseline_layers().n_layer,  # Hugging Face makes a cache of as many
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": max((layer.n_head for layer in layers), default=0),
+        "num_key_value_heads": max((layer.n_kv_head for layer in layers), default=0),
+        "head_dim": max((layer.head_dim for layer in layers), default=0),
+        "intermediate_size": max((layer.intermediate_size for layer in layers), default=0),
         "max_position_embeddings": spec.max_seq_len,
         "tie_word_embeddings": spec.tied_head,
+        **({} if largest is None else {"sliding_window": largest, "layer_types": types}),
     }

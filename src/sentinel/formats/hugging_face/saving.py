@@ -20,14 +20,14 @@ from sentinel.formats.checkpoint import WIDTH_FILE, listed_widths, write_widths
 from sentinel.formats.folder import read_config
 
 if TYPE_CHECKING:
-    from sentinel.formats.hugging_face.model import SentinelForCausalLM
+    from sentinel.formats.hugging_face.base import SentinelPreTrainedModel
 
 OF_SAVING = frozenset(inspect.signature(PreTrainedModel.save_pretrained).parameters) - {"self", "kwargs"}
 OF_PUSHING = frozenset(inspect.signature(PushToHubMixin.push_to_hub).parameters) - {"self", "deprecated_kwargs"}
 
 
 def save(
-    model: SentinelForCausalLM,
+    model: SentinelPreTrainedModel,
     folder: Path,
     state_dict: dict[str, Tensor] | None,
     options: dict[str, Any],
@@ -49,7 +49,7 @@ def save(
 
 
 @contextmanager
-def _pushed(model: SentinelForCausalLM, folder: Path, options: dict[str, Any] | None) -> Iterator[None]:
+def _pushed(model: SentinelPreTrainedModel, folder: Path, options: dict[str, Any] | None) -> Iterator[None]:
     """Make the repository, called as the folder by default; upload what the block writes. Nothing without ``options``."""
     if options is None:
         yield
@@ -82,7 +82,7 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | No
 
 
 def _with_widths(
-    model: SentinelForCausalLM, folder: Path, state_dict: dict[str, Tensor] | None
+    model: SentinelPreTrainedModel, folder: Path, state_dict: dict[str, Tensor] | None
 ) -> dict[str, Tensor] | None:
     """Write the stored widths of an elastic model to ``folder``; returns the state of the whole."""
     decoder = model.decoder

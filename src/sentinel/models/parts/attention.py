@@ -10,6 +10,7 @@ and columns.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -30,6 +31,19 @@ class Cache(Protocol):
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]: ...
 
 
+@dataclass
+class Trace:
+    """What a pass keeps for who asked: a list is filled, None is not.
+
+    ``states`` [B, T, C] are what the first layer reads and what every layer leaves; ``weights`` [B, H, T, S] those of
+    every layer's attention. ``eager`` attention is computed step by step, as ``weights`` need it, in place of fused.
+    """
+
+    states: list[Tensor] | None = None
+    weights: list[Tensor] | None = None
+    eager: bool = False
+
+
 class Attention(nn.Module):
     """Causal self-attention with fused projections, grouped-query heads and one gate per query head.
 
@@ -47,25 +61,43 @@ class Attention(nn.Module):
         self.out_proj = Projection(layer.n_head * layer.head_dim, spec.n_embd, bias=layer.out_bias)
         self.gate = nn.Parameter(torch.ones(layer.n_head))
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        cache: Cache | None,
+        index: int,
+        mask: Tensor | None,
+        trace: Trace | None = None,
+    ) -> Tensor:
         """Attention output [B, T, C] for normalised input ``x`` [B, T, C].
 
         ``mask`` [B, 1, T, S] is True where a position may look; None means causal. Without active heads the output is
         the bias of the output projection (zero where there is none).
         """
         if self.active_groups == 0:
+            key = x.new_zeros(x.shape[0], 0, x.shape[1], self.layer.head_dim)
             if cache is not None:  # keeps the layer's length; it holds no heads
-                empty = x.new_zeros(x.shape[0], 0, x.shape[1], self.layer.head_dim)
-                cache.update(empty, empty, index)
+                key, _ = cache.update(key, key, index)
+            if trace is not None and trace.weights is not None:
+                trace.weights.append(x[..., :1].expand(-1, -1, key.shape[2])[:, None][:, :0])
             return self.project(x[..., :0])
-        return self.project(self.heads(x, rotary, cache, index, mask))
+        return self.project(self.heads(x, rotary, cache, index, mask, trace))
 
-    def heads(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
+    def heads(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        cache: Cache | None,
+        index: int,
+        mask: Tensor | None,
+        trace: Trace | None = None,
+    ) -> Tensor:
         """Gated outputs of the active heads side by side [B, T, H * D]: what the output projection reads."""
         query, key, value = self._queries_keys_values(x, rotary)
         if cache is not None:
             key, value = cache.update(key, value, index)
-        y = self._attend(query, key, value, mask)  # [B, H, T, D]
+        y = self._attend(query, key, value, mask, trace)  # [B, H, T, D]
         y = y * self.gate[: y.shape[1], None, None]
         return y.transpose(1, 2).flatten(2)
 
@@ -109,10 +141,10 @@ class Attention(nn.Module):
         """Output projection [B, T, C] of the active heads' outputs ``y`` [B, T, H * D]."""
         return of_first_inputs(self.out_proj, y)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, trace: Trace | None) -> Tensor:
         new, total, per_group = query.shape[2], key.shape[2], self.layer.group_size
-        if self.layer.soft_cap is not None:
-            return self._attend_capped(query, key, value, mask)
+        if self.layer.soft_cap is not None or (trace is not None and trace.eager):
+            return self._attend_eagerly(query, key, value, mask, trace)
         if new == 1 and per_group > 1:
             # One new token: a group's queries take the place of time, so that keys and values need no repetition.
             grouped = query.view(query.shape[0], -1, per_group, query.shape[3])
@@ -129,11 +161,16 @@ class Attention(nn.Module):
             query, key, value, attn_mask=mask, is_causal=causal, scale=self.layer.scale
         )
 
-    def _attend_capped(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention whose scores are capped, which the fused product can't do."""
+    def _attend_eagerly(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, trace: Trace | None
+    ) -> Tensor:
+        """Attention step by step: its scores may be capped and its weights kept, which the fused product can't do."""
         per_group = self.layer.group_size
         key, value = key.repeat_interleave(per_group, dim=1), value.repeat_interleave(per_group, dim=1)
         scores = self._scores(query, key)
         seen = visible(scores.shape[2], scores.shape[3], scores.device) if mask is None else mask
         scores = scores.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else scores + seen
-        return scores.float().softmax(-1).to(value.dtype) @ value
+        weights = scores.float().softmax(-1).to(value.dtype)
+        if trace is not None and trace.weights is not None:
+            trace.weights.append(weights)
+        return weights @ value

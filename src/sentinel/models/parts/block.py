@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sentinel.models.parts.attention import Attention, Cache
+from sentinel.models.parts.attention import Attention, Cache, Trace
 from sentinel.models.parts.mlp import MLP
 from sentinel.models.parts.norms import make_norm
 from sentinel.models.positions import Rotary
@@ -25,10 +25,18 @@ class Block(nn.Module):
         self.mlp = MLP(spec, layer.mlp)
         self.mlp_post_norm = norms.get("mlp_post_norm")
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        cache: Cache | None,
+        index: int,
+        mask: Tensor | None,
+        trace: Trace | None = None,
+    ) -> Tensor:
         """State [B, T, C] after the layer, for the state ``x`` before it; the rest as in `Attention.forward`."""
         entering = x
-        x = self.with_attention(x, self.attn(self.attn_input(x), rotary, cache, index, mask))
+        x = self.with_attention(x, self.attn(self.attn_input(x), rotary, cache, index, mask, trace))
         return self.with_mlp(x, self.mlp(self.mlp_input(entering if self.joints.parallel else x)))
 
     def attn_input(self, x: Tensor) -> Tensor:
