@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from pathlib import Path
@@ -77,8 +76,8 @@ class SentinelPreTrainedModel(PreTrainedModel):
     def _around(cls, decoder: Decoder, config: SentinelConfig) -> Self:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # layers without heads
-            model = cls(copy.deepcopy(config))  # which making a model may change
-        model.config, model.decoder = config, _prepared(decoder)
+            model = cls(config)
+        model.decoder = _prepared(decoder)
         return model
 
     @classmethod
@@ -193,7 +192,7 @@ class SentinelPreTrainedModel(PreTrainedModel):
         """The states, the last one normed; None in the place of those that ``wanted`` does not name by its numbers."""
         found = (*states[:-1], self.decoder.final_norm(states[-1]))
         wanted = self.config.output_hidden_states if wanted is None else wanted
-        if isinstance(wanted, bool):
+        if wanted is None or isinstance(wanted, bool):
             return found
         kept = {i % len(found) for i in ([wanted] if isinstance(wanted, int) else wanted)}
         return tuple(state if i in kept else None for i, state in enumerate(found))

@@ -17,7 +17,9 @@ from sentinel.models.positions import Masks, positions_of, require_one_per_token
 
 # Until transformers 5.2, a cache was asked for its sizes with the new positions, and not with their number.
 ASKS_WITH_POSITIONS = "cache_position" in inspect.signature(Cache.get_mask_sizes).parameters
-Given = Tensor | dict[str, Tensor] | None
+Given = Tensor | dict[str, Tensor | None] | None
+
+TYPES = ("full_attention", "sliding_attention")  # as configs call them
 
 
 class CacheMasks(Masks):
@@ -35,17 +37,18 @@ class CacheMasks(Masks):
     ) -> None:
         batch, new = tokens.shape[:2]
         super().__init__(None, new, past + new, tokens.device)  # pyright: ignore[reportArgumentType]
-        self.new, self.past, self._cache, self._by_type = new, past, cache, given
-        if isinstance(given, Tensor):
-            self._by_type = {"sliding_attention": given, "full_attention": given} if given.dim() == 4 else None
+        self.new, self.past, self._cache = new, past, cache
+        by_type = dict.fromkeys(TYPES, given) if isinstance(given, Tensor) and given.dim() == 4 else given
+        self._by_type = by_type if isinstance(by_type, dict) else {}
         self._keep = None
         if isinstance(given, Tensor) and given.dim() != 4:
             require_one_per_token(given, batch, self.total)
             keep = given.to(torch.bool)
             if torch.compiler.is_compiling() or not bool(keep.all()):  # a traced graph must hold for every mask
                 self._keep = keep
-        for mask in (self._by_type or {}).values():
-            _require_four(mask, batch, new)
+        for mask in self._by_type.values():
+            if mask is not None:
+                _require_four(mask, batch, new)
         self._sequences = _sequences(position_ids) if cache is None and given is None else None
         self._made: dict[tuple[int | None, int, int], Tensor | None] = {}
 
@@ -66,8 +69,9 @@ class CacheMasks(Masks):
     def _make(self, window: int | None, length: int, offset: int) -> Tensor | None:
         keys, queries = offset + torch.arange(length, device=self._device), self._queries()
         back = queries[:, None] - keys
-        if self._by_type is not None:
-            return self._from_given(self._by_type, window, offset, back)
+        given = self._by_type.get(TYPES[window is not None])
+        if given is not None:
+            return self._from_given(given, window, offset, back)
         causal = self._keep is None and self._sequences is None
         if (
             causal
@@ -87,8 +91,8 @@ class CacheMasks(Masks):
             seen = (seen & known[:, None, offset : offset + length]) | (back == 0)
         return seen[:, None] if seen.dim() == 3 else seen[None, None]
 
-    def _from_given(self, given: dict[str, Tensor], window: int | None, offset: int, back: Tensor) -> Tensor:
-        mask = given["full_attention" if window is None else "sliding_attention"]
+    @staticmethod
+    def _from_given(mask: Tensor, window: int | None, offset: int, back: Tensor) -> Tensor:
         length = back.shape[1]
         mask = mask[..., -length:] if mask.shape[-1] == length else mask[..., offset : offset + length]
         if mask.shape[-1] < length:

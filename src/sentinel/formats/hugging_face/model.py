@@ -6,6 +6,7 @@ Importing this module registers `SentinelConfig`, `SentinelModel` and `SentinelF
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import transformers
@@ -80,7 +81,8 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
     def get_decoder(self, *_: Any, **__: Any) -> SentinelModel:
         found = self.__dict__.get("_base")
         if found is None or found.decoder is not self.decoder:
-            found = SentinelModel._around(self.decoder, self.config)
+            found = SentinelModel._around(self.decoder, copy.deepcopy(self.config))  # making a model may change it
+            found.config = self.config
             self.__dict__["_base"] = found  # no submodule: its tensors would be saved twice
         return found.train(self.training)
 
@@ -113,13 +115,15 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        shift_labels: Tensor | None = None,
         cache_position: Tensor | None = None,  # of transformers 4; the cache knows it
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits [B, T, V] and, with ``labels`` [B, T], the mean next-token loss (-100 is not counted).
 
         Arguments mean what they mean for Hugging Face's models. ``num_items_in_batch``, the targets of all accumulated
-        batches, divides the loss in place of this batch's. ``logits_to_keep`` is a number of last positions, or their
-        indices. Without ``position_ids``, positions count from the first token that ``attention_mask`` lets through.
+        batches, divides the loss in place of this batch's. ``shift_labels`` [B, T] are targets that stand at the places of
+        their predictions already, and count in place of ``labels``. ``logits_to_keep`` is a number of last positions, or
+        their indices. Without ``position_ids``, positions count from the first token that ``attention_mask`` lets through.
         ``hidden_states`` [B, T, C] are what the first layer reads and what every layer leaves, the last one normed.
 
         ``output_hidden_states`` may name some of them by number. ``attentions`` [B, H, T, S] are the weights of every
@@ -138,16 +142,20 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
             output_attentions,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.decoder.logits(states.last_hidden_state[:, keep])
+        x = states.last_hidden_state
+        assert x is not None
+        logits = self.decoder.logits(x[:, keep])
         loss = None
-        if labels is not None:
-            if logits.shape[1] != labels.shape[1]:
+        targets = labels if shift_labels is None else shift_labels
+        if targets is not None:
+            if logits.shape[1] != targets.shape[1]:
                 raise InputError("labels need the logits of all positions; leave out logits_to_keep")
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
             )
         output = CausalLMOutputWithPast(
             loss=loss,

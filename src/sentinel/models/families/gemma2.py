@@ -65,12 +65,13 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     """Inverse of `read`."""
     attention = spec.layers[0].attention
     windows = [layer.attention.window for layer in spec.layers]
+    scalar = round(attention.score_scale**-2, 6)
     found = gemma.write(spec)
     activation = found.pop("hidden_act")
     return {
         **found,
         "hidden_activation": activation,
-        "query_pre_attn_scalar": round(attention.score_scale**-2, 6),
+        "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
         "attn_logit_softcapping": attention.soft_cap,
         "final_logit_softcapping": spec.logit_soft_cap,
         "sliding_window": next((window for window in windows if window is not None), None),

@@ -80,7 +80,7 @@ class Attention(nn.Module):
             if cache is not None:  # keeps the layer's length; it holds no heads
                 key, _ = cache.update(key, key, index)
             if trace is not None and trace.weights is not None:
-                trace.weights.append(x[..., :1].expand(-1, -1, key.shape[2])[:, None][:, :0])
+                trace.weights.append(x.new_zeros(x.shape[0], 0, x.shape[1], key.shape[2]))
             return self.project(x[..., :0])
         return self.project(self.heads(x, rotary, cache, index, mask, trace))
 
