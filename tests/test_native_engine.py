@@ -150,6 +150,19 @@ def test_a_width_with_projections_of_its_own(tmp_path):
         PackedWidth.from_arrays(spec, Width(heads, neurons), wrong, "fp32")
 
 
+def test_layers_with_activations_of_their_own():
+    spec = spec_of("gpt2")
+    layers = [
+        dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, activation=name))
+        for layer, name in zip(spec.layers, ("relu", "gelu", "silu"), strict=True)
+    ]
+    decoder = filled_decoder(dataclasses.replace(spec, layers=tuple(layers)))
+    tokens = [t % spec.vocab_size for t in TOKENS]
+    exact = decoder(torch.tensor([tokens])).detach()[0].numpy()
+    found = make_engine(decoder, 2).score(tokens)
+    np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_batch_with_unequal_prompts_equals_single_sequences(precision):
     spec, arrays = oracle.canonical(oracle.llama())

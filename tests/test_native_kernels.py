@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sentinel.infer.native.kernels.names import Activation
 from sentinel.infer.native.kernels.precision_int4 import INPUT_TOP
 from sentinel.infer.native.kernels.precision_int8 import input_top
 from sentinel.infer.native.precisions import PRECISIONS, fp32, int4, int8, packed_bytes
+from sentinel.models import layer_spec
 
 RNG = np.random.default_rng(0)
 
@@ -122,6 +124,10 @@ def test_int4_loses_less_when_it_knows_the_inputs():
     w = RNG.standard_normal((40, 70)).astype(np.float32)
     plain, informed = (dense_int4(*quantised_int4(w, gram))[:, :70] for gram in (None, (x.T @ x).astype(np.float32)))
     assert np.linalg.norm(x @ (informed - w).T) < 0.6 * np.linalg.norm(x @ (plain - w).T)
+
+
+def test_every_activation_of_a_model_has_a_kernel():
+    assert {activation.name.lower() for activation in Activation} == set(get_args(layer_spec.Activation))
 
 
 @pytest.mark.parametrize("activation", Activation)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from sentinel.infer.native import program
@@ -28,3 +31,13 @@ def test_code_is_kept_for_exactly_these_sources(monkeypatch):
     assert key == program._key()
     monkeypatch.setattr(program, "CPU_NAME", "another")
     assert program._key() != key
+
+
+def test_compiled_code_depends_on_no_other_file():
+    """What decides about the machine code is in the folder of the kernels, whose digest names it."""
+    folder = Path(program.__file__).parent / "kernels"
+    assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2 and not (node.module or "").startswith("sentinel"), file
