@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sentinel.errors import InputError
+from sentinel.plain import is_object, is_row
 
 _LAYER = ("n_head", "n_kv_head", "head_dim", "intermediate_size")
 _FEATURES = ("norm", "norm_eps", "positions", "rope", "activation", "gated_mlp")
@@ -28,7 +29,7 @@ def as_version_2(data: dict[str, Any]) -> dict[str, Any]:
         raise InputError("rope settings are given when positions are 'rope'")
     if positions not in ("learned", "rope"):
         raise InputError(f"positions {positions!r} is not supported")
-    layers = []
+    layers: list[dict[str, Any]] = []
     for index, sizes in enumerate(_checked_layers(left.pop("layers"))):
         attention = {name: sizes[name] for name in _LAYER[:3]}
         mlp = {"intermediate_size": sizes["intermediate_size"], "activation": activation, "gated": gated}
@@ -46,10 +47,10 @@ def as_version_2(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_layers(layers: Any) -> list[dict[str, Any]]:
-    if not isinstance(layers, (list, tuple)):
+    if not is_row(layers):
         raise InputError("model spec: 'layers' must be a list")
     for index, layer in enumerate(layers):
-        if not isinstance(layer, dict):
+        if not is_object(layer):
             raise InputError(f"layer {index}: expected an object, not {type(layer).__name__}")
         if missing := sorted(set(_LAYER) - set(layer)):
             raise InputError(f"layer {index}: missing field {', '.join(missing)}")

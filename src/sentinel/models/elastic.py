@@ -159,7 +159,7 @@ class Elastic(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert what `torch.nn.Module.to` does not see too: the projections that are not in use."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
         kept = (t for stored in self._stored.values() for t in stored.projections.values())
         for tensor in (*kept, *self._whole.values()):
             if tensor is not None:

@@ -17,6 +17,7 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import Elastic
 from sentinel.models.parts.attention import Attention, Cache
 from sentinel.models.parts.block import Block
+from sentinel.models.parts.linear import bias_of
 from sentinel.models.parts.mlp import MLP, activate
 from sentinel.models.parts.norms import RMSNorm
 from sentinel.models.positions import Rotary, rotate, visible
@@ -56,7 +57,7 @@ class ReferenceHead(nn.Module):
             first + layer.group_size * dim,
             first + (layer.group_size + 1) * dim,
         )
-        weight, bias = fused.qkv_proj.weight, fused.qkv_proj.bias
+        weight, bias = fused.qkv_proj.weight, bias_of(fused.qkv_proj)
         self.query, self.key, self.value = (
             _linear(weight[start : start + dim], None if bias is None else bias[start : start + dim])
             for start in starts
@@ -75,7 +76,7 @@ class ReferenceAttention(nn.Module):
         self.heads = nn.ModuleList(ReferenceHead(fused, head) for head in range(fused.layer.n_head))
         self.gate = fused.gate
         self.q_norm, self.k_norm = fused.q_norm, fused.k_norm
-        self.out_bias = fused.out_proj.bias
+        self.out_bias = bias_of(fused.out_proj)
         active = fused.active_groups * fused.layer.group_size
         self.register_buffer("mask", _first(active, fused.layer.n_head, self.gate.device))
 

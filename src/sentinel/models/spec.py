@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from sentinel.models.layer_spec import (
     require_flags,
     take_numbers,
 )
+from sentinel.plain import is_row
 
 __all__ = ["AttentionSpec", "BlockSpec", "IntegrationSpec", "LayerSpec", "MlpSpec", "ModelSpec", "NormSpec", "RopeSpec"]
 
@@ -91,7 +93,7 @@ class IntegrationSpec:
     rank: int | None
 
     def __post_init__(self) -> None:
-        require(isinstance(self.skips, bool), f"skips must be true or false, not {self.skips!r}")
+        require_flags(self, "skips")
         require(self.skips or self.baseline is not None, "an integration needs skips, a baseline, or both")
         require(
             self.rank is None or (is_whole(self.rank) and self.rank >= 1),
@@ -116,11 +118,12 @@ class IntegrationSpec:
         for name in ("n_embd", "vocab_size", "norm", "block", "learned_positions", "embed_scale"):
             ours, theirs = getattr(spec, name), getattr(other, name)
             require(ours == theirs, f"the baseline has {name} {theirs}, but the model {ours}; they must be the same")
-        for name, of in (
-            ("activation", lambda layer: layer.mlp.activation),
-            ("gated", lambda layer: layer.mlp.gated),
-            ("rope", lambda layer: layer.attention.rope),
-        ):
+        of_layers: dict[str, Callable[[LayerSpec], object]] = {
+            "activation": lambda layer: layer.mlp.activation,
+            "gated": lambda layer: layer.mlp.gated,
+            "rope": lambda layer: layer.attention.rope,
+        }
+        for name, of in of_layers.items():
             ours, theirs = ({of(layer) for layer in model.layers} for model in (spec, other))
             require(theirs <= ours, f"the baseline has {name} {theirs}, but the model {ours}; they must be the same")
         require(
@@ -303,7 +306,7 @@ class ModelSpec:
 def _plain(value: Any) -> Any:
     """Dictionaries and lists of plain values; a field that is as by default is left out."""
     if isinstance(value, ModelSpec) or not dataclasses.is_dataclass(value):
-        if isinstance(value, tuple):
+        if is_row(value):
             return [_plain(item) for item in value]
         if not isinstance(value, ModelSpec):
             return value

@@ -92,7 +92,7 @@ def _layer_tensors(spec: ModelSpec, layer: LayerSpec, index: int, name: str) -> 
         yield from _norm_tensors(spec, f"{name}.{norm}")
     yield from _attention_tensors(spec.n_embd, layer, index, f"{name}.attn")
     width, mlp = spec.n_embd, layer.mlp
-    neurons = {"layer": index, "unit": "neurons", "count": mlp.intermediate_size, "size": 1}
+    neurons: dict[str, Any] = {"layer": index, "unit": "neurons", "count": mlp.intermediate_size, "size": 1}
     for projection in ("gate_proj", "up_proj") if mlp.gated else ("up_proj",):
         yield TensorSpec(f"{name}.mlp.{projection}.weight", (mlp.intermediate_size, width), **neurons)
         if mlp.up_bias:

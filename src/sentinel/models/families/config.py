@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.models.layer_spec import Activation
+from sentinel.plain import is_list, is_object
 
 # What a field that the family does not read may hold without changing what the model computes:
 # - any value in a field of `GENERIC_FIELDS` (generation, training, labels, notes of the software that wrote the file);
@@ -225,14 +226,14 @@ class ConfigReader:
             raise InputError(
                 f"{self.family} config: {name} {value!r} is not supported (gelu_new, gelu, silu, relu are)"
             )
-        return cast(Activation, value)
+        return value
 
     def mapping(self, name: str) -> dict[str, Any] | None:
         """An object, or None."""
         value = self._left.pop(name, None)
-        if value is not None and not isinstance(value, dict):
-            raise self.refuse(name, value, "an object")
-        return value
+        if value is None or is_object(value):
+            return value
+        raise self.refuse(name, value, "an object")
 
     def only(self, name: str, supported: Any) -> None:
         """A field of which a single value is supported."""
@@ -246,7 +247,7 @@ class ConfigReader:
         if types is None:
             return [default(index) for index in range(count)]
         known = {"full_attention": False, "sliding_attention": True}
-        good = isinstance(types, list) and len(types) == count and all(isinstance(t, str) and t in known for t in types)
+        good = is_list(types) and len(types) == count and all(isinstance(t, str) and t in known for t in types)
         if not good:
             raise self.refuse("layer_types", types, f"a list of {count} full_attention or sliding_attention")
         return [known[kind] for kind in types]
@@ -259,9 +260,9 @@ class ConfigReader:
     def numbers(self, name: str) -> list[int] | None:
         """A list of whole numbers, or None."""
         value = self._left.pop(name, None)
-        if value is not None and not (isinstance(value, list) and all(isinstance(item, int) for item in value)):
-            raise self.refuse(name, value, "a list of whole numbers")
-        return value
+        if value is None or (is_list(value) and all(isinstance(item, int) for item in value)):
+            return value
+        raise self.refuse(name, value, "a list of whole numbers")
 
     def ignore(self, *names: str) -> None:
         """Fields that do not change what the model computes."""
@@ -271,7 +272,7 @@ class ConfigReader:
     def done(self) -> None:
         """Refuse what is left, unless it has no effect."""
         types = self._left.pop("layer_types", None)
-        if types is not None and (not isinstance(types, list) or any(kind != "full_attention" for kind in types)):
+        if types is not None and (not is_list(types) or any(kind != "full_attention" for kind in types)):
             raise self.refuse("layer_types", types, "a list of full_attention")
         self._left.pop("max_window_layers", None)  # of a window that is refused where there is one
         if not self._windowed:

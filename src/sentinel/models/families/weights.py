@@ -28,7 +28,7 @@ def split_qkv(fused: Tensor, layer: LayerSpec | AttentionSpec) -> tuple[Tensor, 
     if not layer.n_kv_head:
         return fused, fused, fused
     grouped = fused.reshape(layer.n_kv_head, -1, *rest)
-    query, key, value = grouped.split((layer.group_size * dim, dim, dim), dim=1)
+    query, key, value = torch.split(grouped, [layer.group_size * dim, dim, dim], dim=1)
     return query.reshape(-1, *rest), key.reshape(-1, *rest), value.reshape(-1, *rest)
 
 
@@ -116,7 +116,7 @@ def stacked_qkv(ours: str, theirs: str, *, transpose: bool = False) -> Rule:
     def read(tensors: Tensors, layer: LayerSpec) -> Tensors:
         rows = tensors[0].T if transpose else tensors[0]
         sizes = [heads * layer.head_dim for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head)]
-        query, key, value = rows.split(sizes)
+        query, key, value = torch.split(rows, sizes)
         return (fuse_qkv(query, key, value, layer),)
 
     def write(tensors: Tensors, layer: LayerSpec) -> Tensors:

@@ -25,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not one_row or threads == 1 or rows < 64 * threads:
         return functional.linear(x, weight, bias)
     block = rows // threads
-    blocks = weight[: block * threads].unflatten(0, (threads, block))
+    blocks = weight[: block * threads].view(threads, block, columns)
     y = torch.bmm(x.reshape(1, 1, columns).expand(threads, 1, columns), blocks.transpose(1, 2)).reshape(-1)
     if block * threads < rows:
         y = torch.cat((y, weight[block * threads :] @ x.reshape(columns)))
@@ -41,12 +41,17 @@ class Projection(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def bias_of(projection: nn.Linear) -> Tensor | None:
+    """Its bias [out]; torch's types say that there always is one."""
+    return projection.bias
+
+
 def first_outputs(projection: nn.Linear, x: Tensor, rows: int) -> Tensor:
     """The first ``rows`` outputs of ``projection`` [..., rows] for ``x`` [..., in]."""
     if rows == projection.weight.shape[0]:
         return projection(x)  # as a module, so that an adapter or a hook around it takes effect
     require_plain(projection)
-    bias = projection.bias
+    bias = bias_of(projection)
     return linear(x, projection.weight[:rows], None if bias is None else bias[:rows])
 
 
