@@ -9,7 +9,7 @@ import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, largest_difference, some_order, some_tokens
 
-from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order
+from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, select
 from sentinel.adapt.pruning.compensate import Normal, best_solution, compensate, solve
 from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
@@ -38,7 +38,7 @@ def test_masked_equals_compacted(name, ratio):
     decoder = filled_decoder(make(name))
     plan = some_order(decoder.spec).plan(ratio, ratio)
     reference = ReferenceDecoder(decoder)
-    for block, groups, neurons in zip(reference.blocks, plan.groups, plan.kept_neurons, strict=True):
+    for block, groups, neurons in zip(reference.blocks, plan.kept.groups, plan.kept.neurons, strict=True):
         block.attn.mask.zero_()
         block.attn.mask.view(-1, max(1, block.attn.layer.group_size))[list(groups)] = 1
         block.mlp.mask.zero_()
@@ -67,13 +67,13 @@ def test_expanding_keys_and_ordering_change_nothing(name):
 def test_plans_of_one_order_are_nested_and_respect_floors():
     spec = make("unequal-rope")
     order = some_order(spec, floor_groups=1, floor_neurons=2)
-    plans = [order.plan(r, r) for r in (0.0, 0.2, 0.5, 0.8)]
-    for weaker, stronger in itertools.pairwise(plans):
-        for a, b in zip(weaker.groups + weaker.kept_neurons, stronger.groups + stronger.kept_neurons, strict=True):
+    kept = [order.plan(r, r).kept for r in (0.0, 0.2, 0.5, 0.8)]
+    for weaker, stronger in itertools.pairwise(kept):
+        for a, b in zip((*weaker.groups, *weaker.neurons), (*stronger.groups, *stronger.neurons), strict=True):
             assert b == a[: len(b)]
     most = order.plan(3 / 6, 0.9)
-    assert all(kept for kept, layer in zip(most.groups, spec.layers, strict=True) if layer.n_head)
-    assert all(len(kept) >= 2 for kept, la in zip(most.kept_neurons, spec.layers, strict=True) if la.intermediate_size)
+    assert all(kept for kept, layer in zip(most.kept.groups, spec.layers, strict=True) if layer.n_head)
+    assert all(len(kept) >= 2 for kept, la in zip(most.kept.neurons, spec.layers, strict=True) if la.intermediate_size)
     uniform = some_order(spec_of("gpt2"), scope="uniform").plan(0.5, 0.25)
     assert uniform.width.groups == (2, 2, 2) and uniform.width.neurons == (144, 144, 144)
 
@@ -121,8 +121,8 @@ def test_compensation_is_never_worse_than_none_on_the_calibration_text(name):
     dense = filled_decoder(make(name))
     windows = windows_of(dense.spec)
     plan = some_order(dense.spec).plan(0.5, 0.4)
-    (student,) = compensate(dense, [plan], windows)
-    plain = compact(dense, plan, biases=True)
+    (student,) = compensate(dense, [plan.kept], windows)
+    plain = select(dense, plan.kept, biases=True)
     teacher, with_, without = Stream(dense, windows), Stream(student, windows), Stream(student, windows)
     for index in range(dense.spec.n_layer):
         for half in HALVES:
@@ -142,7 +142,7 @@ def test_compensation_is_never_worse_than_none_on_the_calibration_text(name):
 
 def test_compensation_of_nothing_changes_nothing():
     dense = filled_decoder(spec_of("llama-grouped"))
-    (student,) = compensate(dense, [some_order(dense.spec).plan(0.0)], windows_of(dense.spec))
+    (student,) = compensate(dense, [some_order(dense.spec).plan(0.0).kept], windows_of(dense.spec))
     tokens = some_tokens(dense.spec)
     with torch.no_grad():
         assert largest_difference(student(tokens), dense(tokens)) < 1e-4
@@ -196,7 +196,7 @@ def test_nan_is_named_with_its_layer():
         dense.blocks[1].attn.out_proj.weight[0, 0] = float("nan")
     windows = Windows(windows_of(dense.spec), ("a",))
     with pytest.raises(InputError, match=r"layers?[ .]1"):
-        compensate(dense, [some_order(dense.spec).plan(0.5)], windows.tokens)
+        compensate(dense, [some_order(dense.spec).plan(0.5).kept], windows.tokens)
     with pytest.raises(InputError, match=r"layers?[ .]1"):
         Pruner(dense, PruningSettings("fisher"), windows).order(0.5, 0.0)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, some_tokens
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from sentinel.adapt.pruning import calibrate as calibration
 from sentinel.adapt.pruning import criteria
 from sentinel.adapt.pruning.compact import select
 from sentinel.adapt.pruning.criteria import criterion_named
@@ -27,6 +24,7 @@ from sentinel.adapt.text.corpora import Windows
 from sentinel.errors import InputError
 from sentinel.models.families import family_of
 from sentinel.models.positions import visible
+from sentinel.models.width import Kept
 
 
 def windows_of(spec, count=12, length=24, seed=3) -> Windows:
@@ -115,29 +113,33 @@ def test_an_order_follows_from_scores_scope_and_floors(criterion, monkeypatch):
         assert all(sorted(ranks // 3) == [0, 1, 2, 3] for ranks in uniform.group_ranks)
 
 
-def test_a_new_criterion_is_a_class_and_a_line(monkeypatch):
-    """What the table needs of a criterion that it does not know yet."""
+LAST_FIRST = """
+import numpy as np
 
-    class Last(ScoringCriterion):
-        name = "last"
-        needs_text = False
+from sentinel.adapt.pruning.criterion import ScoringCriterion
+from sentinel.adapt.pruning.scores import Scores
 
-        def scores(self, subject: Subject, heads: float, neurons: float) -> Scores:
-            layers = subject.dense.spec.layers
-            groups, units = ([-np.arange(float(n)) for n in sizes] for sizes in zip(*map(_sizes, layers), strict=True))
-            return Scores(self.name, tuple(groups), tuple(units))
 
-    monkeypatch.setitem(criteria._PLACES, "last", "magnitude:Last")
-    monkeypatch.setattr("sentinel.adapt.pruning.criteria.magnitude.Last", Last, raising=False)
-    criterion_named.cache_clear()
+class LastFirst(ScoringCriterion):
+    name = "last-first"
+    needs_text = False
+
+    def scores(self, subject, heads, neurons):
+        layers = subject.dense.spec.layers
+        groups = tuple(-np.arange(float(layer.n_kv_head)) for layer in layers)
+        return Scores(self.name, groups, tuple(-np.arange(float(layer.intermediate_size)) for layer in layers))
+"""
+
+
+def test_a_new_criterion_is_a_file_and_a_line(tmp_path, monkeypatch):
+    (tmp_path / "last_first.py").write_text(LAST_FIRST)
+    monkeypatch.setattr(criteria, "__path__", [*criteria.__path__, str(tmp_path)])
+    monkeypatch.setitem(criteria._PLACES, "last-first", "last_first:LastFirst")
     dense = filled_decoder(spec_of("gpt2"))
-    order = Pruner(dense, PruningSettings("last", compensate=False), None).order(0.5, 0.5)
-    assert order.plan(0.5, 0.5).groups == ((0, 1),) * 3
+    order = Pruner(dense, PruningSettings("last-first", compensate=False), None).order(0.5, 0.5)
+    assert order.plan(0.5, 0.5).kept.groups == ((0, 1),) * 3
+    sys.modules.pop(f"{criteria.__name__}.last_first")
     criterion_named.cache_clear()
-
-
-def _sizes(layer) -> tuple[int, int]:
-    return layer.n_kv_head, layer.intermediate_size
 
 
 def one_focused_of_two_heads():
@@ -163,7 +165,7 @@ def test_heads_whose_attention_is_spread_out_go_first():
     assert uniform == pytest.approx(1.0, abs=1e-5) and focused < 0.1
     found = criterion_named("entropy")
     assert found.scores(subject, 0.5, 0.0).groups[0][0] < found.scores(subject, 0.5, 0.0).groups[0][1]
-    assert found.order(subject, 0.5, 0.0).plan(0.5).groups == ((1,),)
+    assert found.order(subject, 0.5, 0.0).plan(0.5).kept.groups == ((1,),)
 
 
 def test_entropy_is_that_of_the_attention_weights():
@@ -223,7 +225,7 @@ def test_gradient_and_fisher_are_those_of_the_gates():
 def test_reconstruction_removes_what_the_others_can_replace():
     """Two heads with the same outputs: one of them goes first, and costs nothing."""
     dense = filled_decoder(spec_of("gpt2"))
-    twins = select(dense, [[0, 1, 1, 2]] * 3, [range(192)] * 3)
+    twins = select(dense, Kept([[0, 1, 1, 2]] * 3, [range(192)] * 3))
     scores = Pruner(twins, PruningSettings("reconstruction"), windows_of(twins.spec)).scores(0.5)
     for layer in scores.groups:
         assert int(np.argmin(layer)) in (1, 2)
@@ -233,7 +235,7 @@ def test_reconstruction_removes_what_the_others_can_replace():
 def test_stepwise_removes_one_of_two_alike_and_then_no_longer_the_other():
     """What the twin can replace costs nothing; once it has gone, the other counts as much as any head."""
     config = {"model_type": "gpt2", "vocab_size": 97, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 4}
-    twins = select(filled_decoder(family_of("gpt2").spec_from_config(config)), [[0, 1, 1, 2]], [range(128)])
+    twins = select(filled_decoder(family_of("gpt2").spec_from_config(config)), Kept([[0, 1, 1, 2]], [range(128)]))
     order = criterion_named("stepwise").order(calibrated(twins), 0.5, 0.0)
     first, second = np.argsort(order.group_ranks[0])[:2]
     assert first in (1, 2) and order.group_losses[0][first] < 0.05 * order.group_losses[0][second]
@@ -263,82 +265,3 @@ def test_losses_of_heads_and_neurons_are_told_in_one_unit_where_they_have_one():
     assert losses(True).group_losses[0][0] == 2.0 and losses(True).neuron_losses[0][0] == 0.5
     assert losses(False).group_losses[0][0] == pytest.approx(1 / 12)
     assert losses(False).neuron_losses[0][0] == pytest.approx(1 / 576)
-
-
-def test_statistics_are_gathered_once_for_all_who_share_them(monkeypatch):
-    calls = []
-    real = calibration.calibrate
-    monkeypatch.setattr("sentinel.adapt.pruning.subject.calibrate", lambda *a: calls.append(1) or real(*a))
-    dense = filled_decoder(spec_of("gpt2"))
-    pruner = Pruner(dense, PruningSettings("stepwise"), windows_of(dense.spec))
-    for name in ("random", "fisher", "gradient", "entropy"):
-        other = pruner.with_settings(PruningSettings(name))
-        other.order(0.5, 0.0)
-        other.with_compensation(False).order(0.5, 0.0)
-    assert len(calls) == 1
-
-
-def test_calibration_resumes_to_the_same_statistics(tmp_path, monkeypatch):
-    dense = filled_decoder(spec_of("llama-grouped"))
-    windows = windows_of(dense.spec)
-    whole = calibration.calibrate(dense, windows)
-    monkeypatch.setattr(calibration, "SAVE_EVERY_SECONDS", 0.0)
-    calls = {"left": 3 * 6}  # three batches of three layers of two halves
-    real = calibration._add
-
-    def interrupted(*arguments):
-        calls["left"] -= 1
-        if calls["left"] < 0:
-            raise KeyboardInterrupt
-        real(*arguments)
-
-    monkeypatch.setattr(calibration, "_add", interrupted)
-    file = tmp_path / "s.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        calibration.calibrate(dense, windows, file)
-    with safe_open(file, framework="pt") as opened:
-        assert opened.metadata()["tokens"] == str(3 * calibration.BATCH * 24)
-    monkeypatch.setattr(calibration, "_add", real)
-    resumed = calibration.calibrate(dense, windows, file)
-    assert resumed.tokens == whole.tokens == windows.tokens.numel()
-    for name, tensor in whole.tensors().items():
-        assert torch.allclose(resumed.tensors()[name], tensor, rtol=1e-5), name
-    with pytest.raises(InputError, match="another model or text"):
-        calibration.calibrate(dense, windows_of(dense.spec, seed=9), file)
-
-
-def test_the_statistics_file_keeps_its_names(tmp_path):
-    """Files that earlier versions wrote: named tensors of safetensors, and three fields beside them."""
-    dense = filled_decoder(spec_of("llama-grouped"))
-    windows = windows_of(dense.spec)
-    file = tmp_path / "s.safetensors"
-    found = calibration.calibrate(dense, windows, file)
-    kinds = ("attn_gram", "mlp_gram", "group_gradient", "group_fisher", "entropy", "neuron_gradient", "neuron_fisher")
-    tensors = load_file(file)
-    assert set(tensors) == {f"{kind}.{index}" for kind in kinds for index in range(3)}
-    assert tensors["attn_gram.2"].shape == (48, 48) and tensors["mlp_gram.0"].shape == (80, 80)
-    assert tensors["entropy.1"].shape == (2,) and tensors["neuron_fisher.1"].shape == (80,)
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-    assert set(metadata) == {"identity", "tokens", "fingerprints"}
-    assert int(metadata["tokens"]) == found.tokens and json.loads(metadata["fingerprints"]) == ["a"]
-    save_file({**tensors, "entropy.1": torch.tensor([7.0, 8.0])}, file, metadata)
-    assert calibration.calibrate(dense, windows, file).layers[1].entropy.tolist() == [7.0, 8.0]
-
-
-def test_damaged_statistics_files_are_refused(tmp_path):
-    dense = filled_decoder(spec_of("llama-grouped"))
-    windows = windows_of(dense.spec)
-    file = tmp_path / "s.safetensors"
-    calibration.calibrate(dense, windows, file)
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-    tensors = load_file(file)
-    without = {name: tensor for name, tensor in tensors.items() if name != "mlp_gram.1"}
-    for damaged in (without, {**tensors, "mlp_gram.1": torch.zeros(3, 3)}):
-        save_file(damaged, file, metadata)
-        with pytest.raises(InputError, match=r"s\.safetensors has no statistics mlp_gram\.1"):
-            calibration.calibrate(dense, windows, file)
-    file.write_text("nothing of the kind")
-    with pytest.raises(InputError, match="is not a statistics file"):
-        calibration.calibrate(dense, windows, file)

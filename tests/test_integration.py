@@ -33,6 +33,7 @@ from sentinel.models.families import family_of
 from sentinel.models.record import Record
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 from sentinel.models.tensors import tensors_of
+from sentinel.models.width import Width
 
 FEATURES = ("all", "no-baseline", "no-unet")
 SPECS = {name: spec_of(name) for name in ("gpt2", "llama-grouped")} | {
@@ -43,9 +44,8 @@ SPECS = {name: spec_of(name) for name in ("gpt2", "llama-grouped")} | {
 
 def half_of_the_heads(decoder: Decoder) -> Decoder:
     """The first half of each layer's head groups and all neurons."""
-    layers = decoder.spec.layers
-    groups = [range((layer.n_kv_head + 1) // 2) for layer in layers]
-    return select(decoder, groups, [range(layer.intermediate_size) for layer in layers])
+    whole = Width.full(decoder.spec)
+    return select(decoder, Width(tuple((count + 1) // 2 for count in whole.groups), whole.neurons).kept)
 
 
 def integrated(spec: ModelSpec, configuration: str = "all", rank: int | None = 4) -> Decoder:

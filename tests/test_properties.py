@@ -20,7 +20,7 @@ from sentinel.models.features import features
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.reference import ReferenceDecoder
 from sentinel.models.spec import BlockSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
-from sentinel.models.width import Kept, Width
+from sentinel.models.width import Width
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 ROPES = (
@@ -103,8 +103,7 @@ def test_one_function_however_it_is_computed(spec: ModelSpec, data: st.DataObjec
         decoder.use(full)
         reference.use(width)
         assert largest_difference(reference(tokens), narrow) < 1e-5
-        kept = Kept([range(g) for g in width.groups], [range(f) for f in width.neurons])
-        removed = select(decoder, kept.groups, kept.neurons)
+        removed = select(decoder, width.kept)
         assert removed.spec == width.of(spec) and removed.in_use == width
         assert largest_difference(removed(tokens), narrow) < 1e-5
         decoder.store_widths([StoredWidth(0.5, 0.5, width, {})])
@@ -153,7 +152,7 @@ def test_plans_of_one_order_are_nested(spec: ModelSpec, seed: int, first: float,
     neurons = tuple(rng.random(layer.intermediate_size) for layer in spec.layers)
     order = removal_order(spec, Scores("random", groups, neurons))
     less, more = (order.plan(ratio, ratio) for ratio in sorted((first, second)))
-    for ours, theirs in ((less.groups, more.groups), (less.kept_neurons, more.kept_neurons)):
+    for ours, theirs in ((less.kept.groups, more.kept.groups), (less.kept.neurons, more.kept.neurons)):
         assert all(kept[: len(other)] == other for kept, other in zip(ours, theirs, strict=True))
 
 

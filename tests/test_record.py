@@ -26,7 +26,7 @@ from sentinel.measure.runner import run_suites
 from sentinel.models.elastic import StoredWidth
 from sentinel.models.record import KINDS, Adapted, Integrated, Pruned, Quantised, Record, Recovered
 from sentinel.models.spec import ModelSpec
-from sentinel.models.width import Kept
+from sentinel.models.width import Width
 
 STEPS = (
     Pruned(
@@ -283,15 +283,14 @@ def test_a_decoder_carries_its_record_through_surgery_and_saving(worded, tmp_pat
     loaded = load(worded)
     record = loaded.record.then(STEPS[0])
     decoder = dataclasses.replace(loaded, record=record).decoder
-    layers = decoder.spec.layers
-    whole = [range(la.n_kv_head) for la in layers], [range(la.intermediate_size) for la in layers]
-    elastic = select(decoder, *whole)
-    kept = Kept([range(1)] * len(layers), whole[1]).width
-    elastic.store_widths([StoredWidth(0.5, 0.0, kept, {})])
+    whole = Width.full(decoder.spec)
+    elastic = select(decoder, whole.kept)
+    narrow = Width((1,) * decoder.spec.n_layer, whole.neurons)
+    elastic.store_widths([StoredWidth(0.5, 0.0, narrow, {})])
     changed = {
         "elastic": elastic,
         "expanded": expand_kv(decoder),
-        "selected": select(decoder, *whole),
+        "selected": select(decoder, whole.kept),
         "integrated": integrate(decoder, "no-baseline", rank=2),
         "narrowed": elastic.at_width(0.5, 0.0),
     }

@@ -39,6 +39,11 @@ class Width:
                     f"{groups} and {neurons} can't be used"
                 )
 
+    @property
+    def kept(self) -> Kept:
+        """The numbers of what is used: the first of each layer."""
+        return Kept([range(count) for count in self.groups], [range(count) for count in self.neurons])
+
     def of(self, spec: ModelSpec) -> ModelSpec:
         """The specification of a model that has only so much of each layer."""
         layers = tuple(

@@ -32,7 +32,7 @@ def one_shot(
     groups = [layer.n_kv_head for layer in dense.spec.layers]
     share = removed_uniformly(budget, groups) / sum(groups)
     order = stepwise_order(dense, calibration, heads=share, floor_groups=budget.floor, seed=recovery.seed)
-    (student,) = compensate(dense, [overshooting_plan(order, budget, 0)], calibration)
+    (student,) = compensate(dense, [overshooting_plan(order, budget, 0).kept], calibration)
     return student, recover(student, dense, train, held_out, recovery)
 
 

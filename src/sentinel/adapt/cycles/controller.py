@@ -24,7 +24,6 @@ from sentinel.adapt.pruning.attention_entropy import AttentionEntropy
 from sentinel.adapt.pruning.compensate import compensate
 from sentinel.adapt.pruning.criteria.stepwise import score, stepwise_order
 from sentinel.adapt.pruning.gated_model import short_windows
-from sentinel.adapt.pruning.plan import PruningPlan, spec_digest
 from sentinel.adapt.recovery.likelihood import perplexity_of
 from sentinel.adapt.recovery.recover import Recovery, recover
 from sentinel.adapt.recovery.run import make_accelerator
@@ -33,6 +32,7 @@ from sentinel.adapt.recovery.state import HeldOut
 from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.width import Kept
 from sentinel.progress import counting, say, track
 
 SIGNAL_LENGTH = 256  # tokens of a window that signals are measured on
@@ -201,9 +201,9 @@ class Controller:
         floor = self.budget.floor
         order = stepwise_order(self.dense, self.calibration, heads=share, floor_groups=floor, seed=self._seed(0))
         plan = overshooting_plan(order, self.budget, extra)
-        (student,) = compensate(self.dense, [plan], self.calibration)
-        self.model.take_back(student, plan.groups)
-        self.model.kept = [sorted(groups) for groups in plan.groups]
+        (student,) = compensate(self.dense, [plan.kept], self.calibration)
+        self.model.take_back(student, plan.kept.groups)
+        self.model.kept = [sorted(groups) for groups in plan.kept.groups]
         return [losses.tolist() for losses in order.group_losses]
 
     def _prune_more(self, number: int) -> HeadMap:
@@ -214,12 +214,11 @@ class Controller:
         part = windows[: PRUNING_WINDOWS // 2]
         scores, _ = score(student, part, model.kept, neurons, seed=self._seed(number), with_neurons=False)
         gone = least_important(scores, self.settings.exchanged(number, sum(self.record.groups)), self.budget.floor)
-        places = tuple(
-            tuple(place for place, group in enumerate(groups) if Head(index, group) not in gone)
+        places = [
+            [place for place, group in enumerate(groups) if Head(index, group) not in gone]
             for index, groups in enumerate(model.kept)
-        )
-        plan = PruningPlan(spec_digest(student.spec), "adapt", 0.0, 0.0, places, tuple(map(tuple, neurons)))
-        (student,) = compensate(student, [plan], windows, halves=("attn",))
+        ]
+        (student,) = compensate(student, [Kept(places, neurons)], windows, halves=("attn",))
         model.park(gone)
         model.take_back(student, model.kept)
         return self._by_head(scores)

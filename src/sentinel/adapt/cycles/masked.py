@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sentinel.adapt.pruning.compact import select
 from sentinel.models.decoder import Decoder
-from sentinel.models.tensors import Kept, put_back
+from sentinel.models.tensors import put_back
+from sentinel.models.width import Kept
 
 
 class Head(NamedTuple):
@@ -32,7 +33,7 @@ class MaskedModel:
         spec = dense.spec
         self.kept = [list(range(layer.n_kv_head)) for layer in spec.layers]
         self._neurons = [list(range(layer.intermediate_size)) for layer in spec.layers]
-        self.decoder = select(dense, self.kept, self._neurons, biases=True)
+        self.decoder = select(dense, Kept(self.kept, self._neurons), biases=True)
         self._dense_gates = [block.attn.gate.detach().clone() for block in self.decoder.blocks]
 
     @property
@@ -72,7 +73,7 @@ class MaskedModel:
 
     def student(self) -> Decoder:
         """A compacted copy of what takes part, its groups in the order of ``kept``."""
-        return select(self.decoder, self.kept, self._neurons)
+        return select(self.decoder, Kept(self.kept, self._neurons))
 
     @torch.no_grad()
     def take_back(self, student: Decoder, groups: Sequence[Sequence[int]]) -> None:

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from sentinel.adapt.pruning.attention_entropy import AttentionEntropy
+from sentinel.adapt.pruning.digest import digests
 from sentinel.adapt.pruning.gradients import LayerProbe, probe
 from sentinel.adapt.pruning.gram_matrices import gram_of
-from sentinel.adapt.pruning.plan import spec_digest
 from sentinel.adapt.pruning.residual_stream import Half
 from sentinel.adapt.pruning.statistics import Calibration, LayerStatistics, read_statistics, write_statistics
 from sentinel.adapt.text.corpora import Windows
@@ -32,10 +32,10 @@ def calibrate(decoder: Decoder, windows: Windows, statistics_file: Path | None =
     windows is taken up where it ended. The result does not depend on interruptions. Raises `InputError` for NaN, naming
     the layer, and for a statistics file of something else.
     """
-    identity = _identity(decoder, windows)
+    identity, *earlier = _identities(decoder, windows)
     found = Calibration.empty(decoder.spec, windows.fingerprints, decoder.device)
     if statistics_file is not None and statistics_file.exists():
-        found = read_statistics(statistics_file, found, identity)
+        found = read_statistics(statistics_file, found, (identity, *earlier))
     length = windows.tokens.shape[1]
     left = windows.tokens[found.tokens // length :]
     entropies = AttentionEntropy(decoder, length)
@@ -70,10 +70,14 @@ def _add(sums: LayerStatistics, half: Half, layer: LayerProbe, windows: int) -> 
     fisher.add_(effect.square().sum(0))
 
 
-def _identity(decoder: Decoder, windows: Windows) -> str:
-    digest = hashlib.sha256(spec_digest(decoder.spec).encode())
-    digest.update(windows.tokens.cpu().numpy().tobytes())
-    for name, tensor in decoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.flatten()[:: max(1, tensor.numel() // 64)].cpu().numpy().tobytes())
-    return digest.hexdigest()[:24]
+def _identities(decoder: Decoder, windows: Windows) -> list[str]:
+    """Names of the statistics of that model and text: the one to write, and those of earlier versions."""
+    found = []
+    for shape in digests(decoder.spec):
+        digest = hashlib.sha256(shape.encode())
+        digest.update(windows.tokens.cpu().numpy().tobytes())
+        for name, tensor in decoder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.flatten()[:: max(1, tensor.numel() // 64)].cpu().numpy().tobytes())
+        found.append(digest.hexdigest()[:24])
+    return found

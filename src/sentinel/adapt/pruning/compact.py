@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 
@@ -24,12 +23,10 @@ def expand_kv(decoder: Decoder) -> Decoder:
     return _with_record(build(spec, expanded(state, decoder.spec), "the model with repeated keys"), decoder)
 
 
-def compact(decoder: Decoder, plan: PruningPlan, *, biases: bool = False) -> Decoder:
-    """A smaller decoder of what ``plan`` keeps, in the plan's order. ``biases`` gives projections that lack one a zero
-    bias, for compensation to fill. Weights are copied. Raises `InputError` for a plan of another model.
-    """
+def compact(decoder: Decoder, plan: PruningPlan) -> Decoder:
+    """A smaller decoder of what ``plan`` keeps, in the plan's order. Raises `InputError` for a plan of another model."""
     plan.check(decoder.spec)
-    return select(decoder, plan.groups, plan.kept_neurons, biases=biases)
+    return select(decoder, plan.kept)
 
 
 def in_nested_order(decoder: Decoder, order: RemovalOrder) -> Decoder:
@@ -37,11 +34,10 @@ def in_nested_order(decoder: Decoder, order: RemovalOrder) -> Decoder:
     return compact(decoder, order.plan(0.0, 0.0))
 
 
-def select(
-    decoder: Decoder, groups: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]], *, biases: bool = False
-) -> Decoder:
-    """A decoder of the given head groups and neurons of each layer, in the given order."""
-    spec, kept = decoder.spec, Kept(groups, neurons)
+def select(decoder: Decoder, kept: Kept, *, biases: bool = False) -> Decoder:
+    """A decoder of the given head groups and neurons of each layer, in the given order. Weights are copied. ``biases``
+    gives projections that lack one a zero bias, for compensation to fill."""
+    spec = decoder.spec
     smaller = kept.width.of(spec)
     if biases:
         smaller = with_output_biases(smaller)

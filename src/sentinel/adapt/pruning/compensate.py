@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from sentinel.adapt.integration import require_plain
-from sentinel.adapt.pruning.compact import compact
+from sentinel.adapt.pruning.compact import select
 from sentinel.adapt.pruning.gram_matrices import gram_of
-from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.adapt.pruning.residual_stream import HALVES, Half, Stream, device_of_float64, half_of
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.width import Kept
 from sentinel.progress import say, track
 
 DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -117,11 +117,11 @@ def best_solution(train: Normal, held_out: Normal, prior: Tensor) -> tuple[Tenso
 
 
 def compensate(
-    dense: Decoder, plans: Sequence[PruningPlan], windows: Tensor, *, halves: Sequence[Half] = HALVES
+    dense: Decoder, kept: Sequence[Kept], windows: Tensor, *, halves: Sequence[Half] = HALVES
 ) -> list[Decoder]:
-    """A compacted and compensated decoder for each plan of ``dense``.
+    """A compacted and compensated decoder of each of what may be ``kept`` of ``dense``.
 
-    ``windows`` [windows, T] are calibration tokens. The dense model runs once for all plans. Memory: 4 bytes x tokens x
+    ``windows`` [windows, T] are calibration tokens. The dense model runs once for all of them. Memory: 4 bytes x tokens x
     n_embd for each stream, and float64 normal equations of one projection. Raises `InputError` for NaN activations, with
     the layer.
     """
@@ -129,7 +129,7 @@ def compensate(
     if windows.shape[0] < 2:
         raise InputError("compensation needs at least two windows of calibration text; give more text")
     teacher = Stream(dense, windows)
-    students = [Stream(compact(dense, plan, biases=True), windows) for plan in plans]
+    students = [Stream(select(dense, stays, biases=True), windows) for stays in kept]
     with torch.no_grad():
         for index in track(range(dense.spec.n_layer), "Compensating", dense.spec.n_layer):
             for half in HALVES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,17 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sentinel.adapt.pruning.digest import digests, spec_digest
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Kept, Width
 
 Ranks = tuple[NDArray[np.int64], ...]
 Losses = tuple[NDArray[np.float64], ...]
-
-
-def spec_digest(spec: ModelSpec) -> str:
-    """A short name of a shape, so that a plan is not used for another one."""
-    return hashlib.sha256(spec.to_json().encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class RemovalOrder:
     def loss(self, plan: PruningPlan) -> float:
         """Estimated loss of a plan of this order: the sum over what it removes."""
         total = 0.0
-        for layers, losses in ((plan.groups, self.group_losses), (plan.kept_neurons, self.neuron_losses)):
+        for layers, losses in ((plan.kept.groups, self.group_losses), (plan.kept.neurons, self.neuron_losses)):
             for kept, values in zip(layers, losses, strict=True):
                 total += float(values.sum() - values[list(kept)].sum())
         return total
@@ -49,8 +44,7 @@ class RemovalOrder:
             self.criterion,
             check_ratio("heads", heads),
             check_ratio("neurons", neurons),
-            _kept(self.group_ranks, heads),
-            _kept(self.neuron_ranks, neurons),
+            Kept(_kept(self.group_ranks, heads), _kept(self.neuron_ranks, neurons)),
         )
 
 
@@ -72,24 +66,18 @@ def _kept(ranks: Ranks, ratio: float) -> tuple[tuple[int, ...], ...]:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What is kept: per layer the head groups and neurons, most important first."""
+    """What is ``kept`` of a model: head groups and neurons, most important first."""
 
     spec_digest: str
     criterion: str
     heads: float
     neurons: float
-    groups: tuple[tuple[int, ...], ...]
-    kept_neurons: tuple[tuple[int, ...], ...] = field(repr=False)
+    kept: Kept = field(repr=False)
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `InputError` unless the plan was made for a model of this shape."""
-        if self.spec_digest != spec_digest(spec):
+        if self.spec_digest not in digests(spec):
             raise InputError("the pruning plan was made for a model of another shape; make a plan for this one")
-
-    @property
-    def kept(self) -> Kept:
-        """What stays, by number."""
-        return Kept(self.groups, self.kept_neurons)
 
     @property
     def width(self) -> Width:
@@ -97,7 +85,8 @@ class PruningPlan:
         return self.kept.width
 
     def to_json(self) -> str:
-        return json.dumps(vars(self))
+        data = {name: value for name, value in vars(self).items() if name != "kept"}
+        return json.dumps({**data, "groups": self.kept.groups, "kept_neurons": self.kept.neurons})
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
@@ -105,6 +94,6 @@ class PruningPlan:
         try:
             data: dict[str, Any] = json.loads(text)
             groups, neurons = (tuple(tuple(map(int, kept)) for kept in data.pop(n)) for n in ("groups", "kept_neurons"))
-            return cls(**data, groups=groups, kept_neurons=neurons)
+            return cls(**data, kept=Kept(groups, neurons))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a pruning plan ({error})") from error

@@ -20,6 +20,7 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import WIDTH_TENSORS, StoredWidth
 from sentinel.models.record import Pruned
 from sentinel.models.tokenizer import TextTokenizer
+from sentinel.models.width import Width
 
 WINDOW = 512
 
@@ -132,14 +133,16 @@ class Pruner:
     def apply(self, plans: Sequence[PruningPlan]) -> list[Decoder]:
         """A compacted decoder for each plan, compensated if the settings say so.
 
-        Raises `InputError` for a plan that leaves a layer less than the floors of the settings.
+        Raises `InputError` for a plan of another model, and for one that leaves a layer less than the floors of the
+        settings.
         """
         for plan in plans:
+            plan.check(self.dense.spec)
             self._check_floors(plan)
         if not self.settings.compensate:
             return [compact(self.dense, plan) for plan in plans]
         assert self.windows is not None
-        return compensate(self.dense, plans, self.windows.tokens)
+        return compensate(self.dense, [plan.kept for plan in plans], self.windows.tokens)
 
     def step(
         self,
@@ -167,18 +170,12 @@ class Pruner:
         )
 
     def _check_floors(self, plan: PruningPlan) -> None:
-        layers = self.dense.spec.layers
-        for what, ratio, floor, kept, whole in (
-            ("heads", plan.heads, self.settings.floor_groups, plan.width.groups, [la.n_kv_head for la in layers]),
-            (
-                "neurons",
-                plan.neurons,
-                self.settings.floor_neurons,
-                plan.width.neurons,
-                [la.intermediate_size for la in layers],
-            ),
+        settings, whole, left = self.settings, Width.full(self.dense.spec), plan.width
+        for what, ratio, floor, all_of_them, kept in (
+            ("heads", plan.heads, settings.floor_groups, whole.groups, left.groups),
+            ("neurons", plan.neurons, settings.floor_neurons, whole.neurons, left.neurons),
         ):
-            if any(count < min(floor, all_of_it) for count, all_of_it in zip(kept, whole, strict=True)):
+            if any(count < min(floor, most) for count, most in zip(kept, all_of_them, strict=True)):
                 raise InputError(
                     f"{ratio:.0%} of {what} can't be removed when every layer keeps {floor}; lower --{what} or "
                     f"--floor-{what}"

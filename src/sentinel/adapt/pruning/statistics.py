@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def write_statistics(found: Calibration, path: Path, identity: str) -> None:
         save_file(found.tensors(), temporary, metadata=metadata)
 
 
-def read_statistics(path: Path, empty: Calibration, identity: str) -> Calibration:
-    """Inverse of `write_statistics`, for the model and documents of ``empty`` statistics, into their tensors.
+def read_statistics(path: Path, empty: Calibration, identities: Sequence[str]) -> Calibration:
+    """Inverse of `write_statistics` by any of ``identities``, for the model and documents of ``empty`` statistics, into
+    their tensors.
 
     Raises `InputError` for a file that is none, lacks a tensor, or holds statistics of another model or text.
     """
@@ -96,7 +98,7 @@ def read_statistics(path: Path, empty: Calibration, identity: str) -> Calibratio
             read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a statistics file ({error}); remove it or name another one") from error
-    if metadata.get("identity") != identity:
+    if metadata.get("identity") not in identities:
         raise InputError(f"{path} holds statistics of another model or text; remove it or name another one")
     for name, tensor in empty.tensors().items():
         if name not in read or read[name].shape != tensor.shape:

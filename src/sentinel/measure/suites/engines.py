@@ -122,7 +122,7 @@ class Engines:
         smaller = plan.width.of(nested.spec)
         made = functools.partial(Subject, spec=smaller, level=level, precision=precision, heads=heads, neurons=neurons)
         if level >= 2 and nested.device.type != "cpu":
-            kept = select(nested, [range(g) for g in plan.width.groups], [range(f) for f in plan.width.neurons])
+            kept = select(nested, plan.width.kept)
             return made(make_engine(kept, level, precision=precision))
         engine = make_engine(nested, level) if level < 2 else self._native(nested, precision, expand)
         engine.set_width(plan.width)

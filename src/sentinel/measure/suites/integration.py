@@ -21,6 +21,7 @@ from sentinel.measure.suites.generation import check_fits, generate_in_turn
 from sentinel.measure.suites.recovered import Judged, Recovered
 from sentinel.measure.suites.request import Request
 from sentinel.models.decoder import Decoder
+from sentinel.models.width import Width
 from sentinel.progress import working
 
 ORIGINAL, PLAIN = "original", "minimal"
@@ -109,7 +110,7 @@ def without_last_heads(decoder: Decoder, ratio: float) -> Decoder:
     for layer in single.spec.layers:
         exact += (1 - ratio) * layer.n_head
         kept.append(min(layer.n_head, round(exact) - sum(kept)))  # so that what is rounded does not add up
-    return select(single, [range(k) for k in kept], [range(layer.intermediate_size) for layer in single.spec.layers])
+    return select(single, Width(tuple(kept), Width.full(single.spec).neurons).kept)
 
 
 def _subject(request: Request, configuration: Configuration, decoder: Decoder, level: int, heads: float) -> Configured:

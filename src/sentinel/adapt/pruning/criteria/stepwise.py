@@ -9,11 +9,12 @@ from torch import Tensor
 from sentinel.adapt.pruning.compensate import compensate
 from sentinel.adapt.pruning.criterion import Criterion
 from sentinel.adapt.pruning.gradients import Place, compensated_fisher, probe
-from sentinel.adapt.pruning.plan import Losses, PruningPlan, Ranks, RemovalOrder, spec_digest
+from sentinel.adapt.pruning.plan import Losses, Ranks, RemovalOrder
 from sentinel.adapt.pruning.residual_stream import Half
 from sentinel.adapt.pruning.subject import Subject
 from sentinel.models.decoder import Decoder
 from sentinel.models.spec import LayerSpec, ModelSpec
+from sentinel.models.width import Kept
 from sentinel.progress import track
 
 STEP = 0.1  # of all units, between two probes
@@ -70,8 +71,7 @@ def stepwise_order(
         if neurons > 0:
             ranks.drop("neurons", neuron_scores, kept, share * neurons, floor_neurons)
         if step + 1 < steps:
-            plan = PruningPlan(spec_digest(spec), Stepwise.name, 0.0, 0.0, _frozen(groups), _frozen(kept))
-            (student,) = compensate(dense, [plan], windows[: 2 * PROBE_WINDOWS], halves=("attn",))
+            (student,) = compensate(dense, [Kept(groups, kept)], windows[: 2 * PROBE_WINDOWS], halves=("attn",))
     ranks.finish("groups", group_scores, groups)
     ranks.finish("neurons", neuron_scores, kept)
     return RemovalOrder(
@@ -103,10 +103,6 @@ def _by_unit(scores: dict[Place, Tensor], half: Half, units: list[list[int]]) ->
         dict(zip(units[index], scores[index, half].tolist(), strict=True)) if (index, half) in scores else {}
         for index in range(len(units))
     ]
-
-
-def _frozen(units: list[list[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(unit) for unit in units)
 
 
 class _Ranks:
