@@ -181,7 +181,7 @@ def test_a_width_is_that_of_a_smaller_model(kind):
 
 
 def at_counts(decoder, width) -> Engine:
-    smaller = select(decoder, [range(n) for n in width.groups], [range(n) for n in width.neurons])
+    smaller = select(decoder, width.kept)
     return make_engine(smaller, 1)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import Elastic
-from sentinel.models.parts.attention import Attention, Cache
+from sentinel.models.parts.attention import Attention, Cache, Trace
 from sentinel.models.parts.block import Block
 from sentinel.models.parts.linear import bias_of
 from sentinel.models.parts.mlp import MLP, activate
@@ -80,8 +80,16 @@ class ReferenceAttention(nn.Module):
         active = fused.active_groups * fused.layer.group_size
         self.register_buffer("mask", _first(active, fused.layer.n_head, self.gate.device))
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None, index: int, mask: Tensor | None) -> Tensor:
-        """Attention output [B, T, C] for normalised input ``x`` [B, T, C]; ``mask`` as in `Attention.forward`."""
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        cache: Cache | None,
+        index: int,
+        mask: Tensor | None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Attention output [B, T, C] for normalised input ``x`` [B, T, C]; the rest as in `Attention.forward`."""
         heads = [head for head in self.heads if isinstance(head, ReferenceHead)]
         queries = self._normed(self.q_norm, [head.query(x) for head in heads])
         keys = [self._rotated(key, rotary) for key in self._normed(self.k_norm, [head.key(x) for head in heads])]
@@ -93,9 +101,10 @@ class ReferenceAttention(nn.Module):
             )
             keys, values = list(all_keys.unbind(1)), list(all_values.unbind(1))
         output = torch.zeros_like(x)
-        for number, head in enumerate(heads):
-            query, key, value = self._rotated(queries[number], rotary), keys[number], values[number]
-            weights = self._weights(query, key, mask)
+        looks = [self._weights(self._rotated(q, rotary), key, mask) for q, key in zip(queries, keys, strict=True)]
+        if trace is not None and trace.weights is not None and looks:
+            trace.weights.append(torch.stack(looks, 1))
+        for number, (head, weights, value) in enumerate(zip(heads, looks, values, strict=True)):
             output = output + head.out(weights @ value * self.gate[number] * self.mask[number])
         return output if self.out_bias is None else output + self.out_bias
 
