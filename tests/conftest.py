@@ -43,6 +43,16 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+# Marks of Hugging Face's own tests.
+MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "generate", "order",
+         "is_training_test", "slow", "torch_compile_test")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in MARKS:
+        config.addinivalue_line("markers", f"{mark}: of Hugging Face's tests")
+
+
 # Every feature of the supported families, by name.
 CONFIGS = {
     "gpt2": GPT2,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import spec_of, unequal_spec
 from helpers import filled_decoder, largest_difference, resized, some_tokens
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from sentinel.adapt.integration import integrate
 from sentinel.errors import InputError
@@ -60,21 +60,6 @@ def test_the_loss_is_hugging_faces(pair, items):
     labels[0, :5] = -100
     options = {"labels": labels, "num_items_in_batch": items}
     assert ours(tokens, **options).loss.item() == pytest.approx(theirs(tokens, **options).loss.item(), rel=1e-5)
-
-
-def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
-    rows = some_tokens(spec_of("llama-grouped"), batch=16, length=12)
-    data = [{"input_ids": row, "labels": row} for row in rows]
-    found = []
-    for batch, steps in ((16, 1), (4, 4)):
-        settings = TrainingArguments(
-            str(tmp_path), max_steps=1, per_device_train_batch_size=batch, gradient_accumulation_steps=steps,
-            logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
-        )  # fmt: skip
-        trainer = Trainer(wrapped(spec_of("llama-grouped")), settings, train_dataset=data)  # pyright: ignore
-        trainer.train()
-        found.append(next((log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log))
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 # --- arguments of forward -----------------------------------------------------------------------------------------------
@@ -309,54 +294,6 @@ def test_a_pipeline_continues_text(worded):
     writes = pipeline("text-generation", model=model, tokenizer=tokenizer)
     (found,) = writes("a b c", max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert found["generated_text"].startswith("a b c")
-
-
-# --- adapters, offloading, export ---------------------------------------------------------------------------------------
-
-
-def test_lora_takes_effect_and_merges():
-    peft = pytest.importorskip("peft")
-    model = without_heads("middle")
-    tokens = some_tokens(model.decoder.spec)
-    plain = model(tokens).logits.detach()
-    lora = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    adapted = lora(tokens, labels=tokens)
-    assert adapted.loss.requires_grad
-    assert not torch.allclose(adapted.logits, plain, atol=1e-3)
-    adapted.loss.backward()
-    learnt = {
-        name.split(".")[-4] for name, p in lora.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
-    }
-    assert learnt == {"qkv_proj", "out_proj", "gate_proj", "up_proj", "down_proj"}
-    assert largest_difference(lora.merge_and_unload()(tokens).logits, adapted.logits) < 1e-4
-
-
-def test_offloaded_models_compute_the_same():
-    accelerate = pytest.importorskip("accelerate")
-    model = wrapped(dataclasses.replace(unequal_spec(), tied_head=False))
-    tokens = some_tokens(model.decoder.spec)
-    expected = model(tokens).logits
-    assert torch.equal(accelerate.cpu_offload(model, execution_device=torch.device("cpu"))(tokens).logits, expected)
-    tied = accelerate.cpu_offload(wrapped(unequal_spec()), execution_device=torch.device("cpu"))
-    with pytest.raises(InputError, match="tied"):
-        tied(tokens)
-
-
-def test_export_with_a_mask_holds_for_other_masks():
-    model = wrapped(spec_of("llama-grouped"))
-    tokens = some_tokens(model.decoder.spec)
-    exported = torch.export.export(
-        model, (), kwargs={"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    ).module()
-    mask = torch.ones_like(tokens)
-    mask[0, :4] = 0
-    with torch.no_grad():
-        found = exported(input_ids=tokens, attention_mask=mask).logits
-        assert largest_difference(found[0, 4:], model(tokens, attention_mask=mask).logits[0, 4:]) < 1e-5
-    sizes = ({1: torch.export.Dim("length", min=2, max=60)},)
-    exported = torch.export.export(model.decoder, (tokens,), dynamic_shapes=sizes).module()
-    with torch.no_grad():
-        assert largest_difference(exported(tokens[:, :9]), model.decoder(tokens[:, :9])) < 1e-5
 
 
 def test_a_projection_called_as_a_module_is_the_fast_one(monkeypatch):

@@ -21,12 +21,17 @@ def rotary_of(spec: ModelSpec, positions: Tensor, total: int, dtype: torch.dtype
     tables: Rotary = {}
     for rope, dim in {(layer.attention.rope, layer.head_dim) for layer in spec.layers}:
         if rope is not None:
-            inverse = torch.from_numpy(frequencies(rope, dim, total if rope.type == "longrope" else 0).copy())
+            inverse = _inverse(rope, dim, total if rope.type == "longrope" else 0)
             angles = positions[:, None, :, None].float() * inverse.to(positions.device)
             factor = rope.attention_factor
             cos, sin = angles.cos(), angles.sin()
             tables[rope, dim] = (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
     return {key: (cos.to(dtype), sin.to(dtype)) for key, (cos, sin) in tables.items()}
+
+
+@torch.compiler.assume_constant_result
+def _inverse(rope: RopeSpec, dim: int, total: int) -> Tensor:
+    return torch.from_numpy(frequencies(rope, dim, total).copy())
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

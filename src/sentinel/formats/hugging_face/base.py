@@ -23,8 +23,10 @@ from sentinel.formats.hugging_face.config import SentinelConfig
 from sentinel.formats.hugging_face.masks import CacheMasks, Given, require_positions
 from sentinel.formats.hugging_face.saving import save
 from sentinel.models.decoder import Decoder
-from sentinel.models.parts.attention import Trace
+from sentinel.models.integration import Fusion
+from sentinel.models.parts.attention import Attention, Trace
 from sentinel.models.parts.block import Block
+from sentinel.models.parts.norms import RMSNorm
 from sentinel.models.record import Record
 
 # transformers 5 renames ``past_key_values``, in inputs and outputs, to ``cache``.
@@ -121,8 +123,18 @@ class SentinelPreTrainedModel(PreTrainedModel):
         self.config.heads, self.config.neurons = heads, neurons
 
     def _init_weights(self, module: nn.Module) -> None:
+        """Random weights; norms and gates that change nothing, and fusions that are the identity."""
         if isinstance(module, (nn.Linear, nn.Embedding)) and module.weight.numel():
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=getattr(self.config, "initializer_range", 0.02))
+        elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, (Attention, Fusion)):
+            nn.init.ones_(module.gate)
+            if isinstance(module, Fusion):
+                nn.init.zeros_(module.up.weight)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor) and bias.numel():
+            nn.init.zeros_(bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed
@@ -247,6 +259,6 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
     """The cache that was given under either of its names; `InputError` for both."""
     if cache is not None and past_key_values is not None:
         raise InputError("cache and past_key_values are two names of one argument; give one")
-    if past_key_values is not None and CACHE_FIELD == "cache":
+    if past_key_values is not None and CACHE_FIELD == "cache" and not torch.compiler.is_compiling():
         warnings.warn("`past_key_values` is deprecated by transformers; use `cache`", FutureWarning, stacklevel=3)
     return past_key_values if cache is None else cache

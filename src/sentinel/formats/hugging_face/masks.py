@@ -38,6 +38,8 @@ class CacheMasks(Masks):
         batch, new = tokens.shape[:2]
         super().__init__(None, new, past + new, tokens.device)  # pyright: ignore[reportArgumentType]
         self.new, self.past, self._cache = new, past, cache
+        # Now, since a static cache counts on in the very tensor ``past``.
+        self._queries = torch.arange(new, device=tokens.device) + past
         by_type = dict.fromkeys(TYPES, given) if isinstance(given, Tensor) and given.dim() == 4 else given
         self._by_type = by_type if isinstance(by_type, dict) else {}
         self._keep = None
@@ -56,18 +58,23 @@ class CacheMasks(Masks):
         """Positions [B or 1, T] of the new tokens, counted from the first that is no padding."""
         if self._keep is not None:
             return positions_of(self._keep, self.new)
-        return self._queries()[None]
+        return self._queries[None]
 
     def of(self, window: int | None, layer: int = 0) -> Tensor | None:
         """The mask [B or 1, 1, T, K] of a layer with that window, which is the cache's ``layer``; None is causal."""
         length, offset = self._sizes(layer)
-        key = (window, length, offset)
+        # Traced sizes are no keys: they would be taken for constants.
+        key = (
+            (window, length, offset)
+            if not torch.compiler.is_compiling()
+            else (window, layer * (self._cache is not None), 0)
+        )
         if key not in self._made:
             self._made[key] = self._make(window, length, offset)
         return self._made[key]
 
     def _make(self, window: int | None, length: int, offset: int) -> Tensor | None:
-        keys, queries = offset + torch.arange(length, device=self._device), self._queries()
+        keys, queries = offset + torch.arange(length, device=self._device), self._queries
         back = queries[:, None] - keys
         given = self._by_type.get(TYPES[window is not None])
         if given is not None:
@@ -112,14 +119,11 @@ class CacheMasks(Masks):
         """Whether the positions that the cache returns end with the new ones, so that causal masks need no telling."""
         return offset + length == self.total
 
-    def _queries(self) -> Tensor:
-        return torch.arange(self.new, device=self._device) + self.past
-
     def _sizes(self, layer: int) -> tuple[int, int]:
         """How many positions the cache will return for the layer, and which is the first."""
         if self._cache is None:
             return self.new, 0
-        asked = self._queries() if ASKS_WITH_POSITIONS else self.new
+        asked = self._queries if ASKS_WITH_POSITIONS else self.new
         return self._cache.get_mask_sizes(asked, layer)  # pyright: ignore[reportArgumentType]
 
 

@@ -154,7 +154,10 @@ class Attention(nn.Module):
             mask = visible(new, total, query.device)
         if per_group > 1:
             key, value = key.repeat_interleave(per_group, dim=1), value.repeat_interleave(per_group, dim=1)
-        return self._fused(query, key, value, mask, mask is None and bool(new > 1))  # a traced length is no bool
+        causal = mask is None
+        if new == 1:  # asked so, since a traced length gives no bool
+            causal = False
+        return self._fused(query, key, value, mask, causal)
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         return functional.scaled_dot_product_attention(

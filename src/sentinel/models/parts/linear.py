@@ -19,6 +19,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     A single row on the CPU outside of autograd is computed in blocks of output rows, one per thread; the result differs
     from ``functional.linear`` by rounding only.
     """
+    if torch.compiler.is_compiling():
+        return functional.linear(x, weight, bias)
     threads = torch.get_num_threads()
     rows, columns = weight.shape
     one_row = x.numel() == columns > 0 and x.device.type == "cpu" and not torch.is_grad_enabled()
