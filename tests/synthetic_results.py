@@ -46,7 +46,7 @@ def row(engine: str, milliseconds: tuple[float, ...] = REFERENCE_MS, over=REFERE
 
 
 def speed(level: int, middle_ms: float, heads: float = 0.0, precision: str = "fp32", **fields: Any) -> Result:
-    """A row of suite "pruning": a level at a pruning level."""
+    """A row of suite "pruning": a level at a pruning ratio."""
     size = {"fp32": 4.0, "int8": 1.0, "int4": 0.5}[precision] * (1 - heads / 4)
     engine = f"level {level}" + (f" {precision}" if level == 3 else "")
     times = tuple(middle_ms * factor for factor in (0.99, 1.0, 1.01))

@@ -22,6 +22,7 @@ SHARED = {  # what tests may import from tests
     "helpers",
     "native_oracle",
     "synthetic_results",
+    "transformers_tests",
 }
 
 

@@ -1,4 +1,4 @@
-"""The engine that the arguments of a command name: model, level, precision and pruning level."""
+"""The engine that the arguments of a command name: model, level, precision and width."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def chosen_engine(options: argparse.Namespace) -> EngineChoice:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Level, precision and pruning level; None where nothing was said."""
+    """Level, precision and width; None where nothing was said."""
     parser.add_argument(
         "--level", type=int, metavar="0-3", help="optimisation level (default 1; of a quantised model 3)"
     )
     parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of level 3: int8 (default) or int4")
-    parser.add_argument("--heads", metavar="R", type=ratio, help="stored pruning level of an elastic model (default 0)")
+    parser.add_argument("--heads", metavar="R", type=ratio, help="stored width of an elastic model (default 0)")
     parser.add_argument("--neurons", metavar="R", type=ratio, help="likewise")
 
 

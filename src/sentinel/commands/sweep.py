@@ -1,4 +1,4 @@
-"""``sentinel sweep``: quality over models x criteria x pruning levels, on processes or on a Ray cluster."""
+"""``sentinel sweep``: quality over models x criteria x pruning ratios, on processes or on a Ray cluster."""
 
 from __future__ import annotations
 

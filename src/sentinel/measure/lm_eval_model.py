@@ -2,7 +2,7 @@
 
     sentinel-lm-eval --model sentinel --model_args pretrained=elastic,heads=0.5 --tasks lambada_openai
 
-``pretrained`` is any MODEL that sentinel takes, ``heads`` and ``neurons`` a stored pruning level, ``level`` an optimisation
+``pretrained`` is any MODEL that sentinel takes, ``heads`` and ``neurons`` a stored width, ``level`` an optimisation
 level (0 to 3) and ``precision`` int8 or int4 at level 3. Texts become tokens, and prompts chats, as for ``--model hf``.
 Importing this module registers the model.
 """

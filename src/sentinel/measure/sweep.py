@@ -1,4 +1,4 @@
-"""Quality over models x criteria x pruning levels, as jobs that may run side by side and in any order.
+"""Quality over models x criteria x pruning ratios, as jobs that may run side by side and in any order.
 
 A job is one model, one criterion and one seed: its calibration is made once and serves every level. Rows hold no speeds,
 since jobs that share a machine disturb each other's timings.

@@ -45,7 +45,7 @@ class KVCache:
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Append ``key`` and ``value`` [batch, heads, new, head_dim] and return everything cached for the layer.
 
-        ``heads`` may be fewer than allocated: a pruning level keeps the first heads of the stored order.
+        ``heads`` may be fewer than allocated: a width keeps the first heads of the stored order.
         """
         start = self.lengths[layer_idx]
         end = start + key.shape[2]

@@ -144,7 +144,7 @@ class Integrated(_Taught):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised(Step):
-    """Matrices were rounded to ``precision``; ``heads`` and ``neurons`` say which pruning level was kept alone."""
+    """Matrices were rounded to ``precision``; ``heads`` and ``neurons`` say which stored width was kept alone."""
 
     kind = "quantised"
     precision: str
@@ -153,7 +153,7 @@ class Quantised(Step):
     tokens: int = 0
 
     def describe(self) -> str:
-        level = f", pruning level {self.heads:g}/{self.neurons:g} alone" if self.heads or self.neurons else ""
+        level = f", width {self.heads:g}/{self.neurons:g} alone" if self.heads or self.neurons else ""
         return f"quantised from {self.source} to {self.precision}{level}" + self._text(self.tokens)
 
 

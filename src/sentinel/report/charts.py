@@ -77,7 +77,7 @@ SPEED_TIPS = [
 
 
 def bars_chart(results: Sequence[Result]) -> Any:
-    """Bars of tokens/s per engine and pruning level, the roofline beside them as a tick."""
+    """Bars of tokens/s per engine and width, the roofline beside them as a tick."""
     rows = [{"name": _name(r), "model": r.model, "reference": r.is_reference, **_speed(r)} for r in results]
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("name:N", sort=None, title=None, axis=NAMES), tooltip=SPEED_TIPS

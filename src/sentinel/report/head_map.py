@@ -1,4 +1,4 @@
-"""Layer x head maps: the order of removal, and which heads a pruning level keeps."""
+"""Layer x head maps: the order of removal, and which heads a width keeps."""
 
 from __future__ import annotations
 

@@ -145,20 +145,8 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
         x = states.last_hidden_state
         assert x is not None
         logits = self.decoder.logits(x[:, keep])
-        loss = None
-        targets = labels if shift_labels is None else shift_labels
-        if targets is not None:
-            if logits.shape[1] != targets.shape[1]:
-                raise InputError("labels need the logits of all positions; leave out logits_to_keep")
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
-                shift_labels=shift_labels,
-            )
         output = CausalLMOutputWithPast(
-            loss=loss,
+            loss=self._loss(logits, labels, shift_labels, num_items_in_batch),
             logits=logits,  # pyright: ignore[reportArgumentType]
             hidden_states=states.hidden_states,
             attentions=states.attentions,
@@ -166,6 +154,23 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
         )
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return output if wants_dict else output.to_tuple()
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None, num_items: int | Tensor | None
+    ) -> Any:
+        """The loss of ``logits`` [B, T, V] where there are targets."""
+        targets = labels if shift_labels is None else shift_labels
+        if targets is None:
+            return None
+        if logits.shape[1] != targets.shape[1]:
+            raise InputError("labels need the logits of all positions; leave out logits_to_keep")
+        return self.loss_function(
+            logits=logits,
+            labels=labels,
+            vocab_size=self.config.vocab_size,
+            num_items_in_batch=num_items,
+            shift_labels=shift_labels,
+        )
 
 
 def to_hugging_face(decoder: Decoder) -> PreTrainedModel:

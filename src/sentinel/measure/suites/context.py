@@ -1,4 +1,4 @@
-"""Decoding after 64 to 1,000 tokens, at every pruning level: where removed heads pay.
+"""Decoding after 64 to 1,000 tokens, at every pruning ratio: where removed heads pay.
 
 Each step reads all keys and values of the tokens before it, so that the longer they are, the more a removed head saves.
 The prompt is read once; then all engines decode a few tokens in turn. The reference is the same level, not pruned.

@@ -1,4 +1,4 @@
-"""Engines of one model at any pruning level, compiled and quantised once for all suites of a run."""
+"""Engines of one model at any width, compiled and quantised once for all suites of a run."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
 
 
 def level_subjects(request: Request, heads: float = 0.0, neurons: float = 0.0) -> list[Subject]:
-    """The engines of the levels and precisions that the settings name, at a pruning level."""
+    """The engines of the levels and precisions that the settings name, at a width."""
     settings = request.settings
     return [
         request.engines.at(level, precision, heads=heads, neurons=neurons, expand_kv=settings.expand_kv)

@@ -1,4 +1,4 @@
-"""Generation at every pruning level, heads alone and with neurons: Hugging Face, level 0, and levels 1 to 3.
+"""Generation at every pruning ratio, heads alone and with neurons: Hugging Face, level 0, and levels 1 to 3.
 
 Heads and neurons are removed in random order: right for speed, which knows only counts; quality is another suite's.
 """

@@ -70,6 +70,6 @@ def require_plain(projection: nn.Module) -> None:
     """Raise `InputError` where something around the projection would be left out (peft's adapters, accelerate's hooks)."""
     if not isinstance(projection, Projection) or "forward" in vars(projection):
         raise InputError(
-            "a pruning level uses parts of the projections, but adapters and offloading need them whole; "
-            "set the dense level, or save the model at that level and load it again"
+            "a width uses parts of the projections, but adapters and offloading need them whole; "
+            "set the whole, or save the model at that width and load it again"
         )

@@ -1,4 +1,4 @@
-"""Stored pruning levels through Hugging Face's classes."""
+"""Stored widths through Hugging Face's classes."""
 
 from __future__ import annotations
 
