@@ -22,7 +22,7 @@ from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.hugging_face.model import SentinelForCausalLM
-from sentinel.formats.sources import KNOWN_SHAPES
+from sentinel.formats.shapes import KNOWN_SHAPES
 from sentinel.infer.engine import Engine
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.native import NativeEngine, NativeWeights

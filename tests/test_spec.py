@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sentinel.adapt.integration import integrate
 from sentinel.errors import InputError
-from sentinel.formats.sources import KNOWN_SHAPES
-from sentinel.models.families import family_of
+from sentinel.formats.shapes import KNOWN_SHAPES
+from sentinel.models.families import FAMILIES, family_of
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.spec import ModelSpec
 
@@ -55,17 +55,44 @@ def test_flops_are_those_that_torch_counts(name):
     assert spec.flops_per_token(context) == counter.get_total_flops() + 2 * (vectors + rows)
 
 
-def test_known_shapes_have_the_published_sizes():
-    def count(name):
-        return family_of(KNOWN_SHAPES[name]["model_type"]).spec_from_config(KNOWN_SHAPES[name]).parameter_count()
+# Parameters, as Hugging Face counts them.
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "smollm2-135m": 134_515_008,
+    "smollm3-3b": 3_075_098_624,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "gemma-2b": 2_506_172_416,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-3-270m": 268_098_176,
+    "phi-1.5": 1_418_270_720,
+    "phi-3-mini": 3_821_079_552,
+    "granite-3.3-2b": 2_533_539_840,
+    "olmo2-1b": 1_484_916_736,
+    "stablelm-2-1.6b": 1_644_515_328,
+    "starcoder2-3b": 3_030_371_328,
+    "starcoderbase-1b": 1_137_207_296,
+    "opt-125m": 125_239_296 - 2 * 768,  # without the two rows of positions that nobody looks up
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "gpt-j-6b": 6_050_882_784,
+}
 
-    assert [count(n) for n in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "smollm2-135m")] == [
-        124_439_808,
-        354_823_168,
-        774_030_080,
-        1_557_611_200,
-        134_515_008,
-    ]
+
+@pytest.mark.parametrize("name", KNOWN_SHAPES)
+def test_known_shapes_have_the_published_sizes(name):
+    spec = family_of(KNOWN_SHAPES[name]["model_type"]).spec_from_config(KNOWN_SHAPES[name])
+    assert spec.parameter_count() == PUBLISHED[name]
+
+
+def test_every_family_has_a_known_shape():
+    assert {config["model_type"] for config in KNOWN_SHAPES.values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from sentinel.formats.checkpoint import build, load_checkpoint, read_spec
 from sentinel.formats.folder import read_record
 from sentinel.formats.gguf.reader import GGUFFile
 from sentinel.formats.packages import SMOLLM2_ALIAS, SMOLLM2_DESCRIPTION, gpt2_tokenizer_folder
-from sentinel.formats.places import KNOWN_SHAPES, label, locate
+from sentinel.formats.places import label, locate
+from sentinel.formats.shapes import KNOWN_SHAPES
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import read_weights

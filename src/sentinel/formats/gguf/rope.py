@@ -64,7 +64,7 @@ def _scaling(fields: GGUFFields, values: Values, dim: int, context: int) -> dict
 def _longrope(fields: GGUFFields, values: Values, context: int) -> dict[str, Any]:
     if missing := [name for name in (LONG, SHORT) if name not in fields.tensors]:
         raise InputError(f"{fields.path}: of the tensors {LONG!r} and {SHORT!r}, {missing[0]!r} is missing")
-    long, short = ([float(str(value)) for value in values(name).reshape(-1)] for name in (LONG, SHORT))
+    long, short = ([float(str(value)) for value in values(name).ravel()] for name in (LONG, SHORT))
     return {
         "rope_type": "longrope",
         "long_factor": long,
@@ -91,7 +91,7 @@ def _yarn(fields: GGUFFields, factor: float, context: int) -> dict[str, Any]:
 
 def _llama3(fields: GGUFFields, listed: NDArray[np.float32], theta: float, dim: int) -> dict[str, Any]:
     """The settings whose frequencies are those that the file lists."""
-    divisors = listed.astype(np.float64).reshape(-1)
+    divisors = listed.astype(np.float64).ravel()
     plain = frequencies(RopeSpec(theta), dim).astype(np.float64)
     if divisors.shape != plain.shape or not (divisors > 0).all():
         raise InputError(f"{fields.path}: tensor {FREQUENCIES!r} does not fit heads of size {dim}")

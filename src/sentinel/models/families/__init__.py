@@ -33,7 +33,8 @@ def family_of(model_type: str) -> Family:
 
 def family_of_gguf(architecture: str, path: object) -> tuple[Family, GGUFLayout]:
     """The family of an architecture of llama.cpp and how its files hold it; `InputError` names what is supported."""
-    found = {family.gguf.architecture: (family, family.gguf) for family in FAMILIES.values() if family.gguf is not None}
+    held = [(family, family.gguf) for family in FAMILIES.values() if family.gguf is not None]
+    found = {gguf.architecture: (family, gguf) for family, gguf in held if gguf.family == family.model_type}
     if architecture not in found:
         supported = ", ".join(sorted(found))
         raise InputError(f"{path}: GGUF architecture {architecture!r} is not supported ({supported} are)")

@@ -19,8 +19,7 @@ class Family:
     read: the specification of a config, field by field; what is left in the reader is refused by name.
     write: the config of a specification whose layers are all alike; `InputError` for what the family does not have.
     rules: every tensor of the checkpoint. embedding: the name of the token embedding there. rename: names as Hugging
-    Face's class has them now, for older checkpoints. gguf: how llama.cpp keeps the family, None where it does not, or
-    under the name of another.
+    Face's class has them now, for older checkpoints. gguf: how llama.cpp keeps the family, if it does.
     """
 
     model_type: str

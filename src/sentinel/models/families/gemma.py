@@ -63,6 +63,7 @@ def rules_without_norms(spec: ModelSpec) -> list[Rule]:
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="gemma",
+    family="gemma",
     restore=dict.fromkeys(("output_norm", "attn_norm", "ffn_norm"), without_one),
 )
 FAMILY = dataclasses.replace(

@@ -111,6 +111,7 @@ GGUF_NORMS = in_layers(
 GGUF = dataclasses.replace(
     gemma.GGUF,
     architecture="gemma2",
+    family="gemma2",
     tensors={**gemma.GGUF.tensors, **GGUF_NORMS},
     more=_more,
     restore={**gemma.GGUF.restore, **dict.fromkeys(GGUF_NORMS, without_one)},

@@ -78,6 +78,7 @@ def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
 GGUF = dataclasses.replace(
     gemma2.GGUF,
     architecture="gemma3",
+    family="gemma3_text",
     tensors={**gemma2.GGUF.tensors, **llama.GGUF_QK_NORMS},
     more=_more,
     restore={**gemma2.GGUF.restore, **dict.fromkeys(llama.GGUF_QK_NORMS, without_one)},

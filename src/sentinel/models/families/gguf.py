@@ -128,14 +128,16 @@ def nothing_more(_: GGUFFields, __: dict[str, Any]) -> dict[str, Any]:
 class GGUFLayout:
     """How the files of one architecture hold a family.
 
-    tensors: Hugging Face's modules by llama.cpp's names, in layers without "blk.N.". sizes: fields of the config by the
-    file's. eps: the file's field of the norms' eps and the config's. biases: fields of the config that say whether some
-    projections have biases; where one of them has, those without get zeros. rotary: "whole" heads are turned, or a
-    "part" of each, or there are none. more: fields of the family's own, given those found so far, over which they win.
+    family: its ``model_type``; a family that took over another's layout has no files of its own. tensors: Hugging Face's
+    modules by llama.cpp's names, in layers without "blk.N.". sizes: fields of the config by the file's. eps: the file's
+    field of the norms' eps and the config's. biases: fields of the config that say whether some projections have biases;
+    where one of them has, those without get zeros. rotary: "whole" heads are turned, or a "part" of each, or there are
+    none. more: fields of the family's own, given those found so far, over which they win.
     restore: what the converter did to a tensor, undone.
     """
 
     architecture: str
+    family: str
     tensors: Mapping[str, str]
     sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
     eps: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")

@@ -97,6 +97,7 @@ def rename(state: State) -> State:
 
 GGUF = GGUFLayout(
     "gpt2",
+    "gpt2",
     {
         "token_embd": "transformer.wte",
         "position_embd": "transformer.wpe",

@@ -99,6 +99,7 @@ def rename(state: State) -> State:
 
 GGUF = GGUFLayout(
     "gptneox",
+    "gpt_neox",
     {
         "token_embd": "gpt_neox.embed_in",
         "output_norm": "gpt_neox.final_layer_norm",

@@ -56,5 +56,5 @@ FAMILY = dataclasses.replace(
     architecture="GraniteForCausalLM",
     read=read,
     write=write,
-    gguf=dataclasses.replace(llama.GGUF, architecture="granite", more=_multipliers),
+    gguf=dataclasses.replace(llama.GGUF, architecture="granite", family="granite", more=_multipliers),
 )

@@ -24,6 +24,7 @@ BIASES = {
 }
 GGUF = GGUFLayout(
     "llama",
+    "llama",
     {
         "token_embd": "model.embed_tokens",
         "output_norm": "model.norm",

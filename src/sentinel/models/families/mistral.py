@@ -23,7 +23,6 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return {**llama.write_llama_like(spec), "sliding_window": spec.layers[0].attention.window}
 
 
-# llama.cpp keeps it as a Llama, without the window.
 FAMILY = dataclasses.replace(
-    llama.FAMILY, model_type="mistral", architecture="MistralForCausalLM", read=read, write=write, gguf=None
+    llama.FAMILY, model_type="mistral", architecture="MistralForCausalLM", read=read, write=write
 )

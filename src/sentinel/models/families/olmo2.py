@@ -39,6 +39,7 @@ def rules(spec: ModelSpec) -> list[Rule]:
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="olmo2",
+    family="olmo2",
     tensors={
         **{kind: module for kind, module in llama.GGUF.tensors.items() if kind not in ("attn_norm", "ffn_norm")},
         **llama.GGUF_QK_NORMS,

@@ -62,6 +62,7 @@ def rules(spec: ModelSpec) -> list[Rule]:
 
 GGUF = GGUFLayout(
     "phi2",
+    "phi",
     {
         "token_embd": "model.embed_tokens",
         "output_norm": "model.final_layernorm",

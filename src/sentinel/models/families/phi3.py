@@ -59,6 +59,7 @@ def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="phi3",
+    family="phi3",
     tensors={
         **{kind: llama.GGUF.tensors[kind] for kind in ("token_embd", "output_norm", "output", "attn_norm", "ffn_norm")},
         **in_layers(

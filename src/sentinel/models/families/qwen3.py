@@ -36,6 +36,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="qwen3",
+    family="qwen3",
     tensors={**llama.GGUF.tensors, **llama.GGUF_QK_NORMS},
     biases={"attention_bias": llama.BIASES["attention_bias"]},
 )

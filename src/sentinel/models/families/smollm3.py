@@ -56,5 +56,5 @@ FAMILY = dataclasses.replace(
     architecture="SmolLM3ForCausalLM",
     read=read,
     write=write,
-    gguf=dataclasses.replace(llama.GGUF, architecture="smollm3"),
+    gguf=dataclasses.replace(llama.GGUF, architecture="smollm3", family="smollm3"),
 )

@@ -58,6 +58,7 @@ def _more(fields: GGUFFields, _: dict[str, Any]) -> dict[str, Any]:
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="stablelm",
+    family="stablelm",
     eps=("attention.layer_norm_epsilon", "layer_norm_eps"),
     biases={"use_qkv_bias": ("attn_q", "attn_k", "attn_v")},
     rotary="part",

@@ -70,6 +70,7 @@ PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="starcoder2",
+    family="starcoder2",
     tensors={
         **{kind: module for kind, module in llama.GGUF.tensors.items() if kind != "ffn_gate"},
         **in_layers("model.layers.{i}", ffn_up="mlp.c_fc", ffn_down="mlp.c_proj"),
