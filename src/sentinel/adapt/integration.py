@@ -105,7 +105,7 @@ def baseline_spec(unpruned: Decoder) -> ModelSpec:
         raise InputError("the baseline has skips or a baseline of its own; give a plain model")
     if spec.n_layer < 2:
         raise InputError("an integration needs a model of at least two layers")
-    return dataclasses.replace(spec, layers=spec.layers[:-1], tied_head=True)
+    return dataclasses.replace(spec, layers=spec.layers[:-1], tied_head=True, head_bias=False)
 
 
 def fresh_fusions(spec: ModelSpec, seed: int, like: Decoder) -> State:
