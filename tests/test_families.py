@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -82,7 +80,7 @@ def test_pruned_equals_masked_cached_and_padded(name):
             mask = torch.ones_like(padded)
             mask[:, :4] = 0
             assert largest_difference(model(padded, None, mask)[:, 4:], pruned) < 1e-5
-    assert dataclasses.replace(spec) == ModelSpec.from_json(spec.to_json())
+    assert spec == ModelSpec.from_json(spec.to_json())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -118,7 +116,7 @@ def test_every_family_is_pruned_compensated_recovered_and_stored(name, tmp_path)
             if parameter.dim() > 1:
                 parameter.mul_(6)
     dense = expand_kv(dense)
-    windows, spec = some_tokens(dense.spec, batch=12, length=24), dense.spec
+    windows = some_tokens(dense.spec, batch=12, length=24)
     pruner = Pruner(dense, PruningSettings(seed=1), Windows(windows, ("a",)))
     order = pruner.order(0.5, 0.5)
     plans = [order.plan(0.25), order.plan(0.5, 0.25)]
@@ -137,8 +135,9 @@ def test_every_family_is_pruned_compensated_recovered_and_stored(name, tmp_path)
             assert largest_difference(torch.from_numpy(native), model(windows[:1, :20])[0, -1:]) < 1e-4
     settings = RecoverySettings(steps=2, batch=2, evaluations=1, learning_rate=1e-3, bf16=False)
     found = recover(solved[1], dense, windows, windows[:4], settings)
-    own = float(torch.nn.functional.cross_entropy(dense(windows[:4, :-1]).flatten(0, 1), windows[:4, 1:].flatten()))
+    with torch.no_grad():
+        logits = dense(windows[:4, :-1]).flatten(0, 1)
+    own = float(torch.nn.functional.cross_entropy(logits, windows[:4, 1:].flatten()))
     assert found.teacher_nll == pytest.approx(own, rel=2e-2)
     assert len(found.losses) == 2 and found.best.mean_kl <= found.held_out[0].mean_kl
     assert all(np.isfinite(gram).all() for grams in input_grams(dense, windows) for gram in grams.values())
-    assert spec == dense.spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
@@ -63,7 +63,7 @@ def rope_from(config: ConfigReader, given: dict[str, Any], context: int, head_di
     kind: Any = left.pop("rope_type", old_type)
     if kind is None and set(left) - {"original_max_position_embeddings"}:
         raise InputError(f"{config.family} config: rope field {sorted(left)[0]!r} needs a rope_type")
-    kind = {"su": "longrope"}.get(kind or "default", kind or "default") if isinstance(kind, str) or not kind else kind
+    kind = "longrope" if kind == "su" else kind or "default"  # "su": its older name
     if not isinstance(kind, str) or kind not in NEEDS:
         raise InputError(f"{config.family} config: rope_type {kind!r} is not supported ({', '.join(NEEDS)} are)")
     if unknown := sorted(set(left) - KNOWN):
@@ -121,7 +121,6 @@ def _yarn_attention(left: dict[str, Any], factor: float) -> float:
 def write_rope(rope: RopeSpec, head_dim: int) -> dict[str, Any]:
     """Inverse of `rope_from`: the value of ``rope_parameters``."""
     found: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-    assert rope.type in get_args(RopeType)
     for name in (*NEEDS[rope.type], *MAY_HAVE.get(rope.type, ())):
         if name in NAMES and not (rope.type == "longrope" and name == "factor"):
             found[name] = getattr(rope, NAMES[name])
