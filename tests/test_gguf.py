@@ -240,7 +240,7 @@ def test_the_suffix_may_be_in_capitals(suffix, tmp_path):
         ({"llama.rope.scaling.type": "yarn"}, {}, "yarn"),
         ({"llama.attention.head_count_kv": [2, 1, 2]}, {}, "head_count_kv"),
         ({"llama.rope.dimension_count": 4}, {}, "dimension_count"),
-        ({"llama.expert_count": 4}, {}, "expert_count"),
+        ({"llama.expert_count": 4}, {}, "mixture of experts"),
         ({"llama.logit_scale": 0.5}, {}, "logit_scale"),
         ({"llama.rope.scaling.factor": "4.0"}, {}, "scaling.factor' must be a number"),
         ({"llama.attention.head_count": 0}, {}, "head_count"),

@@ -21,12 +21,14 @@ from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import StoredWidth
-from sentinel.models.families import family_of
+from sentinel.models.families import family_of, spec_of
+from sentinel.models.families.others import text_part, text_tensors
 from sentinel.models.families.weights import State, read_weights, settle_head
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer, read_json
 from sentinel.models.width import Width
+from sentinel.progress import say
 
 ARCHITECTURE = "SentinelForCausalLM"
 WIDTH_FILE = "width"  # and a number
@@ -109,7 +111,7 @@ def read_spec(folder: Path) -> ModelSpec:
         return ModelSpec.from_dict(config["spec"])
     if not isinstance(model_type, str):
         raise InputError(f"{folder / 'config.json'} has no model_type, so the model's family is not known")
-    return family_of(model_type).spec_from_config(config)
+    return spec_of(config)
 
 
 def load_checkpoint(folder: str | Path) -> Decoder:
@@ -121,6 +123,9 @@ def load_checkpoint(folder: str | Path) -> Decoder:
         state = {name.removeprefix("decoder."): tensor for name, tensor in _in_fp32(state, folder).items()}
     else:
         family = family_of(spec.family)
+        if text_part(config) is not None:
+            say(f"{folder.name} is a multimodal model ({config['model_type']}): its text part, a {spec.family}, is taken")
+            state = text_tensors(state)
         state = _in_fp32(family.rename(state), folder)
         spec, state = settle_head(spec, state, family.embedding)
         state = read_weights(family.rules(spec), spec, state)

@@ -35,7 +35,7 @@ class GGUFFile:
         except (ValueError, IndexError, KeyError, OverflowError, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is damaged, truncated or not a GGUF file ({error})") from error
         self.architecture = str(self._get("general.architecture"))
-        self.family, self._layout = family_of_gguf(self.architecture, path)
+        self.family, self._layout = family_of_gguf(self.architecture, self._own(), path)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         if EMBEDDING not in self._tensors:
             raise InputError(f"{path}: GGUF tensor {EMBEDDING!r} is missing")
@@ -47,9 +47,12 @@ class GGUFFile:
         return default if field is None else _plain(field)
 
     def _fields(self) -> GGUFFields:
+        return GGUFFields(self.path, self.architecture, self._own(), self._tensors)
+
+    def _own(self) -> dict[str, Any]:
+        """The fields of the architecture, without its name before them."""
         prefix = f"{self.architecture}."
-        own = {k.removeprefix(prefix): _plain(f) for k, f in self._reader.fields.items() if k.startswith(prefix)}
-        return GGUFFields(self.path, self.architecture, own, self._tensors)
+        return {k.removeprefix(prefix): _plain(f) for k, f in self._reader.fields.items() if k.startswith(prefix)}
 
     def config(self) -> dict[str, Any]:
         """The file's settings as a Hugging Face config of its family."""
