@@ -20,7 +20,7 @@ ENGINES = [(0, None), (1, None), (2, None), (3, "int8"), (3, "int4")]
 
 
 def run(engine, prompt, count, settings=None, lookup=None):
-    return [token for (token,) in generate_tokens(engine, [prompt], count, settings, lookup=lookup)]
+    return [token for (token,) in generate_tokens(engine, [prompt], count, settings, proposer=lookup)]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
@@ -130,7 +130,7 @@ def test_sampled_distribution_is_the_models_own():
 def test_what_lookup_can_not_do_is_refused():
     engine = make_engine(filled_decoder(spec_of("gpt2")), 1)
     with pytest.raises(InputError, match="one prompt"):
-        list(generate_tokens(engine, [[1], [2]], 4, lookup=PromptLookup()))
+        list(generate_tokens(engine, [[1], [2]], 4, proposer=PromptLookup()))
     bare = ToyEngine(lambda tokens: 0, spec_of("gpt2"), name="bare", supports=())
-    with pytest.raises(InputError, match="bare can't verify several tokens at once; leave out lookup"):
-        list(generate_tokens(bare, [[1]], 4, lookup=PromptLookup()))
+    with pytest.raises(InputError, match="bare can't verify several tokens at once; leave out the lookup"):
+        list(generate_tokens(bare, [[1]], 4, proposer=PromptLookup()))

@@ -87,22 +87,25 @@ class Model(Origin):
         heads: float = 0.0,
         neurons: float = 0.0,
         threads: int | None = None,
+        draft: str | None = None,
     ) -> Engine:
         """An engine at an optimisation level 0-3 (default 1; 3 of a quantised model) and a stored width (ratios that are
         left out); the same one for the same arguments.
 
+        ``draft`` lets a cheaper copy of the model propose tokens that the engine verifies, several at once: ``int8``,
+        ``int4``, or a stored width (``0.5`` of heads, or ``0.5/0.2`` of heads and neurons). The text stays the same.
         Raises `InputError` for what the model or this machine can't do.
         """
-        key = (level, precision, heads, neurons, threads)
+        key = (level, precision, heads, neurons, threads, draft)
         if key not in self._engines:
             if self.quantised is not None:
-                self._engines[key] = self.quantised.engine(level, precision, heads, neurons, threads)
+                self._engines[key] = self.quantised.engine(level, precision, heads, neurons, threads, draft)
             else:
                 from sentinel.infer.opening import make_engine
 
                 decoder = self.decoder.at_width(heads, neurons)
                 chosen = 1 if level is None else level
-                self._engines[key] = make_engine(decoder, chosen, precision=precision, threads=threads)
+                self._engines[key] = make_engine(decoder, chosen, precision=precision, threads=threads, draft=draft)
         return self._engines[key]
 
     def stream(
@@ -118,6 +121,7 @@ class Model(Origin):
         heads: float = 0.0,
         neurons: float = 0.0,
         threads: int | None = None,
+        draft: str | None = None,
     ) -> Iterator[str]:
         """Pieces of the answer as soon as they are certain.
 
@@ -126,7 +130,7 @@ class Model(Origin):
         greedy by default. The other arguments are those of `engine`.
         """
         tokenizer = self.require_tokenizer()
-        engine = self.engine(level, precision=precision, heads=heads, neurons=neurons, threads=threads)
+        engine = self.engine(level, precision=precision, heads=heads, neurons=neurons, threads=threads, draft=draft)
         ids = self._token_ids(prompt, raw=raw)
         return stream_text(engine, tokenizer, ids, max_new_tokens, sampling, stop)
 

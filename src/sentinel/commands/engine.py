@@ -38,8 +38,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--neurons", metavar="R", type=ratio, help="likewise")
 
 
-def open_engine(options: argparse.Namespace, choice: EngineChoice | None = None) -> OpenedEngine:
-    """The engine that the arguments name; ``choice`` in place of their own."""
+def open_engine(
+    options: argparse.Namespace, choice: EngineChoice | None = None, draft: str | None = None
+) -> OpenedEngine:
+    """The engine that the arguments name; ``choice`` in place of their own, ``draft`` proposes tokens to it."""
     from sentinel.infer import opening
 
     choice = choice or chosen_engine(options)
@@ -53,4 +55,5 @@ def open_engine(options: argparse.Namespace, choice: EngineChoice | None = None)
         random_weights=options.random_weights,
         device=options.device,
         threads=options.threads,
+        draft=draft,
     )

@@ -13,6 +13,8 @@ from sentinel.commands.presets import with_preset
 from sentinel.errors import InputError
 
 if TYPE_CHECKING:
+    from sentinel.infer.engine import Engine
+    from sentinel.infer.speculation import Proposer
     from sentinel.models.tokenizer import TextTokenizer
 
 
@@ -46,12 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="propose tokens that followed the same words before, and verify several at once; the text stays the same",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="D",
+        help="let a cheaper copy propose tokens, and verify several at once: int8, int4, or a stored width as 0.5 (of "
+        "heads) or 0.5/0.2 (heads/neurons); the text stays the same",
+    )
     add_machine(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.infer.generate import Timings, stream_text
-    from sentinel.infer.lookup import PromptLookup
     from sentinel.infer.sampling import SamplingSettings
     from sentinel.measure.memory import peak_rss_mb
     from sentinel.progress import say
@@ -63,13 +70,15 @@ def run(options: argparse.Namespace) -> None:
     choice = chosen_engine(options)
     if options.preset is not None:
         choice = with_preset(choice, options.preset, options.model)
-    opened = open_engine(options, choice)
+    if options.lookup and options.draft is not None:
+        raise InputError("--lookup and --draft both propose tokens; give one of them")
+    opened = open_engine(options, choice, options.draft)
     engine, tokenizer = opened.engine, opened.require_tokenizer()
     prompt, chat = token_ids(options, tokenizer, text)
     if opened.weights == "random":
         say("random weights: the text means nothing, the speed does")
-    timings, lookup = Timings(), PromptLookup() if options.lookup else None
-    pieces = stream_text(engine, tokenizer, prompt, options.max_new_tokens, settings, options.stop, timings, lookup)
+    timings, proposer = Timings(), _proposer(options, engine)
+    pieces = stream_text(engine, tokenizer, prompt, options.max_new_tokens, settings, options.stop, timings, proposer)
     try:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -78,8 +87,8 @@ def run(options: argparse.Namespace) -> None:
         if timings.stamps:
             sys.stdout.write("\n")
             sys.stdout.flush()
-    if lookup is not None:
-        say(f"lookup: {lookup.accepted} of {lookup.proposed} proposed tokens were right, in {lookup.passes} passes")
+    if proposer is not None:
+        say(proposer.report)
     if timings.ended_at_once:
         way = "ask in another way"
         if tokenizer.chat_template is not None:
@@ -90,6 +99,15 @@ def run(options: argparse.Namespace) -> None:
         f"{engine.name}{', chat template' if chat else ''}: {len(timings.stamps)} tokens, TTFT {timings.ttft_ms:.1f} ms, "
         f"{tpot}{timings.tokens_per_s:.1f} tokens/s, peak memory {peak_rss_mb():,.0f} MB"
     )
+
+
+def _proposer(options: argparse.Namespace, engine: Engine) -> Proposer | None:
+    from sentinel.infer.draft import Draft
+    from sentinel.infer.lookup import PromptLookup
+
+    if options.lookup:
+        return PromptLookup()
+    return None if engine.draft is None else Draft(engine.draft)
 
 
 def prompt_of(options: argparse.Namespace) -> str:

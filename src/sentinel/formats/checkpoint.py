@@ -124,7 +124,9 @@ def load_checkpoint(folder: str | Path) -> Decoder:
     else:
         family = family_of(spec.family)
         if text_part(config) is not None:
-            say(f"{folder.name} is a multimodal model ({config['model_type']}): its text part, a {spec.family}, is taken")
+            say(
+                f"{folder.name} is a multimodal model ({config['model_type']}): its text part, a {spec.family}, is taken"
+            )
             state = text_tensors(state)
         state = _in_fp32(family.rename(state), folder)
         spec, state = settle_head(spec, state, family.embedding)

@@ -86,6 +86,7 @@ class Engine(ABC):
     """
 
     max_sequences: int | None = None
+    draft: Engine | None = None  # a cheaper engine of the same model, which proposes tokens to this one
 
     def __init__(
         self,

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sentinel.errors import InputError
+from sentinel.infer.draft import Draft
 from sentinel.infer.engine import Ability, Engine
-from sentinel.infer.lookup import PromptLookup, lookup_steps
 from sentinel.infer.sampling import Sampler, SamplingSettings
+from sentinel.infer.speculation import Proposer, speculative_steps
 from sentinel.models.tokenizer import TextTokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -53,16 +54,19 @@ def generate_tokens(
     settings: SamplingSettings | None = None,
     eos_ids: Sequence[int] = (),
     timings: Timings | None = None,
-    lookup: PromptLookup | None = None,
+    proposer: Proposer | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield one step at a time: the next token of each sequence, None for one that has ended.
 
-    A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. ``lookup`` proposes
-    tokens of a single prompt. Raises `InputError` for prompts that the engine can't take.
+    A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. ``proposer`` proposes
+    tokens of a single prompt, by default the engine's draft where it has one. Raises `InputError` for prompts that the
+    engine can't take.
     """
     sampler = Sampler(settings or SamplingSettings(), len(prompts))
     start = time.perf_counter()
-    steps = _plain_steps if lookup is None else functools.partial(_with_lookup, lookup)
+    if proposer is None and engine.draft is not None and len(prompts) == 1:
+        proposer = Draft(engine.draft)
+    steps = _plain_steps if proposer is None else functools.partial(_with_proposals, proposer)
     ended = [False] * len(prompts)
     for tokens in steps(engine, sampler, [list(prompt) for prompt in prompts], max_new_tokens):
         if timings is not None:
@@ -88,21 +92,22 @@ def _plain_steps(engine: Engine, sampler: Sampler, history: list[list[int]], cou
         engine.close(*sequences)
 
 
-def _with_lookup(
-    lookup: PromptLookup, engine: Engine, sampler: Sampler, history: list[list[int]], count: int
+def _with_proposals(
+    proposer: Proposer, engine: Engine, sampler: Sampler, history: list[list[int]], count: int
 ) -> Iterator[list[int]]:
-    """`_plain_steps` of one sequence, with proposals from its own text."""
+    """`_plain_steps` of one sequence, with proposals that are verified."""
     if len(history) != 1:
-        raise InputError(f"lookup takes one prompt at a time, not {len(history)}")
-    engine.require(Ability.VERIFY, "leave out lookup")
+        raise InputError(f"a {proposer.name} takes one prompt at a time, not {len(history)}")
+    engine.require(Ability.VERIFY, f"leave out the {proposer.name}")
     (sequence,), logits = engine.open_all(history, count)
     try:
         first = sampler(logits, history)
         yield first
-        for token in lookup_steps(engine, sequence, sampler, history[0], first[0], count - 1, lookup):
+        for token in speculative_steps(engine, sequence, sampler, [*history[0], *first], count - 1, proposer):
             yield [token]
     finally:
         engine.close(sequence)
+        proposer.close()
 
 
 def stream_text(
@@ -113,7 +118,7 @@ def stream_text(
     settings: SamplingSettings | None = None,
     stop: Sequence[str] = (),
     timings: Timings | None = None,
-    lookup: PromptLookup | None = None,
+    proposer: Proposer | None = None,
 ) -> Iterator[str]:
     """Yield pieces of the continuation of ``prompt`` (text, or token ids as of a chat) as soon as they are certain.
 
@@ -126,7 +131,7 @@ def stream_text(
         raise InputError("the prompt is empty; give some text")
     told = ""
     new: list[int] = []
-    for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, lookup):
+    for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, proposer):
         assert token is not None
         if token in tokenizer.eos_ids:
             if timings is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from sentinel.errors import InputError
 from sentinel.formats.places import label, locate
+from sentinel.infer.draft_choice import DraftChoice
 from sentinel.infer.engine import Engine, check_level, warm_up
 from sentinel.infer.native import NativeEngine, PackedWidth
 from sentinel.infer.packed_cache import entry_of, keep, recall
@@ -18,7 +19,7 @@ from sentinel.progress import say
 
 if TYPE_CHECKING:
     from sentinel.formats.sources import LoadedModel
-    from sentinel.infer.native import Precision
+    from sentinel.infer.native import NativeWeights, Precision
     from sentinel.models.decoder import Decoder
     from sentinel.models.record import Record
     from sentinel.models.spec import ModelSpec
@@ -41,9 +42,16 @@ def _static(decoder: Decoder, level: int, precision: str, threads: int | None) -
 
 
 def _native(decoder: Decoder, level: int, precision: str, threads: int | None) -> Engine:
-    from sentinel.infer.pack import pack, pack_width
+    from sentinel.infer.pack import pack
 
-    engine = NativeEngine(pack(decoder, cast("Precision", precision)), threads=threads)
+    return _at_width(decoder, pack(decoder, cast("Precision", precision)), precision, threads)
+
+
+def _at_width(decoder: Decoder, weights: NativeWeights, precision: str, threads: int | None) -> NativeEngine:
+    """An engine of the decoder's packed weights, at the width that the decoder is set to."""
+    from sentinel.infer.pack import pack_width
+
+    engine = NativeEngine(weights, threads=threads)
     width = pack_width(decoder, cast("Precision", precision))
     if width != PackedWidth.full(decoder.spec):
         engine.set_packed_width(width)
@@ -77,10 +85,18 @@ def check_precision(level: int, precision: str | None) -> str:
     return precision or allowed[0]
 
 
-def make_engine(decoder: Decoder, level: int, *, precision: str | None = None, threads: int | None = None) -> Engine:
+def make_engine(
+    decoder: Decoder,
+    level: int,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    draft: str | None = None,
+) -> Engine:
     """An engine that runs ``decoder`` at an optimisation level, as pruned as it is set to be.
 
-    Raises `InputError` for a level that there is not on the decoder's device, or not in that precision.
+    ``draft`` names what proposes tokens to it (`Engine.draft`), see `DraftChoice.parse`. Raises `InputError` for a level
+    that there is not on the decoder's device, or not in that precision, and for a draft that is no cheaper.
     """
     check_level(level)
     precision, device = check_precision(level, precision), decoder.device
@@ -88,7 +104,27 @@ def make_engine(decoder: Decoder, level: int, *, precision: str | None = None, t
     if make is None:
         there = levels_on(device.type)
         raise InputError(f"level {level} runs on the CPU; on {device} there are levels {there[0]} to {there[-1]}")
-    return make(decoder, level, precision, threads)
+    if draft is None:
+        return make(decoder, level, precision, threads)
+    used, choice = _ratios_in_use(decoder), DraftChoice.parse(draft)
+    choice.check_cheaper(precision, *used)
+    engine = make(decoder, level, precision, threads)
+    if choice.precision is not None:
+        engine.draft = make_engine(decoder, 3, precision=choice.precision, threads=threads)
+        return engine
+    decoder.set_width(choice.heads, choice.neurons)
+    try:
+        if engine.packed is not None:
+            engine.draft = _at_width(decoder, engine.packed, precision, threads)
+        else:
+            engine.draft = make(decoder.narrowed(), level, precision, threads)
+    finally:
+        decoder.set_width(*used)
+    return engine
+
+
+def _ratios_in_use(decoder: Decoder) -> tuple[float, float]:
+    return (0.0, 0.0) if decoder.current is None else decoder.current.key
 
 
 def _kind(device: str) -> str:
@@ -119,11 +155,13 @@ def open_engine(
     random_weights: int | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    draft: str | None = None,
 ) -> OpenedEngine:
     """An engine that runs ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``), compiled and warmed up.
 
     A quantised folder runs without torch; so does a model at level 3, which is quantised once and kept (`packed_cache`).
-    ``level`` is 1 by default, 3 for a quantised folder; ``heads`` and ``neurons`` are the ratios of a stored width.
+    ``level`` is 1 by default, 3 for a quantised folder; ``heads`` and ``neurons`` are the ratios of a stored width;
+    ``draft`` is as in `make_engine`.
     Raises `InputError` for what the model or this machine can't do.
     """
     if level is not None:
@@ -133,18 +171,20 @@ def open_engine(
         if device != "cpu":
             raise InputError(f"{model} is quantised, which runs on the CPU only; leave out --device")
         found = QuantisedModel.load(folder)
-        return _warm(found.engine(level, precision, heads, neurons, threads), found)
+        return _warm(found.engine(level, precision, heads, neurons, threads, draft), found)
     level = 1 if level is None else level
     precision = check_precision(level, precision)
     width = (heads, neurons)
     if level == 3 and random_weights is None and device == "cpu":
-        return _open_kept(model, precision, width, threads)
+        return _open_kept(model, precision, width, threads, draft)
     loaded = _load(model, width, threads, random_weights=random_weights, device=device)
-    return _warm(make_engine(loaded.decoder, level, precision=precision, threads=threads), loaded)
+    return _warm(make_engine(loaded.decoder, level, precision=precision, threads=threads, draft=draft), loaded)
 
 
 def _warm(engine: Engine, origin: Origin) -> OpenedEngine:
     warm_up(engine)
+    if engine.draft is not None:
+        warm_up(engine.draft)
     return OpenedEngine(engine, origin.tokenizer, origin.name, origin.record)
 
 
@@ -168,12 +208,31 @@ def _load(
     return loaded
 
 
-def _open_kept(model: str, precision: str, width: tuple[float, float], threads: int | None) -> OpenedEngine:
+def _open_kept(
+    model: str, precision: str, width: tuple[float, float], threads: int | None, draft: str | None
+) -> OpenedEngine:
     """Level 3 from packed weights that an earlier start has kept; without them, they are made and kept."""
+    found = _kept(model, precision, width, threads)
+    if draft is None:
+        return _warm(found.engine(3, precision, *width, threads=threads), found)
+    choice = DraftChoice.parse(draft)
+    choice.check_cheaper(precision, *width)
+    engine = found.engine(3, precision, *width, threads=threads)
+    if choice.precision is not None:
+        other = _kept(model, choice.precision, width, threads)
+        engine.draft = other.engine(3, choice.precision, *width, threads=threads)
+    else:
+        ratios = (choice.heads, choice.neurons)
+        engine.draft = NativeEngine(found.native, threads=threads)
+        engine.draft.set_packed_width(_kept(model, precision, ratios, threads).stored(*ratios))
+    return _warm(engine, found)
+
+
+def _kept(model: str, precision: str, width: tuple[float, float], threads: int | None) -> QuantisedModel:
     entry = entry_of(locate(model), precision, width)
     found = recall(entry) or _quantise(model, precision, width, threads, entry)
     found.name = label(model)
-    return _warm(found.engine(3, precision, *width, threads=threads), found)
+    return found
 
 
 def _quantise(

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config, read_record
+from sentinel.infer.draft_choice import DraftChoice
 from sentinel.infer.native import NativeEngine, NativeWeights, PackedWidth
 from sentinel.models.origin import Origin
 from sentinel.models.record import Record
@@ -70,13 +71,27 @@ class QuantisedModel(Origin):
         heads: float = 0.0,
         neurons: float = 0.0,
         threads: int | None = None,
+        draft: str | None = None,
     ) -> NativeEngine:
-        """Level 3 at a stored width; `InputError` for another level or precision, and for a width that is not stored."""
+        """Level 3 at a stored width, with another one for drafts.
+
+        Raises `InputError` for another level or precision, for a width that is not stored, and for a quantised draft.
+        """
         if level not in (None, 3) or precision not in (None, self.native.precision):
             raise InputError(f"{self.name} is quantised to {self.native.precision}, so that only level 3 runs it so")
         engine = NativeEngine(self.native, threads=threads)
         if heads or neurons:
             engine.set_packed_width(self.stored(heads, neurons))
+        if draft is not None:
+            choice = DraftChoice.parse(draft)
+            choice.check_cheaper(self.native.precision, heads, neurons)
+            if choice.precision is not None:
+                raise InputError(
+                    f"{self.name} is quantised, so that no copy in {choice.precision} can be made of it; draft by a stored "
+                    "width, or give the model that it was made from"
+                )
+            engine.draft = NativeEngine(self.native, threads=threads)
+            engine.draft.set_packed_width(self.stored(choice.heads, choice.neurons))
         return engine
 
     def stored(self, heads: float, neurons: float) -> PackedWidth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,12 @@ class Sampler:
     def __init__(self, settings: SamplingSettings, batch: int) -> None:
         self.settings = settings
         self._streams = [np.random.default_rng((settings.seed, row)) for row in range(batch)]
+
+    def copy(self) -> Sampler:
+        """A sampler that will draw what this one will, and leaves it as it is."""
+        other = Sampler(self.settings, 0)
+        other._streams = copy.deepcopy(self._streams)
+        return other
 
     def __call__(self, logits: Logits, history: Sequence[Sequence[int]]) -> list[int]:
         """Next token of each row of ``logits`` [B, V], given the tokens so far of each sequence."""

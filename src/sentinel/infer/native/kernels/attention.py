@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, float_bits, halves, i16_view
+from .intrinsics import f32_view, float_bits, halves, i16_view, never_inlined
 from .layout import (
     L_CAP_BITS,
     L_COS,
@@ -48,6 +48,7 @@ _SMALL_HALF = np.float32(2.0**-20)  # a row without a larger value would keep 5 
 @njit(**FAST)
 def _rotate(address, cos_address, sin_address, n):
     """Rotary embedding of one head (Su et al. 2021), first half with second half as in Hugging Face's Llama."""
+    never_inlined()
     x = f32_view(address, 2 * n)
     cos, sin = f32_view(cos_address, n), f32_view(sin_address, n)
     for i in range(n):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, i16_view, nearest
+from .intrinsics import f32_view, i16_view, nearest, never_inlined
 from .layout import S
 from .vector import FAST
 
@@ -30,6 +30,7 @@ def quantise_row(x_address, q_address, scale_address, sum_address, n, n_padded, 
 
     Zeros follow up to ``n_padded``; ``sum`` gets the sum of q per 32 columns in float32 (exact), for int4.
     """
+    never_inlined()
     x, q = f32_view(x_address, n), i16_view(q_address, n_padded)
     sums = f32_view(sum_address, n_padded // 32)
     peak = _ZERO

@@ -40,6 +40,18 @@ def _void_pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.int64), codegen
 
 
+@intrinsic
+def never_inlined(typingctx: Any) -> Any:
+    """Keep the function that calls this one copy: inlined into several callers, LLVM may sum in another order in each,
+    and the bits of a token would depend on how many others are in its pass."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @njit(inline="always")
 def f32_view(address, n):
     """The ``n`` float32 values at ``address`` as an array (no copy)."""

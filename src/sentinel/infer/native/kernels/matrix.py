@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from .intrinsics import f32_view, prefetch_line
+from .intrinsics import f32_view, never_inlined, prefetch_line
 from .layout import BIAS, BLOCK_BYTES, MAX_ROWS, N_COLUMN, N_ROW, P_BLOCK, WEIGHT, S
 from .precisions import block_product, input_or, put_input
 from .sync import barrier
@@ -52,6 +52,7 @@ def put_pair(st, matrix, x, other, row, norms, eps, scratch):
 @njit(**FAST)
 def add_bias(matrix, block, n_token, y):
     """Add 32 biases to every row of a block's output."""
+    never_inlined()
     if matrix[BIAS] != 0:
         bias = f32_view(matrix[BIAS] + block * 128, 32)
         out = f32_view(y, n_token * 32)
@@ -80,6 +81,7 @@ def warm(matrix, thread, n_thread):
 @njit(**FAST)
 def add_to(y, address, n):
     """Add ``n`` values at ``y`` to those at ``address``."""
+    never_inlined()
     out = f32_view(address, n)
     part = f32_view(y, n)
     for i in range(n):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numba import njit
@@ -14,15 +15,17 @@ from .intrinsics import f32_view, floats_of_halves
 from .layout import BLOCK_BYTES, N_COLUMN, WEIGHT
 from .vector import FAST
 
+# Column k goes into sum k % CHAINS of its output, whatever the number of tokens, so that a token's bits do not depend on
+# the others of its pass: proposals that are verified together are what they would be alone.
+CHAINS = 4  # a lone token needs that many under way to hide the latency of an fma
+
 
 def _emit_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
     x, x_stride, w, w_stride, n, skip, y, y_stride = args
     e = Emit(builder)
     size = 2 if half else 4
-    chains = 4 if tokens == 1 else 1  # a lone token needs several sums under way to hide the latency of an fma
-    totals = sums(builder, V16F, chains * tokens * 2)
 
-    def column(k: Any, chain: int) -> None:
+    def column(k: Any, totals: list[Any]) -> None:
         row = e.at(w, builder.mul(k, w_stride))
         weights = []
         for v in range(2):
@@ -40,29 +43,50 @@ def _emit_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
             value = e.splat(e.load(pointer, F32))
             for v in range(2):
                 accumulate(
-                    builder, totals[(chain * tokens + t) * 2 + v], V16F,
+                    builder, totals[t * 2 + v], V16F,
                     lambda s, value=value, weight=weights[v]: e.fma(value, weight, s),
                 )  # fmt: skip
 
-    whole = builder.and_(n, I64(-chains))
-    if chains > 1:
-        with cgutils.for_range_slice(builder, I64(0), whole, I64(chains), I64) as (k, _):
-            for chain in range(chains):
-                column(builder.add(k, I64(chain)), chain)
-    with cgutils.for_range_slice(builder, whole if chains > 1 else I64(0), n, I64(1), I64) as (k, _):
-        column(k, 0)
-    for t in range(tokens):
-        for v in range(2):
-            total = builder.load(totals[t * 2 + v], typ=V16F)
-            for chain in range(1, chains):
-                total = builder.fadd(total, builder.load(totals[(chain * tokens + t) * 2 + v], typ=V16F))
-            builder.store(total, e.at(e.at(y, builder.mul(y_stride, I64(t))), v * 64), align=4)
+    def output(t: int, v: int) -> Any:
+        return e.at(e.at(y, builder.mul(y_stride, I64(t))), v * 64)
+
+    if tokens == 1:
+        _emit_lone_token(builder, n, column, lambda v: output(0, v))
+        return
+    for chain in range(CHAINS):  # one after the other: their sums of all tokens would not fit the registers
+        totals = sums(builder, V16F, tokens * 2)
+        with cgutils.for_range_slice(builder, I64(chain), n, I64(CHAINS), I64) as (k, _):
+            column(k, totals)
+        for t in range(tokens):
+            for v in range(2):
+                total = builder.load(totals[t * 2 + v], typ=V16F)
+                if chain > 0:
+                    total = builder.fadd(builder.load(output(t, v), align=4, typ=V16F), total)
+                builder.store(total, output(t, v), align=4)
+
+
+def _emit_lone_token(builder: Any, n: Any, column: Callable[..., None], output: Callable[[int], Any]) -> None:
+    """All chains side by side; the last columns, fewer than there are chains, go on where they would."""
+    totals = [sums(builder, V16F, 2) for _ in range(CHAINS)]
+    whole = builder.and_(n, I64(-CHAINS))
+    with cgutils.for_range_slice(builder, I64(0), whole, I64(CHAINS), I64) as (k, _):
+        for chain in range(CHAINS):
+            column(builder.add(k, I64(chain)), totals[chain])
+    for chain in range(CHAINS - 1):
+        k = builder.add(whole, I64(chain))
+        with builder.if_then(builder.icmp_signed("<", k, n)):
+            column(k, totals[chain])
+    for v in range(2):
+        total = builder.load(totals[0][v], typ=V16F)
+        for chain in range(1, CHAINS):
+            total = builder.fadd(total, builder.load(totals[chain][v], typ=V16F))
+        builder.store(total, output(v), align=4)
 
 
 def _tile(tokens: int, half: bool) -> Any:
     emitted = kernel(8, lambda builder, args: _emit_tile(builder, args, tokens, half))
 
-    @njit
+    @njit(fastmath=False)  # said, or else taken from the caller, and the sums would be put in another order
     def tile(x, x_stride, w, w_stride, n, skip, y, y_stride):
         emitted(x, x_stride, w, w_stride, n, skip, y, y_stride)
 

@@ -77,7 +77,7 @@ def _emit_group(builder: Any, base: Any, xs: list[Any]) -> list[Any]:
 def _tile(tokens: int) -> Any:
     emitted = kernel(11, lambda builder, args: _emit_tile(builder, args, tokens))
 
-    @njit
+    @njit(fastmath=False)  # said, or else taken from the caller
     def tile(x, x_stride, x_scale, x_sum, sum_stride, w, w_scale, n_group, skip, y, y_stride):
         emitted(x, x_stride, x_scale, x_sum, sum_stride, w, w_scale, n_group, skip, y, y_stride)
 

@@ -60,7 +60,7 @@ def _emit_tile(builder: Any, args: Any, tokens: int) -> None:
 def _tile(tokens: int) -> Any:
     emitted = kernel(9, lambda builder, args: _emit_tile(builder, args, tokens))
 
-    @njit
+    @njit(fastmath=False)  # said, or else taken from the caller
     def tile(x, x_stride, x_scale, w, w_scale, n_group, skip, y, y_stride):
         emitted(x, x_stride, x_scale, w, w_scale, n_group, skip, y, y_stride)
 

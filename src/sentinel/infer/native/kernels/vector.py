@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, float_bits, nearest
+from .intrinsics import f32_view, float_bits, nearest, never_inlined
 from .names import Activation
 
 # Sums may be taken in any order (several lanes at once); NaN and infinity keep their meaning.
@@ -52,6 +52,7 @@ def tanh32(x):
 @njit(**FAST)
 def soft_cap(address, n, cap):
     """cap * tanh(x / cap) of ``n`` values, in place."""
+    never_inlined()
     x, inverse = f32_view(address, n), _ONE / cap
     for i in range(n):
         x[i] = cap * tanh32(x[i] * inverse)
@@ -61,6 +62,7 @@ def soft_cap(address, n, cap):
 def softmax_weights(address, first, n, n_zero, scale):
     """exp(scale * (s - max)) of the scores from ``first`` to ``n``, in place; those before and the next ``n_zero`` after
     become 0. Returns 1 / their sum."""
+    never_inlined()
     s = f32_view(address, n + n_zero)
     top = s[first]
     for i in range(first, n):
@@ -80,6 +82,7 @@ def softmax_weights(address, first, n, n_zero, scale):
 @njit(**FAST)
 def square_sum(address, n):
     """Sum of the squares of ``n`` values."""
+    never_inlined()
     x = f32_view(address, n)
     total = _ZERO
     for i in range(n):
@@ -90,6 +93,7 @@ def square_sum(address, n):
 @njit(**FAST)
 def scale_by(address, n, factor, weight_address):
     """Multiply ``n`` values by ``factor`` and by weights, in place."""
+    never_inlined()
     x, weight = f32_view(address, n), f32_view(weight_address, n)
     for i in range(n):
         x[i] = x[i] * factor * weight[i]
@@ -98,6 +102,7 @@ def scale_by(address, n, factor, weight_address):
 @njit(**FAST)
 def activate(address, n, activation):
     """An activation function of ``n`` values, in place; ``activation`` is a number of `Activation`."""
+    never_inlined()
     x = f32_view(address, n)
     if activation == _GELU_NEW:
         for i in range(n):
@@ -119,6 +124,7 @@ def activate(address, n, activation):
 @njit(**FAST)
 def normalise(x_address, y_address, n, weight_address, bias_address, layernorm, eps):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) of one row."""
+    never_inlined()
     x, y = f32_view(x_address, n), f32_view(y_address, n)
     weight = f32_view(weight_address, n)
     count = _F(n)
