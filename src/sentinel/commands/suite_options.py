@@ -49,7 +49,7 @@ def add_suite_options(group: Any) -> None:
 
 def given_options(options: argparse.Namespace) -> dict[str, Any]:
     """The suite options that the arguments name."""
-    from sentinel.infer.engine import check_level
+    from sentinel.infer.levels import check_level
     from sentinel.infer.opening import check_precision
     from sentinel.measure.suites.request import Settings
 

@@ -1,4 +1,4 @@
-"""The contract of every engine, the checks that all of them share, and the optimisation levels.
+"""The contract of every engine.
 
 An engine owns weights and any number of *sequences* that go on side by side. Whoever runs a model asks this contract, never
 which class an engine is. Shape letters: n sequences, T tokens, V vocabulary. Logits are float32 on the CPU.
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from sentinel.errors import InputError
 from sentinel.infer.callers import CallerLock, one_at_a_time
+from sentinel.infer.levels import check_level
+from sentinel.infer.token_checks import check_prompts, check_tokens
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
 
@@ -27,23 +29,6 @@ if TYPE_CHECKING:
     from sentinel.models.decoder import Decoder
 
 Logits = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Level:
-    """An optimisation level: how a model is run. It never changes what the model computes."""
-
-    number: int
-    name: str
-    description: str
-
-
-LEVELS = (
-    Level(0, "reference", "attention head by head in a loop, pruned heads masked"),
-    Level(1, "default", "fused projections, scaled-dot-product attention, KV cache, eager"),
-    Level(2, "aggressive", "whole decode step compiled, fp32"),
-    Level(3, "extreme", "level 2 with quantised weights"),
-)
 
 
 class Ability(Enum):
@@ -355,13 +340,6 @@ class Engine(ABC):
             )
 
 
-def check_level(level: int) -> Level:
-    """The level of that number; `InputError` when there is none."""
-    if not 0 <= level < len(LEVELS):
-        raise InputError(f"level {level} does not exist; the levels are 0 to {len(LEVELS) - 1}")
-    return LEVELS[level]
-
-
 def step_bytes(weight_bytes: int, spec: ModelSpec, kv_bytes: int, n_sequence: int, context: float) -> int:
     """Bytes that a step of ``n_sequence`` reads at the least: weights once, keys and values of ``context`` positions."""
     return weight_bytes + round(n_sequence * context * spec.kv_bytes_per_position(kv_bytes))
@@ -371,27 +349,3 @@ def warm_up(engine: Engine) -> None:
     """Let an engine compile and allocate what it does at first use, so that no clock counts that."""
     sequence, _ = engine.open([0], 1)
     engine.close(sequence)
-
-
-def check_prompts(spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Refuse what can't be run: no prompt, an empty one, unknown ids, or more tokens than the model's context."""
-    if not prompts:
-        raise InputError("there is no prompt; give at least one")
-    if max_new_tokens < 1:
-        raise InputError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
-    for prompt in prompts:
-        if not len(prompt):
-            raise InputError("the prompt is empty; give at least one token")
-        check_tokens(spec, prompt)
-    longest = max(len(prompt) for prompt in prompts)
-    if longest + max_new_tokens > spec.max_seq_len:
-        raise InputError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's context of "
-            f"{spec.max_seq_len}; shorten the prompt or ask for fewer new tokens"
-        )
-
-
-def check_tokens(spec: ModelSpec, tokens: Sequence[int]) -> None:
-    """Refuse ids that the vocabulary does not have."""
-    if len(tokens) and not 0 <= min(tokens) <= max(tokens) < spec.vocab_size:
-        raise InputError(f"token ids must be between 0 and {spec.vocab_size - 1}")

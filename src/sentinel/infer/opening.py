@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 from sentinel.errors import InputError
 from sentinel.formats.places import label, locate
 from sentinel.infer.draft_choice import DraftChoice
-from sentinel.infer.engine import Engine, check_level, warm_up
+from sentinel.infer.engine import Engine, warm_up
+from sentinel.infer.levels import check_level
 from sentinel.infer.native import NativeEngine, PackedWidth
 from sentinel.infer.packed_cache import entry_of, keep, recall
 from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, is_quantised

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentinel.errors import InputError
-from sentinel.infer.engine import Engine, OpenSequence, check_prompts
+from sentinel.infer.engine import Engine, OpenSequence
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.infer.meter import Meter, Step
 from sentinel.infer.sampling import Sampler, SamplingSettings
+from sentinel.infer.token_checks import check_prompts
 from sentinel.progress import track
 
 
