@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
@@ -83,7 +83,7 @@ def read_widths(folder: Path, config: Mapping[str, Any]) -> list[StoredWidth]:
     """The stored widths of the model in ``folder`` with that ``config.json``."""
     listed = listed_widths(config)
     try:
-        widths = []
+        widths: list[StoredWidth] = []
         for entry in listed:
             counts = entry.get("width") or {"groups": entry["kept_groups"], "neurons": entry["kept_neurons"]}
             width = Width(tuple(counts["groups"]), tuple(counts["neurons"]))
@@ -172,9 +172,7 @@ def read_safetensors(folder: Path) -> State:
         other = next((p.name for p in folder.glob("*.bin")), None)
         hint = f"; {other} is of an older format, re-save it with safe_serialization=True" if other else ""
         raise InputError(f"{folder} has no model.safetensors{hint}")
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise InputError(f"{index} has no 'weight_map' from tensors to files; fetch it again")
+    shards = _shards(index)
     state: State = {}
     for file in sorted(set(shards.values())):
         tensors = read_tensors(folder / file)
@@ -186,6 +184,14 @@ def read_safetensors(folder: Path) -> State:
             raise InputError(f"{folder}: tensor {twice[0]!r} is in two files; fetch the model again")
         state.update(tensors)
     return state
+
+
+def _shards(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index of shards."""
+    found: dict[str, Any] | None = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise InputError(f"{index} has no 'weight_map' from tensors to files; fetch it again")
+    return found
 
 
 def write_tensors(tensors: State, file: Path, metadata: dict[str, str] | None = None) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ctranslate2.specs import attention_spec, common_spec, transformer_spec  # pyright: ignore[reportMissingImports]
+from ctranslate2.specs import attention_spec, common_spec, transformer_spec  # pyright: ignore
 from torch import Tensor, nn
 
 from sentinel.models.decoder import Decoder
 from sentinel.models.families.weights import split_qkv
 from sentinel.models.features import PLAIN, require_supported
 from sentinel.models.parts.block import Block
+from sentinel.models.parts.linear import bias_of
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tensors import with_gates_folded
 
@@ -88,15 +89,16 @@ def _fill_block(theirs: Any, block: Block, out_weight: Tensor) -> None:
     _fill_norm(theirs.ffn.layer_norm, block.mlp_norm)
     fused, out = theirs.self_attention.linear
     fused.weight = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.weight, attn.layer)])
-    if attn.qkv_proj.bias is not None:
-        fused.bias = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.bias, attn.layer)])
-    _fill_linear(out, out_weight, attn.out_proj.bias)
-    _fill_linear(theirs.ffn.linear_1, mlp.down_proj.weight, mlp.down_proj.bias)
+    bias = bias_of(attn.qkv_proj)
+    if bias is not None:
+        fused.bias = np.concatenate([_array(part) for part in split_qkv(bias, attn.layer)])
+    _fill_linear(out, out_weight, bias_of(attn.out_proj))
+    _fill_linear(theirs.ffn.linear_1, mlp.down_proj.weight, bias_of(mlp.down_proj))
     if mlp.gate_proj is None:
-        _fill_linear(theirs.ffn.linear_0, mlp.up_proj.weight, mlp.up_proj.bias)
+        _fill_linear(theirs.ffn.linear_0, mlp.up_proj.weight, bias_of(mlp.up_proj))
     else:
-        _fill_linear(theirs.ffn.linear_0, mlp.gate_proj.weight, mlp.gate_proj.bias)
-        _fill_linear(theirs.ffn.linear_0_noact, mlp.up_proj.weight, mlp.up_proj.bias)
+        _fill_linear(theirs.ffn.linear_0, mlp.gate_proj.weight, bias_of(mlp.gate_proj))
+        _fill_linear(theirs.ffn.linear_0_noact, mlp.up_proj.weight, bias_of(mlp.up_proj))
 
 
 def _fill_linear(theirs: Any, weight: Tensor, bias: Tensor | None) -> None:

@@ -23,6 +23,7 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.families.weights import split_qkv
 from sentinel.models.features import PLAIN, ROPE_SCALINGS, SINGLE_BIASES, require_supported
 from sentinel.models.parts.block import Block
+from sentinel.models.parts.linear import bias_of
 from sentinel.models.rotary import tables
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tensors import with_gates_folded
@@ -30,8 +31,9 @@ from sentinel.models.tensors import with_gates_folded
 MICROSOFT = "com.microsoft"
 OPSET = 20  # the first with Gelu
 BLOCK = 32  # weights per scale in MatMulNBits
-SUPPORTS = PLAIN | SINGLE_BIASES | {"layers of unequal sizes", "no positions"}
-SUPPORTS |= ROPE_SCALINGS - {"rotary scaling longrope"}
+SUPPORTS = (
+    PLAIN | SINGLE_BIASES | {"layers of unequal sizes", "no positions"} | (ROPE_SCALINGS - {"rotary scaling longrope"})
+)
 Matrices = Literal["fp32", "dynamic int8", "int8 blocks", "int4 blocks"]
 
 
@@ -65,7 +67,9 @@ def write_onnx(decoder: Decoder, path: Path, matrices: Matrices) -> int:
     body = helper.make_graph(graph.nodes, "decoder", inputs, results, graph.constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(body, opset_imports=opsets, ir_version=10)
-    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    onnx.save_model(  # pyright: ignore[reportUnknownMemberType]
+        model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
+    )
     return graph.weight_bytes
 
 
@@ -100,19 +104,23 @@ class _Graph:
         """x W^T + b for ``weight`` [out, in]."""
         added = () if bias is None else (self.constant(bias),)
         if self._matrices == "fp32":
-            y = self.node("MatMul", x, self.constant(weight.T))
+            y = self.node("MatMul", x, self.constant(np.transpose(weight)))
             return self.node("Add", y, *added) if added else y
         if self._matrices == "dynamic int8":
             scales = np.abs(weight).max(axis=1) / 127
             scales[scales == 0] = 1
             rounded = np.rint(weight / scales[:, None]).astype(np.int8)
-            arrays = self.constant(rounded.T), self.constant(scales), self.constant(np.zeros(len(weight), np.int8))
+            arrays = (
+                self.constant(np.transpose(rounded)),
+                self.constant(scales),
+                self.constant(np.zeros(len(weight), np.int8)),
+            )
             return self.node("DynamicQuantizeMatMul", x, *arrays, *added, domain=MICROSOFT)
         bits = 8 if self._matrices == "int8 blocks" else 4
         packed, scales = _blocks(weight, bits)
         inputs = (x, self.constant(packed), self.constant(scales), "", "", *added)
         rows, columns = weight.shape
-        sizes = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
+        sizes: dict[str, Any] = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
         # Level 4: products in int8, the fastest that there is.
         return self.node("MatMulNBits", *inputs, domain=MICROSOFT, accuracy_level=4, **sizes)
 
@@ -120,14 +128,15 @@ class _Graph:
 def _blocks(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Codes [out, blocks, BLOCK * bits / 8] around the middle of their range, and scales [out * blocks]."""
     middle = 1 << (bits - 1)
-    padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % BLOCK))).reshape(len(weight), -1, BLOCK)
+    padded = np.reshape(np.pad(weight, ((0, 0), (0, -weight.shape[1] % BLOCK))), (len(weight), -1, BLOCK))
     furthest: NDArray[np.float32] = np.take_along_axis(padded, np.abs(padded).argmax(-1)[..., None], -1)
     scales = furthest / -middle  # the value furthest from 0 becomes the lowest code, of which there is one more
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
-    codes = np.clip(np.rint(padded * inverse) + middle, 0, 2 * middle - 1).astype(np.uint8)
+    rounded = np.rint(padded * inverse) + middle
+    codes = np.minimum(np.maximum(rounded, 0), 2 * middle - 1).astype(np.uint8)
     if bits == 4:
         codes = np.bitwise_or(codes[..., ::2], np.left_shift(codes[..., 1::2], np.uint8(4)))
-    return codes, scales.reshape(-1).astype(np.float32)
+    return codes, np.ravel(scales).astype(np.float32)
 
 
 def _decoder(graph: _Graph, decoder: Decoder) -> str:
@@ -167,7 +176,7 @@ def _attention(graph: _Graph, block: Block, out_weight: Tensor, index: int, x: s
     """``out_weight`` is the output projection with the gates in it."""
     attn, layer = block.attn, block.attn.layer
     weight = np.concatenate([_array(part) for part in split_qkv(attn.qkv_proj.weight, layer)])
-    bias = attn.qkv_proj.bias
+    bias = bias_of(attn.qkv_proj)
     added = None if bias is None else np.concatenate([_array(part) for part in split_qkv(bias, layer)])
     packed = graph.matrix(x, weight, added)  # queries, keys, values side by side
     y = graph.node(
@@ -179,18 +188,18 @@ def _attention(graph: _Graph, block: Block, out_weight: Tensor, index: int, x: s
         kv_num_heads=layer.n_kv_head,
         do_rotary=int(bool(rotary)),
     )
-    return graph.matrix(y, _array(out_weight), _optional(attn.out_proj.bias))
+    return graph.matrix(y, _array(out_weight), _optional(bias_of(attn.out_proj)))
 
 
 def _mlp(graph: _Graph, spec: ModelSpec, block: Block, x: str) -> str:
     mlp = block.mlp
-    up = graph.matrix(x, _array(mlp.up_proj.weight), _optional(mlp.up_proj.bias))
+    up = graph.matrix(x, _array(mlp.up_proj.weight), _optional(bias_of(mlp.up_proj)))
     if mlp.gate_proj is None:
         hidden = _activate(graph, mlp.activation, up)
     else:
-        gate = graph.matrix(x, _array(mlp.gate_proj.weight), _optional(mlp.gate_proj.bias))
+        gate = graph.matrix(x, _array(mlp.gate_proj.weight), _optional(bias_of(mlp.gate_proj)))
         hidden = graph.node("Mul", _activate(graph, mlp.activation, gate), up)
-    return graph.matrix(hidden, _array(mlp.down_proj.weight), _optional(mlp.down_proj.bias))
+    return graph.matrix(hidden, _array(mlp.down_proj.weight), _optional(bias_of(mlp.down_proj)))
 
 
 def _activate(graph: _Graph, name: str, x: str) -> str:

@@ -5,6 +5,7 @@ Shape letters: B batch, T new tokens, S cached and new positions, D head_dim.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,9 +30,9 @@ def rotary_of(spec: ModelSpec, positions: Tensor, total: int, dtype: torch.dtype
     return {key: (cos.to(dtype), sin.to(dtype)) for key, (cos, sin) in tables.items()}
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
 def _inverse(rope: RopeSpec, dim: int, total: int) -> Tensor:
-    return torch.from_numpy(frequencies(rope, dim, total).copy())
+    return torch.as_tensor(np.array(frequencies(rope, dim, total)), device="cpu")
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def frequencies(rope: RopeSpec, head_dim: int, length: int = 0) -> Frequencies:
     elif rope.type == "llama3":
         turns = rope.original_max_seq_len * plain / (2 * math.pi)
         blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        blend = np.clip(blend, 0.0, 1.0)
+        blend = np.minimum(np.maximum(blend, 0.0), 1.0)
         plain = blend * plain + (1 - blend) * plain / rope.factor
     elif rope.type == "yarn":
         keep = 1 - _yarn_ramp(rope, dim)
@@ -68,4 +68,5 @@ def _yarn_ramp(rope: RopeSpec, dim: int) -> NDArray[np.float64]:
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    return np.clip((np.arange(dim // 2, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
+    ramp = (np.arange(dim // 2, dtype=np.float64) - low) / (high - low)
+    return np.minimum(np.maximum(ramp, 0.0), 1.0)

@@ -89,11 +89,12 @@ class GGUFFile:
             raise InputError(
                 f"{self.path}: {tensor.name} is of type {tensor.tensor_type.name}, which can't be de-quantised"
             ) from error
-        return np.array(flat, dtype=np.float32).reshape([int(n) for n in reversed(tensor.shape.tolist())])
+        return np.reshape(np.array(flat, dtype=np.float32), [int(n) for n in reversed(tensor.shape.tolist())])
 
     def weights(self) -> State:
         """All tensors in fp32 under Hugging Face's names; a bias that only some projections have is 0 in others."""
-        spec, state = self.spec(), {}
+        spec = self.spec()
+        state: State = {}
         names = [name for name in self._tensors if name not in ROPE_TENSORS]
         for name in track(names, "De-quantising", len(names)):
             state[self._name(name)] = self._restored(name, spec)
@@ -112,7 +113,7 @@ class GGUFFile:
     def _restored(self, name: str, spec: ModelSpec) -> Tensor:
         """A tensor as the family has it."""
         layer, kind, _ = _parts(name)
-        tensor = torch.from_numpy(np.ascontiguousarray(self._values(name)))
+        tensor = torch.as_tensor(np.ascontiguousarray(self._values(name)), device="cpu")
         restore = self._layout.restore.get(kind)
         if restore is None:
             return tensor

@@ -98,12 +98,12 @@ def _as_stored(name: str, array: NDArray[np.float32], spec: ModelSpec) -> NDArra
     """llama.cpp's orientation and, for rotary queries and keys, its order of rows: both halves of a head interleaved."""
     layer = spec.layers[0]
     if spec.family == "gpt2":
-        return np.ascontiguousarray(array.T) if name.endswith(TRANSPOSED) else array
+        return np.ascontiguousarray(np.transpose(array)) if name.endswith(TRANSPOSED) else array
     heads = {"q_proj": layer.n_head, "k_proj": layer.n_kv_head}.get(name.split(".")[-2])
     if heads is None:
         return array
-    halves = array.reshape(heads, 2, layer.head_dim // 2, *array.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+    halves = np.reshape(array, (heads, 2, layer.head_dim // 2, *array.shape[1:]))
+    return np.reshape(np.ascontiguousarray(np.swapaxes(halves, 1, 2)), array.shape)
 
 
 def _quantised(array: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> tuple[NDArray[Any], Any]:

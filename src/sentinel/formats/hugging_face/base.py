@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.hub import cached_file
+from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file  # pyright: ignore[reportUnknownVariableType]
 from typing_extensions import Self
 
 from sentinel.errors import InputError
@@ -31,6 +32,7 @@ from sentinel.models.record import Record
 
 # transformers 5 renames ``past_key_values``, in inputs and outputs, to ``cache``.
 CACHE_FIELD = "cache" if "cache" in {f.name for f in dataclasses.fields(BaseModelOutputWithPast)} else "past_key_values"
+Output = TypeVar("Output", bound=ModelOutput)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -55,7 +57,7 @@ class SentinelPreTrainedModel(PreTrainedModel):
     config: SentinelConfig
 
     def __init__(self, config: SentinelConfig) -> None:
-        super().__init__(config)
+        super().__init__(config)  # pyright: ignore[reportUnknownMemberType]
         self.decoder = _prepared(Decoder(config.model_spec()))
         if getattr(config, "record", None) is not None:
             self.decoder.record = Record.from_dict(config.record)
@@ -93,10 +95,11 @@ class SentinelPreTrainedModel(PreTrainedModel):
         options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         given = kwargs.get("config")
         if not isinstance(given, SentinelConfig):
-            given = SentinelConfig.from_pretrained(given or str(pretrained_model_name_or_path), **options)
+            given = cast(Any, SentinelConfig).from_pretrained(given or str(pretrained_model_name_or_path), **options)
         given.model_spec()
-        found = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = found[0] if isinstance(found, tuple) else found
+        # transformers has no types for this method.
+        found: Any = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = _first(found)
         config = model.config
         listed = listed_widths(vars(config))
         if listed and pretrained_model_name_or_path is not None:
@@ -171,9 +174,7 @@ class SentinelPreTrainedModel(PreTrainedModel):
         tokens = self._tokens(input_ids, inputs_embeds)
         cache = self._cache(cache, use_cache)
         batch, new = tokens.shape[:2]
-        past = 0 if cache is None else cache.get_seq_length()
-        if not torch.compiler.is_compiling():
-            past = int(past)
+        past = _length(cache)
         context = self.decoder.spec.max_seq_len
         if isinstance(past, int) and past + new > context:
             raise InputError(f"{past + new} tokens are more than the model's context of {context}")
@@ -196,7 +197,8 @@ class SentinelPreTrainedModel(PreTrainedModel):
     def _trace(self, output_hidden_states: bool | int | list[int] | None, output_attentions: bool | None) -> Trace:
         """What a pass must keep by these options, or by the config where they are None."""
         wants = self.config.output_attentions if output_attentions is None else output_attentions
-        eager = wants or self.config._attn_implementation == "eager"  # fused attention has no weights
+        # Fused attention has no weights.
+        eager = wants or self.config._attn_implementation == "eager"  # pyright: ignore[reportPrivateUsage]
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return Trace([] if states is not False else None, [] if wants else None, eager)
 
@@ -220,7 +222,7 @@ class SentinelPreTrainedModel(PreTrainedModel):
         assert inputs_embeds is not None
         return inputs_embeds
 
-    def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+    def _cache(self, cache: object, use_cache: bool | None) -> Cache | None:
         """The cache that was given, or a new one where one is wanted."""
         if cache is not None and not isinstance(cache, Cache):
             raise InputError(f"past_key_values must be a transformers Cache, not {type(cache).__name__}")
@@ -230,6 +232,11 @@ class SentinelPreTrainedModel(PreTrainedModel):
         # An exported graph can't return a cache, unless it is asked to.
         wanted = self.config.use_cache and not torch.compiler.is_compiling() if use_cache is None else use_cache
         return DynamicCache(config=self.config) if wanted and cache is None else cache
+
+    def _returned(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+        """The output itself, or the tuple of what is in it, by that option or by the config."""
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if wants_dict else cast(Any, output).to_tuple()
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -244,7 +251,7 @@ class SentinelPreTrainedModel(PreTrainedModel):
         Raises `InputError` for what can't be honoured or written.
         """
         if is_main_process:
-            save(self, Path(save_directory), state_dict, options, super().save_pretrained)
+            save(self, Path(save_directory), state_dict, options, cast(Any, super()).save_pretrained)
 
 
 def _prepared(decoder: Decoder) -> Decoder:
@@ -253,6 +260,17 @@ def _prepared(decoder: Decoder) -> Decoder:
         if type(block) is Block:
             block.__class__ = SentinelLayer
     return decoder
+
+
+def _first(found: Any) -> SentinelPreTrainedModel:
+    """The model of what Hugging Face returns: it, or a tuple that begins with it."""
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _length(cache: Cache | None) -> int | Tensor:
+    """Cached positions; a number, unless a pass is compiled."""
+    past = 0 if cache is None else cache.get_seq_length()
+    return past if torch.compiler.is_compiling() else int(past)
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:

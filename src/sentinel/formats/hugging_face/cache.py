@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -14,7 +16,8 @@ class SharedCache:
     """
 
     def __init__(self, cache: Cache, past: int | Tensor) -> None:
-        self._cache, self._past = cache, past
+        self._cache: Any = cache  # its ``update`` has no types
+        self._past = past
 
     def get_seq_length(self) -> int:
         """Positions cached before this pass."""

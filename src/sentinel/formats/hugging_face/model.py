@@ -7,7 +7,7 @@ Importing this module registers `SentinelConfig`, `SentinelModel` and `SentinelF
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from sentinel.formats.hugging_face.masks import Given
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import write_weights
-from sentinel.models.parts.linear import Projection
+from sentinel.models.parts.linear import Projection, bias_of
 
 __all__ = ["SentinelConfig", "SentinelForCausalLM", "SentinelModel", "to_hugging_face"]
 
@@ -64,8 +64,7 @@ class SentinelModel(SentinelPreTrainedModel):
             output_attentions,
         )
         output.last_hidden_state = self.decoder.final_norm(output.last_hidden_state)
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if wants_dict else output.to_tuple()
+        return self._returned(output, return_dict)
 
 
 class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
@@ -94,7 +93,7 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
         if self.decoder.lm_head is None:
             raise InputError("the LM head of this model is its embedding; set that")
         rows, columns = new_embeddings.weight.shape
-        head = Projection(columns, rows, bias=new_embeddings.bias is not None, device="meta")
+        head = Projection(columns, rows, bias=bias_of(new_embeddings) is not None, device="meta")
         head.weight, head.bias = new_embeddings.weight, new_embeddings.bias
         head._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         self.decoder.lm_head = head
@@ -152,8 +151,7 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
             attentions=states.attentions,
             **{CACHE_FIELD: states.get(CACHE_FIELD)},  # pyright: ignore
         )
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if wants_dict else output.to_tuple()
+        return self._returned(output, return_dict)
 
     def _loss(
         self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor | None, num_items: int | Tensor | None
@@ -164,7 +162,7 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
             return None
         if logits.shape[1] != targets.shape[1]:
             raise InputError("labels need the logits of all positions; leave out logits_to_keep")
-        return self.loss_function(
+        return cast(Any, self).loss_function(
             logits=logits,
             labels=labels,
             vocab_size=self.config.vocab_size,
@@ -183,11 +181,15 @@ def to_hugging_face(decoder: Decoder) -> PreTrainedModel:
     family = family_of(spec.family)
     config = family.config_from_spec(spec)
     state = write_weights(family.rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})
-    hf_config = AutoConfig.for_model(**config, bos_token_id=None, eos_token_id=None)
+    hf_config = cast(Any, AutoConfig).for_model(**config, bos_token_id=None, eos_token_id=None)
     model_class = getattr(transformers, family.architecture)
     return model_class.from_pretrained(None, config=hf_config, state_dict=state).eval()
 
 
-AutoConfig.register(MODEL_TYPE, SentinelConfig)
-AutoModel.register(SentinelConfig, SentinelModel)
-AutoModelForCausalLM.register(SentinelConfig, SentinelForCausalLM)
+def _register(auto: Any, key: object, ours: type) -> None:
+    auto.register(key, ours)  # whose types are not known
+
+
+_register(AutoConfig, MODEL_TYPE, SentinelConfig)
+_register(AutoModel, SentinelConfig, SentinelModel)
+_register(AutoModelForCausalLM, SentinelConfig, SentinelForCausalLM)

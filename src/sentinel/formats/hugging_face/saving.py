@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import HfApi
 from torch import Tensor
@@ -22,7 +22,7 @@ from sentinel.formats.folder import read_config
 if TYPE_CHECKING:
     from sentinel.formats.hugging_face.base import SentinelPreTrainedModel
 
-OF_SAVING = frozenset(inspect.signature(PreTrainedModel.save_pretrained).parameters) - {"self", "kwargs"}
+OF_SAVING = frozenset(inspect.signature(cast(Any, PreTrainedModel).save_pretrained).parameters) - {"self", "kwargs"}
 OF_PUSHING = frozenset(inspect.signature(PushToHubMixin.push_to_hub).parameters) - {"self", "deprecated_kwargs"}
 
 
@@ -49,7 +49,9 @@ def save(
 
 
 @contextmanager
-def _pushed(model: SentinelPreTrainedModel, folder: Path, options: dict[str, Any] | None) -> Iterator[None]:
+def _pushed(
+    model: SentinelPreTrainedModel, folder: Path, options: dict[str, Any] | None
+) -> Generator[None, None, None]:
     """Make the repository, called as the folder by default; upload what the block writes. Nothing without ``options``."""
     if options is None:
         yield
@@ -57,9 +59,10 @@ def _pushed(model: SentinelPreTrainedModel, folder: Path, options: dict[str, Any
     name = options.pop("repo_id", None) or folder.absolute().name
     token = options["token"]
     repository = HfApi().create_repo(name, exist_ok=True, private=options.pop("private", None), token=token).repo_id
-    before = model._get_files_timestamps(folder) if folder.is_dir() else {}
+    theirs = cast(Any, model)  # these methods of transformers have no types
+    before: dict[str, Any] = theirs._get_files_timestamps(folder) if folder.is_dir() else {}
     yield
-    model._upload_modified_files(folder, repository, before, **options)
+    theirs._upload_modified_files(folder, repository, before, **options)
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:

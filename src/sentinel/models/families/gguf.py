@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
@@ -69,7 +70,7 @@ class GGUFFields:
     def count(self, name: str, default: int | None = None) -> int:
         """A size of all layers; a list of one per layer must hold a single value."""
         value = self.get(name, default)
-        values = set(value) if isinstance(value, list) else {value}
+        values = set(cast("list[Any]", value) if isinstance(value, list) else [value])
         if len(values) != 1:
             raise self.refuse(name, "differs between layers, which is not supported")
         count = values.pop()
@@ -87,8 +88,10 @@ class GGUFFields:
 
     def layer_types(self, every: int) -> list[str]:
         """Hugging Face's names of layers with a window, all but each ``every``-th where the file does not tell."""
-        layers, pattern = self.count("block_count"), self.get("attention.sliding_window_pattern", every)
-        if not isinstance(pattern, list):
+        layers, value = self.count("block_count"), self.get("attention.sliding_window_pattern", every)
+        if isinstance(value, list):
+            pattern = cast("list[Any]", value)
+        else:
             every = self.count("attention.sliding_window_pattern", every)
             pattern = [(layer + 1) % every != 0 for layer in range(layers)]
         if len(pattern) != layers:
@@ -141,10 +144,10 @@ class GGUFLayout:
     tensors: Mapping[str, str]
     sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
     eps: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
-    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     rotary: str | None = "whole"
     more: Callable[[GGUFFields, dict[str, Any]], dict[str, Any]] = nothing_more
-    restore: Mapping[str, Restore] = field(default_factory=dict)
+    restore: Mapping[str, Restore] = field(default_factory=dict[str, Restore])
 
 
 def in_layers(layer: str, **modules: str) -> dict[str, str]:
@@ -170,5 +173,5 @@ def as_in_out(weight: Tensor, _: LayerSpec) -> Tensor:
 def by_head(rows: Tensor, layer: LayerSpec) -> Tensor:
     """Queries, keys and values of a head one after the other; in the file all queries come first."""
     sizes = [heads * layer.head_dim for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head)]
-    query, key, value = rows.split(sizes)
+    query, key, value = torch.split(rows, sizes)
     return fuse_qkv(query, key, value, layer)

@@ -102,9 +102,11 @@ def llama_like(
     rope = read_rope(config, context, head_dim, theta=default["rope_theta"], partial=default["partial_rotary_factor"])
     kv_heads = config.optional_integer("num_key_value_heads", default["num_key_value_heads"]) or heads
     activation = config.activation("hidden_act", default["hidden_act"])
+    of_attention: dict[str, Any] = {"rope": rope, **(attention or {})}
+    of_mlp: dict[str, Any] = {"gated": True, **(mlp or {})}
     layer = LayerSpec(
-        AttentionSpec(heads, kv_heads, head_dim, **{"rope": rope, **(attention or {})}),
-        MlpSpec(sizes["intermediate_size"], activation, **{"gated": True, **(mlp or {})}),
+        AttentionSpec(heads, kv_heads, head_dim, **of_attention),
+        MlpSpec(sizes["intermediate_size"], activation, **of_mlp),
     )
     config.ignore("attention_dropout", "initializer_range")  # of training from scratch only
     if "norm" not in model:
@@ -152,7 +154,7 @@ def one_bias(spec: ModelSpec, name: str) -> bool:
 def write_llama_like(spec: ModelSpec, eps: str = "rms_norm_eps") -> dict[str, Any]:
     """Inverse of `llama_like`, without what the family adds; ``eps`` is the name of that field."""
     layer = spec.layers[0]
-    found = {
+    found: dict[str, Any] = {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.n_embd,
         "num_attention_heads": layer.n_head,
@@ -201,7 +203,8 @@ def rules_of_norms(spec: ModelSpec, names: dict[str, str], rule: Any = same) -> 
 
 def rules_of_attention(spec: ModelSpec, out: str = "self_attn.o_proj") -> list[Rule]:
     """Separate queries, keys and values, their norms, and the output projection."""
-    attention, found = spec.layers[0].attention, []
+    attention = spec.layers[0].attention
+    found: list[Rule] = []
     for part in ("weight", "bias") if attention.qkv_bias else ("weight",):
         qkv = (f"model.layers.{{i}}.self_attn.{p}_proj.{part}" for p in "qkv")
         found.append(separate_qkv(f"layers.{{i}}.attn.qkv_proj.{part}", *qkv))

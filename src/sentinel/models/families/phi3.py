@@ -30,7 +30,7 @@ def read(config: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Inverse of `read`."""
-    found = {**llama.write_llama_like(spec), "sliding_window": spec.layers[0].attention.window}
+    found: dict[str, Any] = {**llama.write_llama_like(spec), "sliding_window": spec.layers[0].attention.window}
     original = found["rope_parameters"].get("original_max_position_embeddings")
     return {**found, "pad_token_id": None, "original_max_position_embeddings": original or spec.max_seq_len}
 

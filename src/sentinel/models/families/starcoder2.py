@@ -9,7 +9,7 @@ from sentinel.errors import InputError
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import in_layers
+from sentinel.models.families.gguf import GGUFFields, in_layers
 from sentinel.models.families.weights import Rule
 from sentinel.models.spec import ModelSpec, NormSpec
 
@@ -66,6 +66,11 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return found
 
 
+def _more(fields: GGUFFields, _: dict[str, Any]) -> dict[str, Any]:
+    """The window of a GGUF file."""
+    return {"sliding_window": fields.window()}
+
+
 PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
@@ -77,6 +82,6 @@ GGUF = dataclasses.replace(
     },
     eps=("attention.layer_norm_epsilon", "norm_epsilon"),
     biases={"use_bias": PROJECTIONS},
-    more=lambda fields, _: {"sliding_window": fields.window()},
+    more=_more,
 )
 FAMILY = Family("starcoder2", "Starcoder2ForCausalLM", read, write, rules, llama.EMBEDDING, llama.rename, GGUF)
