@@ -20,6 +20,7 @@ from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.peers import compare
 from sentinel.measure.suites.request import Request, Settings
 from sentinel.models.families import family_of
+from sentinel.models.features import ALL
 from sentinel.models.record import Record
 from sentinel.progress import console
 
@@ -65,6 +66,7 @@ class TinyPeer:
     REQUIREMENTS: tuple[str, ...] = ("tiny-engine",)
     VARIANTS: dict[str, str] = dataclasses.field(default_factory=lambda: {"exact": "fp32", "wrong": "int8"})
     MAX_BATCH: int = 2
+    SUPPORTS: frozenset[str] = ALL
     calls: list[str] = dataclasses.field(default_factory=list)
     folder: Path | None = None
 
@@ -110,6 +112,13 @@ def test_what_is_left_out_is_named(capsys, monkeypatch):
     assert "absent is not installed; pip install absent-engine helper\n" in said
     assert "narrow is left out: it takes 1 sequences" in said
     assert "partly odd is left out: odd weights do not exist" in said
+    plain = TinyPeer(NAME="plain", SUPPORTS=ALL - {"learned positions"})
+    with pytest.raises(InputError, match="can run this model"):
+        compare(request_for(decoder_of("gpt2")), [plain])
+    assert (
+        "plain is left out: plain can't do this model: it does not support learned positions" in capsys.readouterr().err
+    )
+    assert plain.folder is None  # nothing was written
     with pytest.raises(InputError, match="install some"):
         compare(request_for(decoder_of("gpt2")), [missing])
     with pytest.raises(InputError, match="can run this model"):

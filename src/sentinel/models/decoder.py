@@ -14,6 +14,19 @@ from typing_extensions import Self
 
 from sentinel.errors import InputError
 from sentinel.models.elastic import Elastic
+from sentinel.models.features import (
+    ATTENTION_VARIANTS,
+    BLOCK_VARIANTS,
+    END_VARIANTS,
+    INTEGRATION,
+    MIXED_MLPS,
+    PLAIN,
+    ROPE_SCALINGS,
+    ROTARY_VARIANTS,
+    SINGLE_BIASES,
+    UNEQUAL,
+    require_supported,
+)
 from sentinel.models.integration import Borrowing, Integration
 from sentinel.models.parts.attention import Attention, Cache, Trace
 from sentinel.models.parts.block import Block
@@ -28,15 +41,30 @@ from sentinel.models.tensors import prefix
 
 __all__ = ["MLP", "Attention", "Block", "Cache", "Decoder", "Rotary"]
 
+SUPPORTS = (
+    PLAIN
+    | ROPE_SCALINGS
+    | UNEQUAL
+    | MIXED_MLPS
+    | SINGLE_BIASES
+    | INTEGRATION
+    | ROTARY_VARIANTS
+    | ATTENTION_VARIANTS
+    | BLOCK_VARIANTS
+    | END_VARIANTS
+)
+
 
 class Decoder(Elastic):
     """Decoder-only language model of any supported family, trainable, with unequal layers allowed.
 
     ``integration`` and the frozen ``baseline`` are there where the specification asks for them. ``record`` says how
-    the model was made; surgery passes it on, and `save_checkpoint` writes it.
+    the model was made; surgery passes it on, and `save_checkpoint` writes it. Raises `InputError` for a specification that
+    needs what is not in `SUPPORTS`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
+        require_supported(spec, SUPPORTS, "the decoder")
         super().__init__()
         self.spec = spec
         self.record = Record()

@@ -9,6 +9,9 @@ from sentinel.models.spec import LayerSpec, ModelSpec
 
 Features = frozenset[str]
 
+# Whoever runs or writes models states what it can do as a union of these groups and of single names, in its ``SUPPORTS``.
+# A group is closed: a new name in it would be a claim of all who name the group. A new feature is a group of its own.
+
 # Sizes and joints that most can do.
 NORMS = frozenset({"LayerNorm", "RMSNorm"})
 ACTIVATIONS = frozenset({"activation gelu_new", "activation gelu", "activation silu", "activation relu"})
@@ -19,6 +22,7 @@ BIASES = frozenset({"a bias of queries, keys and values", "a bias of the attenti
 POSITIONS = frozenset({"learned positions", "rotary positions"})
 ROPE_SCALINGS = frozenset({f"rotary scaling {kind}" for kind in ("linear", "llama3", "yarn", "longrope")})
 HEADS = frozenset({"grouped heads", "tied LM head", "an LM head of its own"})
+MIXED_MLPS = frozenset({"MLPs of several kinds"})
 UNEQUAL = frozenset({"layers of unequal sizes", "layers without heads", "layers without neurons"})
 SINGLE_BIASES = frozenset({"biases in some layers only"})
 INTEGRATION = frozenset({"skips", "baseline integration"})
@@ -49,6 +53,7 @@ ALL = (
     PLAIN
     | ROPE_SCALINGS
     | UNEQUAL
+    | MIXED_MLPS
     | SINGLE_BIASES
     | INTEGRATION
     | ROTARY_VARIANTS
@@ -133,8 +138,10 @@ def _of_differences(spec: ModelSpec) -> Iterator[str]:
         (y.attention.qkv_bias, y.attention.out_bias, y.mlp.up_bias, y.mlp.down_bias) for y in spec.layers
     }  # fmt: skip
     ropes = {y.attention.rope for y in spec.layers}
+    mlps = {(y.mlp.activation, y.mlp.gated) for y in spec.layers}
     for name, there in (
         ("layers of unequal sizes", len(sizes) > 1),
+        ("MLPs of several kinds", len(mlps) > 1),
         ("biases in some layers only", len(biases) > 1),
         ("rotary positions in some layers only", None in ropes and len(ropes) > 1),
         ("rotary positions that differ between layers", len(ropes - {None}) > 1),

@@ -24,9 +24,21 @@ from sentinel.formats.hugging_face.masks import Given
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import write_weights
+from sentinel.models.features import (
+    ATTENTION_VARIANTS,
+    BLOCK_VARIANTS,
+    END_VARIANTS,
+    PLAIN,
+    ROPE_SCALINGS,
+    ROTARY_VARIANTS,
+    require_supported,
+)
 from sentinel.models.parts.linear import Projection, bias_of
 
 __all__ = ["SentinelConfig", "SentinelForCausalLM", "SentinelModel", "to_hugging_face"]
+
+# What one or other of Hugging Face's classes has; what a family lacks is refused by its own file.
+SUPPORTS = PLAIN | ROPE_SCALINGS | ROTARY_VARIANTS | ATTENTION_VARIANTS | BLOCK_VARIANTS | END_VARIANTS
 
 
 class SentinelModel(SentinelPreTrainedModel):
@@ -172,12 +184,12 @@ class SentinelForCausalLM(SentinelPreTrainedModel, GenerationMixin):
 
 
 def to_hugging_face(decoder: Decoder) -> PreTrainedModel:
-    """The family's own Hugging Face model with the decoder's weights, for models whose layers are all alike."""
+    """The family's own Hugging Face model with the decoder's weights.
+
+    Raises `InputError` for what these do not have, such as unequal layers.
+    """
     spec = decoder.spec
-    if spec.integration is not None:
-        raise InputError("Hugging Face has no model with skips or a baseline, so that this one can't be written as one")
-    if not spec.is_uniform:
-        raise InputError("Hugging Face's classes have layers that are all alike, which those of this model are not")
+    require_supported(spec, SUPPORTS, "Hugging Face's own class")
     family = family_of(spec.family)
     config = family.config_from_spec(spec)
     state = write_weights(family.rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})

@@ -10,6 +10,7 @@ from typing import Any
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
+from sentinel.models.features import PLAIN
 from sentinel.models.spec import ModelSpec
 
 NAME = "ctranslate2"
@@ -17,6 +18,7 @@ MODULES = ("ctranslate2",)
 REQUIREMENTS = ("ctranslate2",)
 VARIANTS = {"float32": "fp32", "int8": "int8"}
 MAX_BATCH = 32
+SUPPORTS = PLAIN | {"rotary scaling linear"}
 
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> CTranslate2:

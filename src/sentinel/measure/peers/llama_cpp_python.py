@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from sentinel.formats.gguf.writer import SUPPORTS as GGUF
 from sentinel.formats.gguf.writer import write_gguf
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
@@ -20,6 +21,7 @@ MODULES = ("llama_cpp",)
 REQUIREMENTS = ("llama-cpp-python",)
 VARIANTS = {"F32": "fp32", "Q8_0": "int8", "Q4_0": "int4"}
 MAX_BATCH = 1  # `Llama.eval` takes one sequence
+SUPPORTS = GGUF["gpt2"] | GGUF["llama"]  # what it has in one architecture or other; the file refuses the rest
 
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> LlamaCpp:

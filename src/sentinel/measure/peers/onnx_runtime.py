@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
+from sentinel.models.features import PLAIN, ROPE_SCALINGS, SINGLE_BIASES
 from sentinel.models.spec import ModelSpec
 
 NAME = "onnxruntime"
@@ -20,6 +21,7 @@ MODULES = ("onnxruntime", "onnx")
 REQUIREMENTS = ("onnxruntime", "onnx")
 VARIANTS = {"fp32": "fp32", "dynamic int8": "int8", "int8 blocks": "int8", "int4 blocks": "int4"}
 MAX_BATCH = 32
+SUPPORTS = PLAIN | SINGLE_BIASES | {"no positions"} | (ROPE_SCALINGS - {"rotary scaling longrope"})
 
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> OnnxRuntime:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
+from sentinel.models.features import PLAIN, ROPE_SCALINGS, SINGLE_BIASES
 from sentinel.models.spec import ModelSpec
 
 NAME = "openvino"
@@ -23,6 +24,7 @@ MODULES = ("openvino", "onnx")
 REQUIREMENTS = ("openvino", "onnx")
 VARIANTS = {"fp32": "fp32", "int8 blocks": "int8", "int4 blocks": "int4"}
 MAX_BATCH = 1  # of its GroupQueryAttention
+SUPPORTS = PLAIN | SINGLE_BIASES | {"no positions"} | (ROPE_SCALINGS - {"rotary scaling longrope"})
 
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> OpenVino:

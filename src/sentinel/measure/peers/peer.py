@@ -12,6 +12,7 @@ from typing import Protocol
 from sentinel.infer.engine import step_bytes
 from sentinel.infer.generate import Timings
 from sentinel.models.decoder import Decoder
+from sentinel.models.features import Features
 from sentinel.models.spec import ModelSpec
 
 
@@ -56,7 +57,7 @@ class Peer(Protocol):
     """A module of this package: an inference engine of others, optional here.
 
     It needs the ``MODULES``, which the packages ``REQUIREMENTS`` hold. ``VARIANTS`` maps its own name of each kind of
-    weights to our precision. It runs at most ``MAX_BATCH`` sequences at once.
+    weights to our precision. It runs at most ``MAX_BATCH`` sequences at once, of models that need what it ``SUPPORTS``.
     """
 
     @property
@@ -73,6 +74,9 @@ class Peer(Protocol):
 
     @property
     def MAX_BATCH(self) -> int: ...
+
+    @property
+    def SUPPORTS(self) -> Features: ...
 
     def prepare(self, decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> Runner:
         """Write ``decoder`` to ``folder`` in the peer's format and load it. `InputError` for what it does not have."""

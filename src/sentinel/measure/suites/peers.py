@@ -20,6 +20,8 @@ from sentinel.measure.suites.engines import Subject
 from sentinel.measure.suites.generation import check_fits, generate_in_turn
 from sentinel.measure.suites.request import Request
 from sentinel.models.decoder import Decoder
+from sentinel.models.features import require_supported
+from sentinel.models.spec import ModelSpec
 from sentinel.progress import say, working
 
 
@@ -64,6 +66,19 @@ def usable(peers: Sequence[Peer], batch: int) -> list[Peer]:
     return kept
 
 
+def able(peers: Sequence[Peer], spec: ModelSpec) -> list[Peer]:
+    """The peers that do what the model needs; the others are named."""
+    kept: list[Peer] = []
+    for peer in peers:
+        try:
+            require_supported(spec, peer.SUPPORTS, peer.NAME)
+        except InputError as error:
+            say(f"{peer.NAME} is left out: {error}")
+        else:
+            kept.append(peer)
+    return kept
+
+
 @contextmanager
 def prepared(decoder: Decoder, peers: Sequence[Peer], settings: PeerSettings) -> Iterator[list[tuple[str, Runner]]]:
     """Runners of ``decoder`` with their precisions, loaded from files that are removed at the end.
@@ -73,7 +88,7 @@ def prepared(decoder: Decoder, peers: Sequence[Peer], settings: PeerSettings) ->
     runners: list[tuple[str, Runner]] = []
     with tempfile.TemporaryDirectory(prefix="sentinel-peers-") as folder:
         try:
-            for peer in peers:
+            for peer in able(peers, decoder.spec):
                 for variant, precision in peer.VARIANTS.items():
                     with working(f"Preparing {peer.NAME} {variant}"):
                         try:
