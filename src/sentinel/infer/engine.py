@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sentinel.errors import InputError
 from sentinel.infer.callers import CallerLock, one_at_a_time
 from sentinel.infer.levels import check_level
+from sentinel.infer.sequence import OpenSequence
 from sentinel.infer.token_checks import check_prompts, check_tokens
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
@@ -49,18 +50,6 @@ class Memory:
     weights: int
     kv: int
     work: int | None
-
-
-@dataclass(eq=False)
-class OpenSequence:
-    """A sequence that an engine has open: it has read ``length`` tokens, and has room for ``limit`` in all.
-
-    ``slot`` is where the engine keeps its keys and values.
-    """
-
-    slot: int
-    length: int
-    limit: int
 
 
 class Engine(ABC):
@@ -139,11 +128,13 @@ class Engine(ABC):
 
     @one_at_a_time
     def roll_back(self, sequence: OpenSequence, n_token: int) -> None:
-        """Forget the last ``n_token`` tokens of a sequence, never its first."""
+        """Forget the last ``n_token`` tokens of a sequence, never its first.
+
+        Any number of them, but for a model with attention windows: once a sequence is longer than a window by more than
+        128 tokens, it can be 128 tokens shorter than the longest it was, and no more. `InputError` for other numbers.
+        """
         self._check_room(sequence, 0)
-        if not 0 <= n_token < sequence.length:
-            raise InputError(f"the sequence has {sequence.length} tokens; {n_token} can't be taken away")
-        sequence.length -= n_token
+        sequence.take_away(n_token, self.spec)
 
     @one_at_a_time
     def fork(self, sequence: OpenSequence, room: int | None = None) -> OpenSequence:
@@ -156,7 +147,7 @@ class Engine(ABC):
             )
         (other,) = self._place([limit])
         self._copy(sequence, other)
-        other.length = sequence.length
+        other.length, other.most = sequence.length, sequence.reach
         return other
 
     @one_at_a_time
@@ -341,8 +332,9 @@ class Engine(ABC):
 
 
 def step_bytes(weight_bytes: int, spec: ModelSpec, kv_bytes: int, n_sequence: int, context: float) -> int:
-    """Bytes that a step of ``n_sequence`` reads at the least: weights once, keys and values of ``context`` positions."""
-    return weight_bytes + round(n_sequence * context * spec.kv_bytes_per_position(kv_bytes))
+    """Bytes that a step of ``n_sequence`` reads at the least: weights once, keys and values of ``context`` positions each,
+    of layers with a window those within it."""
+    return weight_bytes + n_sequence * spec.kv_bytes_read(context, kv_bytes)
 
 
 def warm_up(engine: Engine) -> None:

@@ -28,7 +28,7 @@ from sentinel.models.features import (
     require_supported,
 )
 from sentinel.models.integration import Borrowing, Integration
-from sentinel.models.parts.attention import Attention, Cache, Trace
+from sentinel.models.parts.attention import Attention, Cache, Trace, WindowedCache
 from sentinel.models.parts.block import Block
 from sentinel.models.parts.head import Head
 from sentinel.models.parts.linear import Projection, linear
@@ -103,7 +103,7 @@ class Decoder(Elastic):
     def forward(
         self,
         tokens: Tensor,
-        cache: Cache | None = None,
+        cache: WindowedCache | None = None,
         attention_mask: Tensor | None = None,
         *,
         last_only: bool = False,
@@ -120,7 +120,7 @@ class Decoder(Elastic):
     def hidden_states(
         self,
         tokens: Tensor,
-        cache: Cache | None = None,
+        cache: WindowedCache | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """States of the residual stream after the last layer [B, T, C], before the final norm; the rest as in `forward`."""
@@ -128,7 +128,7 @@ class Decoder(Elastic):
         total = past + tokens.shape[1]
         if total > self.spec.max_seq_len:
             raise InputError(f"{total} tokens are more than the model's context of {self.spec.max_seq_len}")
-        positions, masks = positions_and_mask(tokens, total, attention_mask)
+        positions, masks = positions_and_mask(tokens, total, attention_mask, None if cache is None else cache.shown)
         return self.through_layers(tokens, positions, self.rotary(positions, total), cache, masks)
 
     def through_layers(

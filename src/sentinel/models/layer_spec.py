@@ -12,6 +12,8 @@ Activation = Literal["gelu_new", "gelu", "silu", "relu"]
 RopeType = Literal["default", "linear", "llama3", "yarn", "longrope"]
 QKNorm = Literal["head", "whole"]
 
+WINDOW_SLACK = 128  # cached positions beyond a window: of one pass of tokens, or of tokens that are taken away again
+
 
 def require(condition: bool, message: str) -> None:
     """Raise `InputError` with that message unless the condition holds."""
@@ -103,6 +105,12 @@ class RopeSpec:
             require(both == (dim // 2, dim // 2), f"longrope needs {dim // 2} short and long factors, not {both}")
 
 
+def ring_size(window: int, room: int) -> int:
+    """Positions that the KV cache has in a layer with that window, for a sequence of up to ``room`` tokens: all, or a ring
+    of the newest. Position p is in place p modulo its size: the window and `WINDOW_SLACK` more, in blocks of 32."""
+    return min(room, -(-(window + WINDOW_SLACK) // 32) * 32)
+
+
 @dataclass(frozen=True)
 class AttentionSpec:
     """Sizes and features of one layer's attention.
@@ -164,6 +172,14 @@ class AttentionSpec:
     def qkv_rows(self) -> int:
         """Rows of the fused query/key/value projection."""
         return (self.n_head + 2 * self.n_kv_head) * self.head_dim
+
+    def cached(self, room: int) -> int:
+        """Positions that the KV cache has for a sequence of up to ``room`` tokens."""
+        return room if self.window is None else ring_size(self.window, room)
+
+    def seen(self, context: float) -> float:
+        """How many of ``context`` positions a token looks at."""
+        return context if self.window is None else min(context, self.window)
 
     @property
     def score_scale(self) -> float:

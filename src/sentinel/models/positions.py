@@ -5,6 +5,8 @@ Shape letters: B batch, T new tokens, S cached and new positions, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,10 @@ from sentinel.models.spec import ModelSpec, RopeSpec
 
 # Cosines and sines [B, 1, T, dim / 2] by rotary settings and head_dim.
 Rotary = dict[tuple[RopeSpec, int], tuple[Tensor, Tensor]]
+
+# Which positions [S] or [B, 1, 1, S] a cache returns in layers of a window, with so many before so many new ones; negative
+# where there is none. None: all of them, in order.
+Shown = Callable[[int, int, int], Tensor | None]
 
 
 def rotary_of(spec: ModelSpec, positions: Tensor, total: int, dtype: torch.dtype) -> Rotary:
@@ -53,43 +59,62 @@ class Masks:
     """Which positions the layers may look at: one mask for all, and for a layer with a window what is left of it.
 
     ``mask`` [B, 1, T, S] is True where a position may look, or a number that is added; None is causal. The ``new``
-    positions T are the last of ``total`` S, unless ``distance`` [T, S] says how far back each of S is from each of T.
+    positions T are the last of ``total`` S, or ``places`` [B] says where the only new one of every row is. Of layers with
+    a window a cache may return some positions only: those that ``shown`` tells.
     """
 
     def __init__(
-        self, mask: Tensor | None, new: int, total: int, device: torch.device, distance: Tensor | None = None
+        self,
+        mask: Tensor | None,
+        new: int,
+        total: int,
+        device: torch.device,
+        *,
+        places: Tensor | None = None,
+        shown: Shown | None = None,
     ) -> None:
-        self.mask, self._new, self.total, self._device = mask, new, total, device
-        self._distance = distance
-        self._windowed: dict[int, Tensor | None] = {}
+        self.total, self._new, self._device = total, new, device
+        self._given, self._places, self._shown = mask, places, shown
+        self._windowed: dict[int | None, Tensor | None] = {}
 
     def of(self, window: int | None, layer: int = 0) -> Tensor | None:
         """The mask of a layer with that window. Its place in the cache, ``layer``, is of no matter here."""
-        if window is None:
-            return self.mask
         if window not in self._windowed:
-            self._windowed[window] = self._within(window)
+            unbounded = window is None or (not torch.compiler.is_compiling() and self.total <= window)
+            self._windowed[window] = self._whole() if unbounded else self._within(window)
         return self._windowed[window]
 
+    def _whole(self) -> Tensor | None:
+        if self._places is None:
+            return self._given
+        return self._queries() >= torch.arange(self.total, device=self._device)
+
     def _within(self, window: int) -> Tensor | None:
-        if not torch.compiler.is_compiling() and self.total <= window:
-            return self.mask
-        distance = self._back()
+        keys = None if self._shown is None else self._shown(window, self.total - self._new, self._new)
+        given = self._given
+        if keys is None:
+            keys = torch.arange(self.total, device=self._device)
+        elif given is not None:
+            given = given.index_select(-1, keys.clamp(min=0))
+        distance = self._queries() - keys  # [T, S] or [B, 1, 1, S]
         near = distance < window
-        if self.mask is None:
-            return (near & (distance >= 0))[None, None]
-        return self.mask & near if self.mask.dtype == torch.bool else self.mask.masked_fill(~near, -torch.inf)
+        if given is not None:
+            return given & near if given.dtype == torch.bool else given.masked_fill(~near, -torch.inf)
+        near = near & (distance >= 0)
+        return near[None, None] if self._places is None else near & (keys >= 0)
 
-    def _back(self) -> Tensor:
-        """How far back position s is seen from new position t, [T, S]."""
-        if self._distance is None:
-            places = torch.arange(self.total, device=self._device)
-            self._distance = places[self.total - self._new :, None] - places
-        return self._distance
+    def _queries(self) -> Tensor:
+        """Positions of the new tokens, [T, 1] or [B, 1, 1, 1]."""
+        if self._places is not None:
+            return self._places[:, None, None, None]
+        return torch.arange(self.total - self._new, self.total, device=self._device)[:, None]
 
 
-def positions_and_mask(tokens: Tensor, total: int, attention_mask: Tensor | None = None) -> tuple[Tensor, Masks]:
-    """Positions [B or 1, T] of new ``tokens`` [B, T] up to ``total``, and which of them each layer may look at.
+def positions_and_mask(
+    tokens: Tensor, total: int, attention_mask: Tensor | None = None, shown: Shown | None = None
+) -> tuple[Tensor, Masks]:
+    """Positions [B or 1, T] of new ``tokens`` [B, T] up to ``total``, and which of them each layer may look at, whose
+    cache returns what is ``shown``.
 
     ``attention_mask`` [B, S] is 0 where there is padding: positions then count from the first real token. Raises
     `InputError` for other shapes.
@@ -106,7 +131,7 @@ def positions_and_mask(tokens: Tensor, total: int, attention_mask: Tensor | None
             # Padding looks at itself: its state is never read, but a row without anything to look at gives NaN.
             itself = causal & ~causal.tril(total - new - 1)
             mask = ((causal & keep[:, None, :]) | itself)[:, None]
-    return positions, Masks(mask, new, total, tokens.device)
+    return positions, Masks(mask, new, total, tokens.device, shown=shown)
 
 
 def positions_of(keep: Tensor, new: int) -> Tensor:

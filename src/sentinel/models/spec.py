@@ -246,16 +246,31 @@ class ModelSpec:
         """Bytes of weights streamed to decode one token at batch 1 (4 bytes a weight in fp32)."""
         return round(self.streamed_weights_per_token() * bytes_per_weight)
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The attention windows of layers that keep keys and values, each once, smallest first."""
+        windows = {layer.attention.window for layer in self.with_baseline_layers().layers if layer.n_kv_head}
+        return tuple(sorted(window for window in windows if window is not None))
+
+    def kv_bytes(self, room: int, bytes_per_value: float = 4.0) -> int:
+        """Bytes of keys and values that a sequence of ``room`` tokens takes; of layers with a window, those they keep."""
+        layers = (layer.attention for layer in self.with_baseline_layers().layers)
+        return round(sum(2 * y.n_kv_head * y.head_dim * y.cached(room) for y in layers) * bytes_per_value)
+
+    def kv_bytes_read(self, context: float, bytes_per_value: float = 4.0) -> int:
+        """Bytes of keys and values that one token reads with ``context`` cached positions; a window bounds its layer."""
+        layers = (layer.attention for layer in self.with_baseline_layers().layers)
+        return round(sum(2 * y.n_kv_head * y.head_dim * y.seen(context) for y in layers) * bytes_per_value)
+
     def kv_bytes_per_position(self, bytes_per_value: float = 4.0) -> int:
-        """Bytes that one cached position takes over all layers (keys and values)."""
-        layers = self.with_baseline_layers().layers
-        return round(sum(2 * layer.n_kv_head * layer.head_dim for layer in layers) * bytes_per_value)
+        """Bytes that one cached position takes over all layers (keys and values), within every window."""
+        return self.kv_bytes(1, bytes_per_value)
 
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations to decode one token with ``context`` cached positions (2 per multiply-add)."""
-        layers = self.with_baseline_layers().layers
-        attention = sum(4 * layer.n_head * layer.head_dim * context for layer in layers)
-        return 2 * self.streamed_weights_per_token() + attention
+        layers = (layer.attention for layer in self.with_baseline_layers().layers)
+        attention = sum(4 * y.n_head * y.head_dim * y.seen(context) for y in layers)
+        return 2 * self.streamed_weights_per_token() + round(attention)
 
     # --- JSON -------------------------------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class NativeEngine(Engine):
             self._passes.set_width(self._width)
         if old is not None:
             for slot, sequence in self._open.items():
-                self._passes.copy(slot, old, slot, sequence.length)
+                self._passes.copy(slot, old, slot, sequence.reach)
             old.close()
 
     def _turn_alike(self, n_position: int, other: int) -> bool:
@@ -178,7 +178,7 @@ class NativeEngine(Engine):
 
     def _copy(self, source: OpenSequence, target: OpenSequence) -> None:
         assert self._passes is not None
-        self._passes.copy(target.slot, self._passes, source.slot, source.length)
+        self._passes.copy(target.slot, self._passes, source.slot, source.reach)
 
     def _set_width(self, width: Width) -> None:
         self._use(PackedWidth(width))

@@ -84,9 +84,9 @@ class Passes:
         """The most probable token after each of the first ``n`` wanted rows of the last pass."""
         return self._tables.best[:n].copy()
 
-    def copy(self, slot: int, source: Passes, source_slot: int, length: int) -> None:
-        """Let ``slot`` hold the first ``length`` tokens of a slot of ``source``."""
-        self._tables.cache.copy(slot, source._tables.cache, source_slot, length)
+    def copy(self, slot: int, source: Passes, source_slot: int, reach: int) -> None:
+        """Let ``slot`` hold what a slot of ``source`` does, which has held up to ``reach`` tokens."""
+        self._tables.cache.copy(slot, source._tables.cache, source_slot, reach)
 
     def profile(self) -> dict[str, int]:
         """Time-stamp counts of the first thread per part of the passes since the last call (all 0 if not x86)."""

@@ -97,7 +97,8 @@ class Tables:
         neurons = max(0 if fused is None else fused.rank or 0, *(y.intermediate_size for y in spec.layers))
         widest = padded(max(states, heads, neurons))
         input_bytes = max(PRECISIONS[p.kind].INPUT_BYTES for p in self.weights.parts.values() if p.kind)
-        scores = max(TILE_TOKENS) * (self._context + 32) * 4
+        places = max(y.attention.cached(self._context) for y in spec.layers)
+        scores = max(TILE_TOKENS) * (places + 32) * 4
         return {
             S.X_STRIDE: _odd_lines(4 * padded(spec.n_embd)),
             S.QKV_STRIDE: _odd_lines(4 * padded(max(y.qkv_rows for y in spec.layers))),
@@ -135,14 +136,14 @@ class Tables:
         self.state[S.HALF_KV] = cache.half
         for i, y in enumerate(self._described.layers):
             self.layers[i, layout.L_KEYS], self.layers[i, layout.L_VALUES] = cache.addresses(i)
-            self.layers[i, layout.L_KV_STRIDE] = y.n_kv_head
+            self.layers[i, layout.L_KV_STRIDE], self.layers[i, layout.L_PLACES] = y.n_kv_head, cache.places[i]
 
     # --- what the tables say ----------------------------------------------------------------------------------------
 
     def _describe_model(self) -> None:
         spec, st = self.spec, self.state
         st[S.THREADS], st[S.N_LAYER], st[S.N_EMBD] = self._threads, spec.n_layer, spec.n_embd
-        st[S.VOCAB], st[S.CONTEXT] = spec.vocab_size, self._context
+        st[S.VOCAB] = spec.vocab_size
         st[S.LAYERNORM] = spec.norm.kind == "layernorm"
         st[S.EPS_BITS], st[S.PARALLEL] = _bits(spec.norm.eps), spec.block.parallel
         st[S.EMBED_SCALE_BITS], st[S.LOGIT_CAP_BITS] = _bits(spec.embed_scale), _bits(spec.logit_soft_cap or 0.0)

@@ -89,7 +89,7 @@ class TorchEngine(Engine):
         new = Slots(self.decoder.cache_spec, n_slot, n_position, weight.dtype, weight.device)
         if old is not None:
             for slot, sequence in self._open.items():
-                new.copy(slot, old, slot, sequence.length)
+                new.copy(slot, old, slot, sequence.reach)
         self._slots = new
 
     def _fits(self, n_slot: int, n_position: int) -> bool:
@@ -106,7 +106,8 @@ class TorchEngine(Engine):
             return np.concatenate([self._several(sequence, prompt, 1) for sequence, prompt in pairs])
         longest, device = max(len(prompt) for prompt in prompts), self._decoder.device
         tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
-        view = SameLength(self._held, _rows([sequence.slot for sequence in sequences], device), 0)
+        rows = _rows([sequence.slot for sequence in sequences], device)
+        view = SameLength(self._held, rows, 0, [len(prompt) for prompt in prompts])
         x = self._at_width().hidden_states(tokens, view)  # [n, T, C]
         if any(len(prompt) < longest for prompt in prompts):
             ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
@@ -139,7 +140,7 @@ class TorchEngine(Engine):
         places = torch.tensor(places_of(slots, lengths, rows.start, len(tokens), spare), device=device)
         positions, view, decoder = places[1, :, None], OwnLength(self._held, rows, total, places[0]), self._at_width()
         rotary = decoder.rotary(positions, total)
-        return decoder.logits(decoder.through_layers(tokens, positions, rotary, view, masks_of(places[0], total)))
+        return decoder.logits(decoder.through_layers(tokens, positions, rotary, view, masks_of(view, places[0], total)))
 
     @torch.inference_mode()
     def _several(self, sequence: OpenSequence, tokens: Sequence[int], last: int) -> Logits:
@@ -156,7 +157,7 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def _copy(self, source: OpenSequence, target: OpenSequence) -> None:
-        self._held.copy(target.slot, self._held, source.slot, source.length)
+        self._held.copy(target.slot, self._held, source.slot, source.reach)
 
     def _set_width(self, width: Width) -> None:
         self._width = width
@@ -173,10 +174,9 @@ class TorchEngine(Engine):
         return self._slots
 
 
-def masks_of(places: Tensor, total: int) -> Masks:
+def masks_of(view: OwnLength, places: Tensor, total: int) -> Masks:
     """Which of the first ``total`` positions of a cache a row may look at that writes at its one of ``places`` [rows]."""
-    distance = places[:, None, None, None] - torch.arange(total, device=places.device)  # [rows, 1, 1, total]
-    return Masks(distance >= 0, 1, total, places.device, distance)
+    return Masks(None, 1, total, places.device, places=places, shown=view.shown)
 
 
 def _rows(slots: list[int], device: torch.device) -> slice | Tensor:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sentinel.models.kv_cache import KVCache
+from sentinel.models.kv_cache import KVCache, Rows, newest_positions
+from sentinel.models.layer_spec import ring_size
 from sentinel.models.spec import ModelSpec
 
 
@@ -23,55 +24,67 @@ class Slots:
 
     def __init__(self, spec: ModelSpec, n_slot: int, n_position: int, dtype: torch.dtype, device: torch.device) -> None:
         self.n_slot, self.n_position, self.spare = n_slot, n_position, n_position
-        self.store = KVCache(spec, n_slot, n_position + (n_slot > 1), dtype=dtype, device=device)
+        self.store = KVCache(spec, n_slot, n_position, spare=n_slot > 1, dtype=dtype, device=device)
 
-    def copy(self, slot: int, source: Slots, source_slot: int, length: int) -> None:
-        """Let ``slot`` hold the first ``length`` tokens of a slot of ``source``."""
+    def copy(self, slot: int, source: Slots, source_slot: int, reach: int) -> None:
+        """Let ``slot`` hold what a slot of ``source`` does, which has held up to ``reach`` tokens.
+
+        There is room for as many here, so that rings are of one size once they have turned.
+        """
         mine, theirs = self.store, source.store
-        for target, origin in zip((*mine.keys, *mine.values), (*theirs.keys, *theirs.values), strict=True):
-            target[slot, :, :length] = origin[source_slot, :, :length]
+        for i, size in enumerate(theirs.sizes):
+            n = min(reach, size)
+            for target, origin in ((mine.keys[i], theirs.keys[i]), (mine.values[i], theirs.values[i])):
+                target[slot, :, :n] = origin[source_slot, :, :n]
 
 
 class SameLength:
-    """The rows ``rows`` of a cache, in which ``past`` positions are taken."""
+    """The rows ``rows`` of a cache, in which ``past`` positions are taken; ``ends`` are where the texts of a pass end, by
+    default where its tokens do."""
 
-    def __init__(self, slots: Slots, rows: slice | Tensor, past: int) -> None:
-        self._store, self._rows, self._past = slots.store, rows, past
+    def __init__(self, slots: Slots, rows: Rows, past: int, ends: Sequence[int] | None = None) -> None:
+        self._store, self._rows, self._past, self._ends = slots.store, rows, past, ends
 
     def get_seq_length(self) -> int:
         return self._past
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Write ``key`` and ``value`` [rows, heads, T, D]; returns all positions so far [rows, heads, past + T, D]."""
-        heads, end = key.shape[1], self._past + key.shape[2]
-        keys, values = self._store.keys[layer_idx], self._store.values[layer_idx]
-        keys[self._rows, :heads, self._past : end] = key
-        values[self._rows, :heads, self._past : end] = value
-        if self._past == 0:
-            return key, value
-        assert isinstance(self._rows, slice)
-        return keys[self._rows, :heads, :end], values[self._rows, :heads, :end]
+        """`KVCache.put` of ``key`` and ``value`` [rows, heads, T, D]."""
+        return self._store.put(key, value, layer_idx, self._rows, self._past, self._ends)
+
+    def shown(self, window: int, past: int, new: int) -> Tensor | None:
+        """`KVCache.shown`."""
+        return self._store.shown(window, past, new)
 
 
 class OwnLength:
     """Rows ``rows`` of a cache, into which one token each is written at ``places`` [rows], and of which the first ``total``
-    positions are seen."""
+    positions are seen; in a ring, those that it holds."""
 
     def __init__(self, slots: Slots, rows: slice, total: int, places: Tensor) -> None:
         self.store, self.places = slots.store, places
-        self._rows, self._total = rows, total
+        self._rows, self._total, self._spare = rows, total, slots.spare
 
     def get_seq_length(self) -> int:
         return self._total - 1
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Write ``key`` and ``value`` [rows, heads, 1, D]; returns the positions [rows, heads, total, D]."""
-        heads = key.shape[1]
+        """Write ``key`` and ``value`` [rows, heads, 1, D]; returns the positions [rows, heads, total or fewer, D]."""
+        heads, size = key.shape[1], self.store.sizes[layer_idx]
         keys, values = self.store.keys[layer_idx][self._rows, :heads], self.store.values[layer_idx][self._rows, :heads]
-        index = self.places[:, None, None, None].expand_as(key)
+        places = self.places
+        if size < self.store.max_len:
+            places = torch.where(places == self._spare, size, places % size)
+        index = places[:, None, None, None].expand_as(key)
         keys.scatter_(2, index, key)
         values.scatter_(2, index, value)
-        return keys[:, :, : self._total], values[:, :, : self._total]
+        seen = min(self._total, size)
+        return keys[:, :, :seen], values[:, :, :seen]
+
+    def shown(self, window: int, past: int, new: int) -> Tensor | None:
+        """Positions [rows, 1, 1, S] of what `update` returns in layers of that window, once the ring may have turned."""
+        size = ring_size(window, self.store.max_len)
+        return newest_positions(self.places[:, None, None, None], size) if size < self._total else None
 
 
 def places_of(

@@ -83,7 +83,7 @@ class _StaticStep:
         assert self.view is not None
         tokens, writes, positions = given[0][:, None], given[1], given[2][:, None]
         self.view.places = writes
-        masks = masks_of(writes, self.view.store.max_len)
+        masks = masks_of(self.view, writes, self.view.store.max_len)
         rotary = {
             key: (cos[0, 0][positions][:, None], sin[0, 0][positions][:, None])
             for key, (cos, sin) in self._rotary.items()

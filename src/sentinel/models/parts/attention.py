@@ -31,6 +31,12 @@ class Cache(Protocol):
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]: ...
 
 
+class WindowedCache(Cache, Protocol):
+    """One that keeps in layers with a window what ``shown`` tells: see `Masks`."""
+
+    def shown(self, window: int, past: int, new: int) -> Tensor | None: ...
+
+
 @dataclass
 class Trace:
     """What a pass keeps for who asked: a list is filled, None is not.

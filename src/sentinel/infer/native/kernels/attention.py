@@ -1,7 +1,8 @@
 """The KV cache and attention over it.
 
 Per layer, sequence and KV head: keys in blocks of 32 positions, [D][32 positions]; values in chunks of 32 columns,
-[position][32 columns]. Both are read as streams, by the same tiles as weights. float32, or half precision.
+[position][32 columns]. Both are read as streams, by the same tiles as weights. float32, or half precision. A layer with a
+window has them in a ring, which begins again after L_PLACES positions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .layout import (
     L_KEYS,
     L_KV_HEAD,
     L_KV_STRIDE,
+    L_PLACES,
     L_Q_NORM,
     L_ROTARY,
     L_SCALE_BITS,
@@ -28,17 +30,19 @@ from .layout import (
     L_VALUES,
     L_WHOLE_NORM,
     L_WINDOW,
+    MAX_ROWS,
     P_BLOCK,
     P_SCORES,
     R_POSITION,
     R_SEQUENCE,
     S,
 )
+from .matrix import add_to
 from .precision_fp32 import float_block, half_block
 from .vector import FAST, scale_by, soft_cap, softmax_weights, square_sum
 
 _EPS = int(S.EPS_BITS)
-_CONTEXT, _HALF_KV, _TOO_WIDE = int(S.CONTEXT), int(S.HALF_KV), int(S.TOO_WIDE)
+_HALF_KV, _TOO_WIDE = int(S.HALF_KV), int(S.TOO_WIDE)
 _QKV, _QKV_STRIDE = int(S.QKV), int(S.QKV_STRIDE)
 _ATTENTION, _ATTENTION_STRIDE = int(S.ATTENTION), int(S.ATTENTION_STRIDE)
 _LARGEST_HALF = np.float32(65504)
@@ -95,7 +99,7 @@ def norm_heads(st, layer, row):
 def cache_row(st, layer, row, sequence, position, group, scratch):
     """Norm and rotate one row's queries and key of KV head ``group`` in place; put its key and value into the cache."""
     d, gs = layer[L_HEAD_DIM], layer[L_HEAD] // layer[L_KV_HEAD]
-    context, pairs = st[_CONTEXT], layer[L_ROTARY]
+    places, pairs = layer[L_PLACES], layer[L_ROTARY]
     base = st[_QKV] + row * st[_QKV_STRIDE] + group * (gs + 2) * d * 4
     key, value = base + gs * d * 4, base + (gs + 1) * d * 4
     if layer[L_Q_NORM] != 0 and not layer[L_WHOLE_NORM]:
@@ -110,26 +114,36 @@ def cache_row(st, layer, row, sequence, position, group, scratch):
     d_padded = (d + 31) // 32 * 32
     head = sequence * layer[L_KV_STRIDE] + group
     n_chunk = d_padded // 32
+    place = position % places if layer[L_WINDOW] else position
     if st[_HALF_KV]:
         if not (_fits_half(key, d) and _fits_half(value, d)):
             st[_TOO_WIDE] = 1
-        keys = i16_view(layer[L_KEYS] + (head * context + position // 32 * 32) * d * 2, d * 32)
+        keys = i16_view(layer[L_KEYS] + (head * places + place // 32 * 32) * d * 2, d * 32)
         halves(key, scratch, d)
         source = i16_view(scratch, d)
         for i in range(d):
-            keys[i * 32 + position % 32] = source[i]
+            keys[i * 32 + place % 32] = source[i]
         for chunk in range(n_chunk):
-            to = layer[L_VALUES] + ((head * n_chunk + chunk) * context + position) * 64
+            to = layer[L_VALUES] + ((head * n_chunk + chunk) * places + place) * 64
             halves(value + chunk * 128, to, 32)
     else:
-        keys32 = f32_view(layer[L_KEYS] + (head * context + position // 32 * 32) * d * 4, d * 32)
+        keys32 = f32_view(layer[L_KEYS] + (head * places + place // 32 * 32) * d * 4, d * 32)
         source32, v = f32_view(key, d), f32_view(value, d)
         for i in range(d):
-            keys32[i * 32 + position % 32] = source32[i]
+            keys32[i * 32 + place % 32] = source32[i]
         for chunk in range(n_chunk):
-            values = f32_view(layer[L_VALUES] + ((head * n_chunk + chunk) * context + position) * 128, 32)
+            values = f32_view(layer[L_VALUES] + ((head * n_chunk + chunk) * places + place) * 128, 32)
             for i in range(min(32, d - chunk * 32)):
                 values[i] = v[chunk * 32 + i]
+
+
+@njit(**FAST)
+def _weigh(n_token, weights, stride, values, n, size, out):
+    """32 columns of ``n`` values, of ``size`` bytes each, summed with the weights of every token."""
+    if size == 2:
+        half_block(n_token, weights, stride, values, 64, n, 0, out, 128)
+    else:
+        float_block(n_token, weights, stride, values, 128, n, 0, out, 128)
 
 
 @njit(**FAST)
@@ -137,42 +151,47 @@ def attend(st, layer, rows, row0, n_token, head, private):
     """Causal attention of one head for ``n_token`` consecutive tokens of one sequence (Vaswani et al. 2017).
 
     With a window, a token sees itself and those before it within; blocks of keys that none of the tokens sees are not
-    read.
+    read. The ring may begin again between two blocks that are.
     """
     d, gs = layer[L_HEAD_DIM], layer[L_HEAD] // layer[L_KV_HEAD]
-    context = st[_CONTEXT]
+    places = layer[L_PLACES]
     d_padded = (d + 31) // 32 * 32
     group = head // gs
     first = rows[row0, R_POSITION]
     n_seen, window = first + n_token, layer[L_WINDOW]
     start = max(0, first - window + 1) // 32 * 32 if window else 0
     q = st[_QKV] + row0 * st[_QKV_STRIDE] + (group * (gs + 2) + head - group * gs) * d * 4
-    cached = (rows[row0, R_SEQUENCE] * layer[L_KV_STRIDE] + group) * context
+    turn = (start // places + 1) * places if window else places  # the position at which the ring begins again
+    cached = (rows[row0, R_SEQUENCE] * layer[L_KV_STRIDE] + group) * places
     size = 2 if st[_HALF_KV] else 4
     scores = private + P_SCORES
-    stride = (context + 32) * 4
-    for block in range(start // 32, (n_seen + 31) // 32):
-        keys = layer[L_KEYS] + (cached + block * 32) * d * size
+    stride = (places + 32) * 4
+    for position in range(start, n_seen, 32):
+        place = position - turn if position >= turn else position - turn + places
+        keys, s = layer[L_KEYS] + (cached + place) * d * size, scores + (position - start) * 4
         if size == 2:
-            half_block(n_token, q, st[_QKV_STRIDE], keys, 64, d, 0, scores + block * 128, stride)
+            half_block(n_token, q, st[_QKV_STRIDE], keys, 64, d, 0, s, stride)
         else:
-            float_block(n_token, q, st[_QKV_STRIDE], keys, 128, d, 0, scores + block * 128, stride)
+            float_block(n_token, q, st[_QKV_STRIDE], keys, 128, d, 0, s, stride)
     factors = f32_view(private + P_BLOCK + n_token * 128, n_token)
     scale, cap = float_bits(np.int32(layer[L_SCALE_BITS])), float_bits(np.int32(layer[L_CAP_BITS]))
     for t in range(n_token):
-        s, seen = scores + t * stride + start * 4, first + t + 1
+        s, seen = scores + t * stride, first + t + 1
         from_ = max(0, seen - window) - start if window else 0
         if cap > np.float32(0):
             soft_cap(s, seen - start, cap / scale)  # of the scores before their scale
         factors[t] = softmax_weights(s, from_, seen - start, n_token - 1 - t, scale)
+    before = min(n_seen, turn) - start  # of the values that are read, those before the ring begins again
     for chunk in range(d_padded // 32):
         out = private + P_BLOCK
-        values = layer[L_VALUES] + (cached * (d_padded // 32) + chunk * context + start) * 32 * size
-        if size == 2:
-            half_block(n_token, scores + start * 4, stride, values, 64, n_seen - start, 0, out, 128)
-        else:
-            float_block(n_token, scores + start * 4, stride, values, 128, n_seen - start, 0, out, 128)
+        values = layer[L_VALUES] + (cached * (d_padded // 32) + chunk * places) * 32 * size
+        _weigh(n_token, scores, stride, values + (start - turn + places) * 32 * size, before, size, out)
         n = min(32, d - chunk * 32)
+        if n_seen > turn:
+            rest = private + P_BLOCK + MAX_ROWS * 128
+            _weigh(n_token, scores + before * 4, stride, values, n_seen - turn, size, rest)
+            for t in range(n_token):
+                add_to(rest + t * 128, out + t * 128, n)
         for t in range(n_token):
             target = f32_view(st[_ATTENTION] + (row0 + t) * st[_ATTENTION_STRIDE] + (head * d + chunk * 32) * 4, n)
             source = f32_view(out + t * 128, n)

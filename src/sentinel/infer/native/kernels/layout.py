@@ -42,11 +42,12 @@ L_KEEP = L_DOWN + MATRIX_FIELDS
 L_SKIP = L_KEEP + 1
 L_ADAPTER = L_SKIP + FUSION_FIELDS
 # Norms of queries and keys (0: none; of each head, or of all in use), norms after the halves, pairs that are rotated, what
-# the scores are multiplied by and capped at (float32 bits; 0: no cap), and the window (0: none).
+# the scores are multiplied by and capped at (float32 bits; 0: no cap), the window (0: none), and how many places the KV
+# cache has, a multiple of 32: with a window, position p is in place p modulo that.
 L_Q_NORM = L_ADAPTER + FUSION_FIELDS
 L_K_NORM, L_WHOLE_NORM, L_POST1, L_POST1_BIAS, L_POST2, L_POST2_BIAS = range(L_Q_NORM + 1, L_Q_NORM + 7)
-L_ROTARY, L_SCALE_BITS, L_CAP_BITS, L_WINDOW = range(L_Q_NORM + 7, L_Q_NORM + 11)
-LAYER_FIELDS = L_Q_NORM + 11
+L_ROTARY, L_SCALE_BITS, L_CAP_BITS, L_WINDOW, L_PLACES = range(L_Q_NORM + 7, L_Q_NORM + 12)
+LAYER_FIELDS = L_Q_NORM + 12
 LAYER_TENSORS = {
     "attn_norm.weight": L_NORM1, "attn_norm.bias": L_NORM1_BIAS, "mlp_norm.weight": L_NORM2, "mlp_norm.bias": L_NORM2_BIAS,
     "attn.qkv_proj.weight": L_QKV, "attn.out_proj.weight": L_OUT, "mlp.gate_proj.weight": L_GATE,
@@ -68,7 +69,7 @@ class S(IntEnum):
     N_LAYER = 1
     N_EMBD = 2
     VOCAB = 3
-    CONTEXT = 4  # positions that the KV cache holds, a multiple of 32
+    LOGIT_CAP_BITS = 4  # float32 bits of what logits are capped at, or 0
     LAYERNORM = 5
     EPS_BITS = 6  # float32 bits of norm_eps
     HALF_KV = 7
@@ -112,8 +113,7 @@ class S(IntEnum):
     OUTPUT = 45  # float32 [rows][C], with the stride of X: what a half makes, before the norm after it
     PARALLEL = 46  # 1: both halves of a layer read the stream as it enters
     EMBED_SCALE_BITS = 47  # float32 bits of what embeddings are multiplied by
-    LOGIT_CAP_BITS = 48  # float32 bits of what logits are capped at, or 0
-    N_FIELD = 49
+    N_FIELD = 48
 
 
 # In a thread's private area, in bytes.
@@ -122,9 +122,9 @@ P_JOBS = 8  # int64: jobs done so far
 P_READ = 16  # int64: sum of what `stream` has read
 P_BEST = 64  # per wanted row: int64 token, then float32 value in 8 bytes
 P_BLOCK = 64 + 16 * 256  # float32 [rows][32] one block's output, twice
-MAX_ROWS = 128  # tokens that go through the layers together
+MAX_ROWS = 128  # tokens that go through the layers together, at most `WINDOW_SLACK`: rings take them whole
 MAX_WANTED = 32  # of them, tokens whose logits are asked for
-P_SCORES = P_BLOCK + 2 * MAX_ROWS * 128  # float32 [tile tokens][context]
+P_SCORES = P_BLOCK + 2 * MAX_ROWS * 128  # float32 [tile tokens][places + 32], from the first block that is seen
 
 # In the plan of one pass, in int64s: what attention works on in all layers, and in the last layer after the keys and
 # values are stored, when only the wanted rows go on.
