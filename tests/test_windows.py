@@ -15,6 +15,7 @@ from sentinel.errors import InputError
 from sentinel.formats.shapes import KNOWN_SHAPES
 from sentinel.infer.engine import Engine, OpenSequence
 from sentinel.infer.native.kernels.layout import MAX_ROWS
+from sentinel.infer.native.kv_cache import KvArea
 from sentinel.infer.opening import make_engine
 from sentinel.infer.torch.static import StaticTorchEngine
 from sentinel.models import layer_spec
@@ -193,3 +194,124 @@ def test_whatever_is_called_is_that_of_a_whole_cache(kind, model, monkeypatch):
     decoder = MODELS[model]
     for seed in range(2):
         Script(engine_of(kind, decoder), Truth(kind, decoder, monkeypatch), seed).run(20)
+
+
+def of_rows(spec: ModelSpec, places: list[int]) -> int:
+    """Numbers in keys and values of so many places a layer."""
+    return sum(
+        2 * layer.n_kv_head * layer.head_dim * n
+        for layer, n in zip(spec.with_baseline_layers().layers, places, strict=True)
+    )
+
+
+def test_bytes_of_the_cache_are_those_of_the_rings():
+    spec = windowed(64, None, 200)
+    for room, places in ((1, [1, 1, 1]), (192, [192] * 3), (193, [192, 193, 193]), (4000, [192, 4000, 352])):
+        assert spec.kv_bytes(room, 2) == 2 * of_rows(spec, places)
+    for context, seen in ((1, [1, 1, 1]), (64, [64] * 3), (65, [64, 65, 65]), (4000, [64, 4000, 200])):
+        assert spec.kv_bytes_read(context, 2) == 2 * of_rows(spec, seen)
+    plain = windowed(None, None, None)
+    assert spec.windows == (64, 200) and plain.windows == ()
+    assert plain.kv_bytes(4000) == plain.kv_bytes_read(4000) == 4000 * plain.kv_bytes_per_position()
+    assert spec.flops_per_token(64) == plain.flops_per_token(64)
+    heads = [4 * layer.n_head * layer.head_dim for layer in spec.layers]
+    assert plain.flops_per_token(100) - spec.flops_per_token(100) == heads[0] * (100 - 64)
+    assert MAX_ROWS <= WINDOW_SLACK  # a pass writes all of its rows before it reads
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_an_engine_takes_the_memory_of_its_windows(kind):
+    """All layers look back 64 tokens, of 4,096; head_dim is a whole block of the native cache."""
+    spec = with_layers(windowed(64, 64, 64), (6, 2, 32, 80), (3, 3, 32, 80), (4, 1, 32, 7), window=64)
+    held = {}
+    for name, windows in (("windows", 64), ("whole", None)):
+        engine = engine_of(kind, filled_decoder(with_layers(spec, window=windows)))
+        engine.open([1, 2, 3], CONTEXT - 3)
+        held[name] = engine.memory()
+        kept = engine.decoder.cache_spec if engine.decoder is not None else engine.spec  # level 0 repeats grouped heads
+        assert held[name].kv == kept.kv_bytes(CONTEXT, engine.kv_bytes)
+        context = 1000
+        seen = min(context, windows or context)
+        read = 2 * seen * engine.spec.kv_bytes_per_position(engine.kv_bytes)
+        assert engine.step_bytes(2, context) == engine.weight_bytes_per_token() + read
+    assert held["windows"].kv * 4096 == held["whole"].kv * 192
+    if held["whole"].work is not None:  # scores are of the places, too
+        assert held["windows"].work < held["whole"].work
+
+
+def test_a_published_shape_keeps_a_fraction():
+    """The numbers of the design."""
+    config = KNOWN_SHAPES["gemma-3-270m"]
+    spec = family_of(config["model_type"]).spec_from_config(config)
+    assert 8192 * spec.kv_bytes_per_position(2) == 150_994_944
+    assert spec.kv_bytes(8192, 2) == KvArea(spec.layers, 1, 8192, half=True).n_byte == 34_996_224
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_more_than_a_ring_has_kept_is_not_taken_away(kind):
+    """What is refused changes nothing; the limit is of the longest that a sequence was, forks included."""
+    engine = engine_of(kind, MODELS["narrow"])
+    text = text_of(3, 500)
+    sequence, _ = engine.open(text[:160], 300)
+    engine.roll_back(sequence, 159)  # the ring of 160 has not turned
+    engine.extend(sequence, text[1:400])
+    for n in (129, 399):
+        with pytest.raises(InputError, match=f"a window of 7 tokens .* at most 128 tokens can be taken away, not {n}"):
+            engine.roll_back(sequence, n)
+    engine.roll_back(sequence, 100)
+    other = engine.fork(sequence)
+    for one in (sequence, other):
+        with pytest.raises(InputError, match="has held 400; at most 28 tokens can be taken away, not 29"):
+            engine.roll_back(one, 29)
+        engine.roll_back(one, 28)
+    expected = make_engine(MODELS["narrow"], 1).score(text[:273], last=1)[0]
+    for one in (sequence, other):
+        found = engine.step([one], [text[272]])[0]
+        assert np.abs(found - expected).max() < (1e-4 if kind[0] != 3 else 0.05) * np.abs(expected).max()
+    whole = engine_of(kind, filled_decoder(windowed(None, None, None)))
+    sequence, _ = whole.open(text, 5)
+    whole.roll_back(sequence, 499)  # without a window, any number
+
+
+def test_a_sequence_in_the_place_of_another_one_sees_nothing_of_it():
+    for kind in KINDS:
+        engine = engine_of(kind, MODELS["narrow"])
+        engine.close(engine.open(text_of(4, 700), 5)[0])
+        (first, second), logits = engine.open_all([text_of(5, 350), text_of(6, 9)], 60)
+        for sequence, row, text in ((first, logits[0], text_of(5, 350)), (second, logits[1], text_of(6, 9))):
+            alone, expected = engine_of(kind, MODELS["narrow"]).open(text, 60)
+            assert sequence.length == alone.length
+            assert np.abs(row - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+def test_a_cache_of_the_decoder_takes_pieces_and_padding():
+    """Left padding, and rows of a batch, through a `KVCache` whose rings turn."""
+    decoder = MODELS["narrow"]
+    tokens = some_tokens(decoder.spec, batch=2, length=420)
+    mask = torch.ones_like(tokens)
+    mask[1, :50] = 0
+    with torch.no_grad():
+        expected = decoder(tokens, None, mask)
+        cache = KVCache(decoder.cache_spec, 2, 420)
+        ends = (200, 201, 202, 230, 400, *range(401, 421))
+        pieces = [
+            decoder(tokens[:, start:end], cache, mask[:, :end]) for start, end in zip((0, *ends), ends, strict=False)
+        ]
+    assert [keys.shape[2] for keys in cache.keys] == [160, 420, 192]
+    found = torch.cat(pieces, 1)
+    assert torch.allclose(found[0], expected[0], atol=1e-3) and torch.allclose(
+        found[1, 50:], expected[1, 50:], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_width_keeps_rings(kind, monkeypatch):
+    decoder = filled_decoder(windowed(7, None, 40))
+    engine, width = engine_of(kind, decoder), Width((1, 2, 0), (40, 80, 13))
+    truth = Truth(kind, decoder, monkeypatch)
+    text = text_of(7, 330)
+    for one in (engine, truth.engine):
+        one.set_width(width)
+    sequence, logits = engine.open(text[:300], 30)
+    logits = [logits, *(engine.step([sequence], [token])[0] for token in text[300:])]
+    truth.check(text, np.array(logits))

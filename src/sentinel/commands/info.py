@@ -62,8 +62,18 @@ def _print_sizes(output: Console, info: ModelInfo) -> None:
         f"{info.weight_bytes_per_token / 1e6:,.1f} MB of weights in {info.precision}, and "
         f"{info.kv_bytes_per_position / 1e3:,.1f} kB per cached position",
     )
+    table.add_row("KV cache", f"{info.kv_bytes / 1e6:,.1f} MB for {spec.max_seq_len:,} tokens{_of_windows(spec)}")
     table.add_row("FLOPs per token", f"{spec.flops_per_token(64) / 1e6:,.1f} million at 64 positions")
     output.print(table)
+
+
+def _of_windows(spec: ModelSpec) -> str:
+    """What bounds the KV cache, if anything does."""
+    if not spec.windows:
+        return ""
+    bounded = sum(layer.attention.window is not None for layer in spec.layers)
+    sizes = " or ".join(f"{window:,}" for window in spec.windows)
+    return f"; {bounded} of {spec.n_layer} layers look back {sizes} tokens and keep little more"
 
 
 def _add_integration(table: Table, spec: ModelSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import bisect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,8 +92,21 @@ def not_smaller(before: ModelSpec, after: ModelSpec, name: str, *, expanded: boo
     if cached > 0:
         saved = before.weight_bytes_per_token() - after.weight_bytes_per_token()
         ratio = after.kv_bytes_per_position() / before.kv_bytes_per_position()
-        beyond = f", so that beyond {saved // cached:,} cached tokens a token reads more than before"
-        found.append(f"KV cache per token is {ratio:.2g}x{beyond if saved > 0 else ''}")
+        even = _even(before, after, saved)
+        beyond = "" if even is None else f", so that beyond {even:,} cached tokens a token reads more than before"
+        found.append(f"KV cache per token is {ratio:.2g}x{beyond}")
     if not found:
         return None
     return f"{'--expand-kv repeats grouped K/V first: ' if expanded else ''}{', and '.join(found)}."
+
+
+def _even(before: ModelSpec, after: ModelSpec, saved: int) -> int | None:
+    """The most cached tokens of which a token reads no more than the ``saved`` bytes beyond what it did; None where there
+    are no such, or windows keep it so for any number."""
+    each = after.kv_bytes_per_position() - before.kv_bytes_per_position()
+    most = max(after.max_seq_len, saved // each) + 1
+
+    def more(context: int) -> int:
+        return after.kv_bytes_read(context) - before.kv_bytes_read(context)
+
+    return bisect.bisect_right(range(most), saved, key=more) - 1 if 0 < saved < more(most) else None

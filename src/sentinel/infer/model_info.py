@@ -30,7 +30,8 @@ class StoredRatio:
 @dataclass(frozen=True)
 class ModelInfo:
     """Sizes in bytes. ``disk_bytes`` are those of the weights' files, None for weights that are drawn; ``memory_bytes`` of
-    the weights as they are run, stored ratios included; ``kv_bytes_per_position`` of one cached position."""
+    the weights as they are run, stored ratios included; ``kv_bytes_per_position`` of one cached position, ``kv_bytes`` of a
+    text as long as the context."""
 
     name: str
     description: str
@@ -41,6 +42,7 @@ class ModelInfo:
     memory_bytes: int
     weight_bytes_per_token: int
     kv_bytes_per_position: int
+    kv_bytes: int
     stored: tuple[StoredRatio, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class ModelInfo:
             "weight_bytes": self.memory_bytes,
             "weight_bytes_per_token": self.weight_bytes_per_token,
             "kv_bytes_per_position": self.kv_bytes_per_position,
+            "kv_bytes": self.kv_bytes,
             "flops_per_token_at_64": spec.flops_per_token(64),
             "stored": [vars(ratio) for ratio in self.stored],
             "record": self.record.to_dict(),
@@ -97,6 +100,7 @@ def _of_quantised(folder: Path) -> ModelInfo:
         memory_bytes=weights.n_byte + sum(ratio.n_byte for ratio in stored),
         weight_bytes_per_token=whole,
         kv_bytes_per_position=weights.spec.kv_bytes_per_position(engine.kv_bytes),
+        kv_bytes=weights.spec.kv_bytes(weights.spec.max_seq_len, engine.kv_bytes),
         stored=tuple(stored),
     )
 
@@ -125,6 +129,7 @@ def _of_decoder(model: str, random_weights: int | None) -> ModelInfo:
         memory_bytes=spec.parameter_count() * 4 + sum(ratio.n_byte for ratio in stored),
         weight_bytes_per_token=spec.weight_bytes_per_token(),
         kv_bytes_per_position=spec.kv_bytes_per_position(),
+        kv_bytes=spec.kv_bytes(spec.max_seq_len),
         stored=stored,
     )
 

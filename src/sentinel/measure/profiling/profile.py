@@ -180,7 +180,7 @@ def memory_use(engine: Engine, prompt: Sequence[int], new_tokens: int) -> tuple[
         note = "work areas of all threads, made once for passes of any size"
         activations = [MemoryUse("activations", held.work / 1e6, note)]
     tokens = len(prompt) + new_tokens
-    filled = tokens * engine.spec_in_use.kv_bytes_per_position(engine.kv_bytes)
+    filled = engine.spec_in_use.kv_bytes(tokens, engine.kv_bytes)
     return (
         MemoryUse("weights", held.weights / 1e6, f"{engine.precision}, the embedding included"),
         MemoryUse("KV cache", held.kv / 1e6, f"room; {tokens} tokens fill {filled / 1e6:,.2f} MB"),
