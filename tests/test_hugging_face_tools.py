@@ -178,7 +178,7 @@ def test_an_export_holds_for_other_masks_and_lengths(name, kind):
 def test_an_onnx_graph_holds_for_other_masks_and_lengths(name):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = model_of(name)
+    model = model_of(name).eval()
     model.config.use_cache = False
     length = torch.export.Dim("length", min=2, max=60)
     shapes = {"input_ids": {1: length}, "attention_mask": {1: length}}
