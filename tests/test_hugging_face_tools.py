@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 
 import pytest
 import torch
 from conftest import spec_of, unequal_spec
-from helpers import filled_decoder, largest_difference, some_tokens
+from helpers import filled_decoder, largest_difference, letter_tokenizer, some_tokens
 from transformers import AutoModelForCausalLM, StaticCache, Trainer, TrainingArguments
 
 from sentinel.errors import InputError
@@ -90,6 +91,32 @@ def test_lora_trains_and_merges(name):
     adapted = lora(tokens).logits.detach()
     assert largest_difference(adapted, plain) > 1e-3
     assert largest_difference(lora.merge_and_unload()(tokens).logits, adapted) < 1e-5
+
+
+TEXTS = {
+    "text": {"text": ["a b c d e f g h"] * 8},
+    "completions": {"prompt": ["a b c d"] * 8, "completion": [" e f g h"] * 8},
+}
+
+
+@pytest.mark.parametrize("data", TEXTS.values(), ids=TEXTS)
+def test_trl_fine_tunes(data, tmp_path):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    tokenizer = letter_tokenizer().to_hugging_face()
+    tokenizer.pad_token = tokenizer.eos_token
+    spec = dataclasses.replace(SPECS["llama"], vocab_size=len(tokenizer))
+    model = SentinelForCausalLM.from_decoder(filled_decoder(spec), Record())
+    settings = trl.SFTConfig(
+        str(tmp_path), max_steps=5, per_device_train_batch_size=4, learning_rate=1e-2, max_length=16, logging_steps=1,
+        report_to=[], save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True,
+    )  # fmt: skip
+    rows = datasets.Dataset.from_dict(data)
+    trainer = trl.SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    losses = [float(log["loss"]) for log in trainer.state.log_history if "loss" in log]
+    assert len(losses) == 5
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < losses[0] / 2
 
 
 # --- offloading ---------------------------------------------------------------------------------------------------------
