@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 
 from sentinel.adapt.integration import integrate
 from sentinel.errors import InputError
-from sentinel.formats.checkpoint import load_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.hugging_face.config import SentinelConfig
 from sentinel.formats.hugging_face.model import SentinelForCausalLM, to_hugging_face
 from sentinel.formats.sources import load
@@ -21,6 +21,7 @@ from sentinel.infer.pack import pack
 from sentinel.infer.quantised import save_quantised
 from sentinel.models.decoder import Decoder
 from sentinel.models.record import Record
+from sentinel.models.tokenizer import TextTokenizer
 from sentinel.models.width import Width
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
@@ -294,6 +295,38 @@ def test_a_pipeline_continues_text(worded):
     writes = pipeline("text-generation", model=model, tokenizer=tokenizer)
     (found,) = writes("a b c", max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert found["generated_text"].startswith("a b c")
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ 'p ' if m.role == 'user' else 'o ' }}{{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}o {% endif %}"
+)
+
+
+@pytest.mark.parametrize("given", ["folder", "model"])
+def test_a_pipeline_answers_chats(given, worded, tmp_path):
+    from transformers import AutoTokenizer, pipeline
+
+    loaded = load(worded)
+    loaded.tokenizer = TextTokenizer(loaded.tokenizer.fast, (0,), settings={"chat_template": CHAT_TEMPLATE})
+    save_checkpoint(loaded.decoder, tmp_path / "chat", loaded.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "chat", padding_side="left", pad_token="<end>")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "chat")
+    answers = pipeline(
+        "text-generation", model=str(tmp_path / "chat") if given == "folder" else model, tokenizer=tokenizer
+    )
+    asked = [{"role": "user", "content": "b c d"}]
+    longer = [*asked, {"role": "assistant", "content": "e"}, {"role": "user", "content": "f g"}]
+    expected = []
+    for chat in (asked, longer):
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        (ids,) = model.generate(**prompt, **GREEDY)
+        answer = tokenizer.decode(ids[prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer
+        expected.append([*chat, {"role": "assistant", "content": answer}])
+    assert answers(asked, **GREEDY)[0]["generated_text"] == expected[0]
+    batch = answers([asked, longer], batch_size=2, **GREEDY)
+    assert [found["generated_text"] for (found,) in batch] == expected
 
 
 def test_a_projection_called_as_a_module_is_the_fast_one(monkeypatch):
