@@ -247,6 +247,33 @@ def test_command_line(worded, tasks, tmp_path):
     assert set(json.loads(results.read_text())["results"]) == {"own_choice", "own_pages", "own_prompts"}
 
 
+def test_the_command_line_gives_the_scores_of_the_hf_model(tasks, tmp_path, monkeypatch):
+    """All kinds of requests at level 1, and near them at level 3."""
+    from sentinel.commands.lm_eval import main
+
+    folder = hugging_face_folder(tmp_path / "model", "begins every text")
+    given = ["--tasks", "own_choice,own_pages,own_prompts", "--include_path", str(tasks), "--device", "cpu"]
+
+    def scores(kind: str, more: str) -> dict[str, dict[str, float]]:
+        place = tmp_path / f"{kind}{more}"
+        told = ["--model", kind, "--model_args", f"pretrained={folder}{more}", "--output_path", str(place)]
+        monkeypatch.setattr(sys, "argv", ["sentinel-lm-eval", "run", *told, *given])
+        main()
+        (results,) = place.rglob("results_*.json")
+        found = json.loads(results.read_text())["results"]
+        return {task: {k: v for k, v in row.items() if isinstance(v, float)} for task, row in found.items()}
+
+    expected = scores("hf", ",dtype=float32")
+    assert expected["own_pages"]["word_perplexity,none"] > 1
+    ours = scores("sentinel", "")
+    for task, row in expected.items():
+        assert ours[task] == pytest.approx(row, rel=1e-4)
+    quantised = scores("sentinel", ",level=3")
+    assert quantised.keys() == expected.keys()
+    name = "word_perplexity,none"
+    assert quantised["own_pages"][name] == pytest.approx(expected["own_pages"][name], rel=0.2)
+
+
 def test_a_bad_model_on_the_command_line_is_one_sentence(tasks, monkeypatch, capsys):
     from sentinel.commands.lm_eval import main
 
