@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split, Whitespace
@@ -23,6 +23,8 @@ from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 
 LETTERS = "abcdefghijklmnop"
+CORPUS = ["The quick brown fox jumps over the lazy dog. don't stop, it's 12345", "hello hello world user\n"]
+END = "<|endoftext|>"
 
 
 def letter_tokenizer() -> TextTokenizer:
@@ -47,6 +49,35 @@ def byte_tokenizer() -> TextTokenizer:
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.add_special_tokens(["<end>"])
     return TextTokenizer(tokenizer, (0,))
+
+
+def byte_level(**options) -> Tokenizer:
+    """GPT-2's kind of tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**{"add_prefix_space": False, **options})
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def metaspace() -> Tokenizer:
+    """Llama's kind of tokenizer as of transformers 4: sentencepiece BPE with bytes for what it lacks, BOS in front."""
+    alphabet = ["▁", *"Tthequickbrownfxjmpsvlazydg.'12345"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *alphabet, "▁t", "he"]
+    vocabulary, joined = {p: i for i, p in enumerate(pieces)}, [("▁", "t"), ("h", "e")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, joined, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    return tokenizer
 
 
 def word_tokenizer(*vocabulary: str, special: str | None = None) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import spec_of
-from helpers import filled_decoder, letter_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from helpers import END, byte_level, filled_decoder, letter_tokenizer, metaspace
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -35,8 +36,6 @@ TEXTS = (
     "don't stop , it 's 12345 , ok ?",
     "é\u0301 Ä ﬁ ",
 )
-CORPUS = ["The quick brown fox jumps over the lazy dog. don't stop, it's 12345", "hello hello world user\n"]
-END = "<|endoftext|>"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Who?\n"}]
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -50,35 +49,6 @@ LLAMA2 = (
     "    {% if strftime_now('%Y') | int > 2000 %}{{ {'a': '<é>'} | tojson }}{% break %}{% endif %}\n"
     "{% endfor %}"
 )
-
-
-def byte_level(**options) -> Tokenizer:
-    """GPT-2's kind of tokenizer."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**{"add_prefix_space": False, **options})
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
-
-
-def metaspace() -> Tokenizer:
-    """Llama's kind of tokenizer as of transformers 4: sentencepiece BPE with bytes for what it lacks, BOS in front."""
-    alphabet = ["▁", *"Tthequickbrownfxjmpsvlazydg.'12345"]
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *alphabet, "▁t", "he"]
-    vocabulary, joined = {p: i for i, p in enumerate(pieces)}, [("▁", "t"), ("h", "e")]
-    tokenizer = Tokenizer(models.BPE(vocabulary, joined, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
-    return tokenizer
 
 
 def sentencepiece(kind: int) -> bytes:
@@ -176,28 +146,38 @@ def sentencepiece_alone(folder: Path, kind: int, **fields) -> None:
     write(folder, "config.json", {"model_type": "llama"})
 
 
-def wordpiece(folder: Path) -> None:
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "the",
-        "quick",
-        "##ly",
-        "a",
-        "b",
-        ",",
-        ".",
-        "?",
-        "it",
-        "'",
-        "s",
-        "don",
-        "t",
+def tiktoken(folder: Path, name: str = "tiktoken.model", **fields) -> None:
+    """A file of tiktoken's: tokens in base64 and their ranks, of which the merges follow."""
+    pytest.importorskip("tiktoken")
+    pieces = [bytes([i]) for i in range(256)]
+    pieces += [
+        *(text.encode() for text in ("th", "he", "the", " the", "qu", "12", "123")),
+        "你".encode()[:2],
+        "你".encode(),
     ]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    ranks = "".join(f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(pieces))
+    (folder / name).write_text(ranks)
+    tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    write(folder, "tokenizer_config.json", {**tokens, **fields})
+
+
+def tiktoken_with_a_gap(folder: Path, name: str = "tiktoken.model", **fields) -> None:
+    """Special tokens that do not follow the vocabulary at once."""
+    token = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    added = {"265": {"content": "<s>", **token}, "268": {"content": "</s>", **token}}
+    tiktoken(folder, name, added_tokens_decoder=added, **fields)
+
+
+def bare(folder: Path, model_type: str) -> None:
+    """A vocabulary of sentencepiece, and a config that says no more than the family."""
+    pytest.importorskip("sentencepiece")
+    (folder / "tokenizer.model").write_bytes(sentencepiece(2))
+    write(folder, "config.json", {"model_type": model_type})
+
+
+def wordpiece(folder: Path) -> None:
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the quick ##ly a b , . ? it ' s don t "
+    (folder / "vocab.txt").write_text(words.replace(" ", "\n"), encoding="utf-8")
     write(folder, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "clean_up_tokenization_spaces": True})
 
 
@@ -242,6 +222,13 @@ FOLDERS = {
     "sentencepiece BPE": lambda f: sentencepiece_alone(f, 2),
     "sentencepiece BPE with EOS": lambda f: sentencepiece_alone(f, 2, add_eos_token=True),
     "sentencepiece unigram": lambda f: sentencepiece_alone(f, 1),
+    "sentencepiece without a config of its own": lambda f: bare(f, "llama"),
+    "sentencepiece of Gemma": lambda f: bare(f, "gemma"),
+    "tiktoken": lambda f: tiktoken(f, extra_special_tokens=["<s>", "</s>"]),
+    "tiktoken with a gap": tiktoken_with_a_gap,
+    "tiktoken as tokenizer.model": lambda f: tiktoken_with_a_gap(
+        f, "tokenizer.model", tokenizer_class="LlamaTokenizer"
+    ),
     "wordpiece": wordpiece,
     "chat in the config": lambda f: plain(
         f, additional_special_tokens=["<|im_start|>", "<|im_end|>"], chat_template=CHATML
@@ -366,10 +353,17 @@ def test_a_config_is_judged_before_the_tokenizer(tmp_path):
         load(str(tmp_path))
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    (tmp_path / "tokenizer.model").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(InputError, match="pip install sentencepiece"):
+@pytest.mark.parametrize(
+    ("name", "package", "said"),
+    [
+        ("tokenizer.model", "sentencepiece", "pip install sentencepiece protobuf"),
+        ("tiktoken.model", "tiktoken", "pip install tiktoken"),
+    ],
+)
+def test_a_missing_package_is_named(name, package, said, tmp_path, monkeypatch):
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=said):
         TextTokenizer.from_folder(tmp_path)
 
 

@@ -15,6 +15,8 @@ from sentinel.infer.speculation import Proposer, speculative_steps
 from sentinel.models.tokenizer import TextTokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+CONTEXT = 4  # tokens of the prompt that decide about a leading space
+MOST_BYTES = 4  # of a character in UTF-8
 
 
 @dataclass
@@ -129,7 +131,7 @@ def stream_text(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise InputError("the prompt is empty; give some text")
-    told = ""
+    told, context = "", _context(tokenizer, ids)
     new: list[int] = []
     for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, proposer):
         assert token is not None
@@ -138,7 +140,7 @@ def stream_text(
                 timings.ended = True
             break
         new.append(token)
-        text = _continuation(tokenizer, ids, new)
+        text = _continuation(tokenizer, context, new)
         found = [at for at in (text.find(s) for s in stop) if at >= 0]
         if found:
             yield text[len(told) : min(found)]
@@ -147,7 +149,7 @@ def stream_text(
         if safe > len(told):
             yield text[len(told) : safe]
             told = text[:safe]
-    yield _continuation(tokenizer, ids, new)[len(told) :]
+    yield _continuation(tokenizer, context, new)[len(told) :]
 
 
 def generate_text(
@@ -162,9 +164,17 @@ def generate_text(
     return "".join(stream_text(engine, tokenizer, prompt, max_new_tokens, settings, stop))
 
 
-def _continuation(tokenizer: TextTokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """Text of ``new`` after the end of the prompt, whose last tokens decide about a leading space."""
-    context = list(prompt[-4:])
+def _context(tokenizer: TextTokenizer, prompt: Sequence[int]) -> Sequence[int]:
+    """The last tokens of the prompt, which decide about a leading space. They begin with a whole character: behind half of
+    one, a tokenizer that falls back to bytes takes all bytes that follow for none."""
+    sizes = range(CONTEXT, CONTEXT + MOST_BYTES)
+    found = (prompt[-size:] for size in sizes)
+    whole = (tokens for tokens in found if not tokenizer.decode(tokens).startswith(REPLACEMENT))
+    return next(whole, prompt[-CONTEXT:])
+
+
+def _continuation(tokenizer: TextTokenizer, context: Sequence[int], new: Sequence[int]) -> str:
+    """Text of ``new`` after that of the tokens before."""
     return tokenizer.decode([*context, *new])[len(tokenizer.decode(context)) :]
 
 

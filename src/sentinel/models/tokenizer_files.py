@@ -34,7 +34,15 @@ VOCABULARIES = (
     "tekken.json",
     "tiktoken.model",
 )
-NEED_NO_SENTENCEPIECE = (TOKENIZER, "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
+# By which packages, as pip and as Python call them, transformers reads a vocabulary that stands alone.
+SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+TIKTOKEN = {"tiktoken": "tiktoken"}
+READ_BY = {
+    "tokenizer.model": SENTENCEPIECE,
+    "spiece.model": SENTENCEPIECE,
+    "sentencepiece.bpe.model": SENTENCEPIECE,
+    "tiktoken.model": TIKTOKEN,
+}
 COPIED = (*VOCABULARIES[1:], "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TOKEN_FIELDS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
@@ -103,15 +111,21 @@ def _quiet() -> Generator[None, None, None]:
         logging.set_verbosity(before)
 
 
+def _require_packages(folder: Path) -> None:
+    """Raise `InputError` where a package is missing by which the only vocabulary in ``folder`` is read."""
+    found = [name for name in VOCABULARIES if (folder / name).exists()]
+    packages = READ_BY[found[-1]] if all(name in READ_BY for name in found) else {}
+    if any(importlib.util.find_spec(module) is None for module in packages.values()):
+        needed = list(packages)
+        raise InputError(f"{folder}: its tokenizer needs {needed[0]}; pip install {' '.join(needed)}")
+
+
 def _hugging_face(folder: Path, settings: Mapping[str, Any]) -> Any:
     """The object that AutoTokenizer makes of ``folder``; a ``tokenizer.json`` whose class nobody names is taken as is."""
     from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-    if not any((folder / name).exists() for name in NEED_NO_SENTENCEPIECE):
-        for package in ("sentencepiece", "google.protobuf"):
-            if importlib.util.find_spec(package) is None:
-                raise InputError(f"{folder}: its tokenizer needs sentencepiece; pip install sentencepiece protobuf")
+    _require_packages(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     model_type = str(config.get("model_type"))
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
