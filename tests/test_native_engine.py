@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import spec_of
-from helpers import filled_decoder, resized
+from family_configs import spec_named
+from helpers import filled_decoder, resized, some_tokens
 from native_oracle import TOKENS, engine_of
 
 from sentinel.errors import InputError
@@ -320,3 +321,22 @@ def test_what_an_engine_can_not_be_is_refused():
         engine.set_width(Width((4, 3), (1, 1)))
     with pytest.raises(InputError, match="at most 32 sequences at once, not 33"):
         engine.open_all([[1]] * 33, 1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("name", ["llama-yarn", "mistral-window", "gemma2", "gemma3", "olmo2", "gpt_neox", "stablelm"])
+def test_a_pass_of_several_tokens_has_the_bits_of_single_ones(name, precision):
+    """So that proposals are verified as the tokens would be drawn alone, and the text is the same, not nearly."""
+    decoder = filled_decoder(spec_named(name))
+    engine = make_engine(decoder, 2 if precision == "fp32" else 3, precision=precision)
+    tokens = some_tokens(decoder.spec, batch=1, length=48)[0].tolist()
+    first, _ = engine.open(tokens[:1], 47)
+    alone = np.concatenate([engine.step([first], [token]) for token in tokens[1:]])
+    for start, count in ((1, 2), (5, 3), (9, 7), (16, 8), (24, 13), (37, 11)):
+        sequence, logits = engine.open(tokens[:start], 48 - start)
+        if start > 1:
+            np.testing.assert_array_equal(logits, alone[start - 2])
+        np.testing.assert_array_equal(
+            engine.verify(sequence, tokens[start : start + count]), alone[start - 1 : start - 1 + count]
+        )
+        engine.close(sequence)
