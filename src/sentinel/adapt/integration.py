@@ -16,6 +16,7 @@ from torch import Tensor
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import build
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import require_fp32
 from sentinel.models.spec import IntegrationSpec, ModelSpec
 
 State = dict[str, Tensor]
@@ -74,6 +75,8 @@ def integrate(
     if decoder.spec.integration is not None:
         raise InputError("this model has skips or a baseline already; take them off with configuration minimal first")
     unpruned = decoder if baseline is None else baseline
+    for model in (decoder, unpruned):
+        require_fp32(model, "integration")
     frozen = baseline_spec(unpruned) if wanted.baseline else None
     spec = dataclasses.replace(decoder.spec, integration=IntegrationSpec(wanted.skips, frozen, rank))
     state = {**_state(decoder), **fresh_fusions(spec, seed, decoder)}

@@ -170,7 +170,7 @@ def adapt(
     check_state(output, resume=resume, force=force)
     check_output_folder(output, resume or force, MODEL_FILES)
     found = read_state(state_of(output)) if resume else None
-    loaded = as_model(model).loaded
+    loaded = as_model(model).loaded.in_fp32()
     task = task_of(
         loaded,
         budget,

@@ -48,7 +48,7 @@ def prune(
 
     Raises `InputError` for ratios outside of 0..1, a target that can't be met, and text that the model has seen.
     """
-    loaded, settings = as_model(model).loaded, settings or PruningSettings()
+    loaded, settings = as_model(model).loaded.in_fp32(), settings or PruningSettings()
     check_targets(heads, neurons, elastic, speedup, max_memory)
     dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
     pruner = make_pruner(loaded, dense, settings, calibration, judged_by)
@@ -126,7 +126,7 @@ def importance(
 
     Raises `InputError` for random weights, whose heads are worth nothing.
     """
-    loaded = as_model(model).loaded
+    loaded = as_model(model).loaded.in_fp32()
     loaded.require_real_weights("the importance of its heads")
     dense = with_expanded_kv(loaded.decoder) if expand_kv else loaded.decoder
     chosen = dataclasses.replace(settings or PruningSettings(), compensate=False)
@@ -150,10 +150,11 @@ def quantize(
 
     if precision not in ("int8", "int4"):
         raise InputError(f"precision {precision!r} is not known; it is int8 or int4")
-    loaded = as_model(model).loaded
+    loaded = as_model(model, "auto").loaded
     windows = None
     if precision == "int4" and calibration is not None:
         windows = calibration_windows(loaded, calibration, calibration_tokens)
+        loaded = loaded if windows is None else loaded.in_fp32()  # the sums of products over text are its own
     decoder = loaded.decoder.at_width(heads, neurons) if heads or neurons else loaded.decoder
     native, widths = quantise(decoder, cast(Precision, precision), windows)
     step = Quantised(
@@ -184,8 +185,8 @@ def integrate(
     wanted = configuration_of(configuration)
     if baseline is not None and not wanted.baseline:
         raise InputError(f"configuration {wanted.name} has no baseline; leave out the baseline")
-    loaded = as_model(model).loaded
-    other = loaded if baseline is None else as_model(baseline).loaded
+    loaded = as_model(model).loaded.in_fp32()
+    other = loaded if baseline is None else as_model(baseline).loaded.in_fp32()
     made = integrate_decoder(
         loaded.decoder, wanted.name, rank=rank, baseline=None if baseline is None else other.decoder
     )

@@ -38,7 +38,7 @@ def recover(
 
     Raises `InputError` for random weights, a teacher of another vocabulary, and too little text.
     """
-    loaded, other = as_model(model).loaded, as_model(teacher).loaded
+    loaded, other = as_model(model).loaded.in_fp32(), as_model(teacher).loaded.in_fp32()
     loaded.require_real_weights("its recovery")
     settings = settings or RecoverySettings(minutes=MINUTES)
     student = loaded.decoder if in_place else copy.deepcopy(loaded.decoder)

@@ -148,7 +148,7 @@ def _measured(
     model: Model, suites: Mapping[str, Mapping[str, Any]], random_weights: int | None, run: Mapping[str, Any]
 ) -> ResultSet:
     assert model.source is not None
-    return run_suites(model.loaded, suites, source=model.source, random_weights=random_weights, **run)
+    return run_suites(model.loaded.in_fp32(), suites, source=model.source, random_weights=random_weights, **run)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentinel.errors import InputError
 from sentinel.infer.generate import stream_text
+from sentinel.infer.opening import make_engine, refuse_dtype
 from sentinel.infer.quantised import QuantisedModel, is_quantised
 from sentinel.infer.sampling import SamplingSettings
 from sentinel.models.origin import Origin
@@ -74,8 +75,12 @@ class Model(Origin):
 
     @property
     def precision(self) -> str:
-        """Of the weights that are held: fp32, int8 or int4."""
-        return "fp32" if self.quantised is None else self.quantised.native.precision
+        """Of the weights that are held: fp32, bf16, fp16, int8 or int4."""
+        if self.quantised is not None:
+            return self.quantised.native.precision
+        from sentinel.models.dtypes import name_of
+
+        return name_of(self.decoder.dtype)
 
     # --- run --------------------------------------------------------------------------------------------------------
 
@@ -101,8 +106,6 @@ class Model(Origin):
             if self.quantised is not None:
                 self._engines[key] = self.quantised.engine(level, precision, heads, neurons, threads, draft)
             else:
-                from sentinel.infer.opening import make_engine
-
                 decoder = self.decoder.at_width(heads, neurons)
                 chosen = 1 if level is None else level
                 self._engines[key] = make_engine(decoder, chosen, precision=precision, threads=threads, draft=draft)
@@ -189,8 +192,14 @@ def _verb(name: str) -> Callable[..., Any]:
     return getattr(sentinel, name)
 
 
-def load(model: str | Path, *, random_weights: int | None = None, device: str = "cpu") -> Model:
+def load(
+    model: str | Path, *, random_weights: int | None = None, device: str = "cpu", dtype: str | None = None
+) -> Model:
     """Load ``model``: hub id, folder (a quantised one too, without torch), ``.gguf`` file or ``smollm2-135m``.
+
+    ``dtype`` is the type that weights are held in: fp32 (the default), bf16, fp16, or "auto", as they are stored. Level 1
+    computes in it, levels 2 and 3 on the CPU pack from it, and `Model.save` keeps it. Verbs that change a model compute
+    in fp32, and what they make is fp32 again; only `quantize` without calibration takes it as it is.
 
     With ``random_weights`` (a seed) only the shape of the model is taken, and the weights are drawn.
     Raises `InputError` for anything that can't be loaded.
@@ -200,15 +209,16 @@ def load(model: str | Path, *, random_weights: int | None = None, device: str = 
     if folder.is_dir() and random_weights is None and is_quantised(folder):
         if device != "cpu":
             raise InputError(f"{source} is quantised, which runs on the CPU only; leave out device")
+        refuse_dtype(source, dtype)
         return Model(QuantisedModel.load(folder), source)
     from sentinel.formats.sources import load
 
-    return Model(load(source, random_weights=random_weights, device=device), source)
+    return Model(load(source, random_weights=random_weights, device=device, dtype=dtype or "fp32"), source)
 
 
-def as_model(model: Model | str | Path) -> Model:
-    """``model`` itself, or what that name stands for."""
-    return model if isinstance(model, Model) else load(model)
+def as_model(model: Model | str | Path, dtype: str | None = None) -> Model:
+    """``model`` itself, or what that name stands for, loaded in ``dtype``."""
+    return model if isinstance(model, Model) else load(model, dtype=dtype)
 
 
 def generate(model: Model | str | Path, prompt: Prompt, **options: Any) -> str:

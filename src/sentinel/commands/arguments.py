@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sentinel.models.decoder import Decoder
 
 
+DTYPES = ("auto", "fp32", "bf16", "fp16")  # as `models.dtypes`, which needs torch
 LARGEST = 2**31 - 1  # beyond it, seeds and sizes overflow somewhere
 
 
@@ -161,6 +162,13 @@ def check_model_output(folder: str, force: bool, *sources: str | None) -> Path:
     return check_output_folder(output, force, MODEL_FILES)
 
 
+def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
+    """In which type weights are held; None where nothing was said, which means ``default``."""
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help=f"type of the loaded weights; auto: as they are stored (default: {default})"
+    )
+
+
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Where it runs."""
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
@@ -186,13 +194,18 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads or physical_cores())
 
 
-def load_model(options: argparse.Namespace) -> LoadedModel:
+def load_model(options: argparse.Namespace, default_dtype: str = "fp32") -> LoadedModel:
     """The model that the arguments name, with threads and device set."""
     from sentinel.formats.sources import load
 
     if hasattr(options, "threads"):
         set_threads(options.threads)
-    return load(options.model, random_weights=options.random_weights, device=getattr(options, "device", "cpu"))
+    return load(
+        options.model,
+        random_weights=options.random_weights,
+        device=getattr(options, "device", "cpu"),
+        dtype=getattr(options, "dtype", None) or default_dtype,
+    )
 
 
 def set_pruning_level(decoder: Decoder, heads: float, neurons: float) -> None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import warn_of_threads
+from sentinel.commands.arguments import add_dtype, warn_of_threads
 from sentinel.commands.pruning import ratio
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of level 3: int8 (default) or int4")
     parser.add_argument("--heads", metavar="R", type=ratio, help="stored width of an elastic model (default 0)")
     parser.add_argument("--neurons", metavar="R", type=ratio, help="likewise")
+    add_dtype(parser, "fp32, in which PyTorch then computes; auto where levels 2 and 3 pack them")
 
 
 def open_engine(
@@ -56,4 +57,5 @@ def open_engine(
         device=options.device,
         threads=options.threads,
         draft=draft,
+        dtype=options.dtype,
     )

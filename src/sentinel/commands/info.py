@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from sentinel.commands.arguments import add_model
+from sentinel.commands.arguments import add_dtype, add_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_dtype(parser, "fp32")
     parser.add_argument("--json", metavar="FILE", help="write the specification, the sizes and the record to FILE")
 
 
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.json is not None:
         check_output_file(options.json)
-    info = model_info(options.model, random_weights=options.random_weights)
+    info = model_info(options.model, random_weights=options.random_weights, dtype=options.dtype)
     if options.json is not None:
         write_text(options.json, json.dumps(info.to_dict(), indent=1) + "\n")
     output = stdout_console()

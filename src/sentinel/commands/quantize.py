@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sentinel.commands.arguments import (
+    add_dtype,
     add_model,
     add_output,
     check_model_output,
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_output(parser)
     parser.add_argument("--precision", choices=("int8", "int4"), default="int8", help="default int8")
+    add_dtype(parser, "auto")
     parser.add_argument(
         "--heads",
         metavar="R",
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     if options.precision == "int8" and (options.calibration or options.calibration_tokens or options.no_calibration):
         raise InputError("int8 needs no calibration; leave the calibration options out, or ask for --precision int4")
     check_model_output(options.output, options.force, options.model)
-    model = Model(load_model(options), options.model)
+    model = Model(load_model(options, "auto"), options.model)
     made = quantize(
         model,
         options.precision,

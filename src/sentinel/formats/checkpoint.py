@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import stored_dtype
 from sentinel.models.elastic import StoredWidth
 from sentinel.models.families import family_of, spec_of
 from sentinel.models.families.others import text_part, text_tensors
@@ -49,7 +51,8 @@ def save_checkpoint(
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.whole_state().items()}
     eos = list(tokenizer.eos_ids) if tokenizer is not None else []
-    config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": "float32"}
+    config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
+    config["dtype"] = str(decoder.dtype).removeprefix("torch.")
     if eos:
         config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
     config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict()})
@@ -79,15 +82,15 @@ def listed_widths(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(config.get("widths") or config.get("levels") or ())
 
 
-def read_widths(folder: Path, config: Mapping[str, Any]) -> list[StoredWidth]:
-    """The stored widths of the model in ``folder`` with that ``config.json``."""
+def read_widths(folder: Path, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> list[StoredWidth]:
+    """The stored widths of the model in ``folder`` with that ``config.json``, in ``dtype``."""
     listed = listed_widths(config)
     try:
         widths: list[StoredWidth] = []
         for entry in listed:
             counts = entry.get("width") or {"groups": entry["kept_groups"], "neurons": entry["kept_neurons"]}
             width = Width(tuple(counts["groups"]), tuple(counts["neurons"]))
-            tensors = read_tensors(folder / entry["file"])
+            tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(folder / entry["file"]).items()}
             widths.append(StoredWidth(float(entry["heads"]), float(entry["neurons"]), width, tensors))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'}: its stored widths are damaged ({error})") from error
@@ -114,13 +117,19 @@ def read_spec(folder: Path) -> ModelSpec:
     return spec_of(config)
 
 
-def load_checkpoint(folder: str | Path) -> Decoder:
-    """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, in fp32 on the CPU."""
+def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Decoder:
+    """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, on the CPU.
+
+    It is in ``dtype``, None for that which most of it is stored in. Weights of RMS norms that multiply by 1 + what a family
+    stores are in fp32, as are those that a sentinel checkpoint holds so.
+    """
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
     state = read_safetensors(folder)
+    _require_floats(state, folder)
+    dtype = stored_dtype(state.values()) if dtype is None else dtype
     if config["model_type"] == MODEL_TYPE:
-        state = {name.removeprefix("decoder."): tensor for name, tensor in _in_fp32(state, folder).items()}
+        state = _in(dtype, spec, {name.removeprefix("decoder."): tensor for name, tensor in state.items()})
     else:
         family = family_of(spec.family)
         if text_part(config) is not None:
@@ -128,19 +137,26 @@ def load_checkpoint(folder: str | Path) -> Decoder:
                 f"{folder.name} is a multimodal model ({config['model_type']}): its text part, a {spec.family}, is taken"
             )
             state = text_tensors(state)
-        state = _in_fp32(family.rename(state), folder)
-        spec, state = settle_head(spec, state, family.embedding)
-        state = read_weights(family.rules(spec), spec, state)
+        spec, state = settle_head(spec, family.rename(state), family.embedding)
+        state = read_weights(family.rules(spec), spec, state, dtype)
     decoder = build(spec, state, folder)
-    decoder.store_widths(read_widths(folder, config))
+    decoder.store_widths(read_widths(folder, config, dtype))
     return decoder
 
 
-def _in_fp32(state: State, source: object) -> State:
+def _require_floats(state: State, source: object) -> None:
     for name, tensor in state.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise InputError(f"{source}: tensor {name!r} is of type {tensor.dtype}, not of floating-point weights")
-    return {name: tensor.to(torch.float32) for name, tensor in state.items()}
+
+
+def _in(dtype: torch.dtype, spec: ModelSpec, state: State) -> State:
+    """The decoder's state in ``dtype``; weights of RMS norms that are stored in fp32 stay so."""
+
+    def stays(name: str, tensor: Tensor) -> bool:
+        return spec.norm.kind == "rmsnorm" and name.endswith("norm.weight") and tensor.dtype == torch.float32
+
+    return {name: tensor if stays(name, tensor) else tensor.to(dtype) for name, tensor in state.items()}
 
 
 def build(spec: ModelSpec, state: State, source: object) -> Decoder:

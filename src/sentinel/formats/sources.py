@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +15,7 @@ from sentinel.formats.packages import SMOLLM2_ALIAS, SMOLLM2_DESCRIPTION, gpt2_t
 from sentinel.formats.places import label, locate
 from sentinel.formats.shapes import KNOWN_SHAPES
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import dtype_named
 from sentinel.models.families import family_of
 from sentinel.models.families.weights import read_weights
 from sentinel.models.origin import Origin
@@ -44,19 +46,29 @@ class LoadedModel(Origin):
         """Itself: it can be changed."""
         return self
 
+    def in_fp32(self) -> LoadedModel:
+        """Itself, or the same with a decoder in fp32, in which whatever changes a model computes."""
+        if self.decoder.dtype == torch.float32:
+            return self
+        return replace(self, decoder=copy.deepcopy(self.decoder).float())
+
     @property
     def quantised(self) -> None:
         """None: its weights are not packed."""
 
 
-def load(model: str, *, random_weights: int | None = None, device: str = "cpu") -> LoadedModel:
-    """Load ``model``: hub id, folder, ``.gguf`` file or ``smollm2-135m``, in fp32.
+def load(model: str, *, random_weights: int | None = None, device: str = "cpu", dtype: str = "fp32") -> LoadedModel:
+    """Load ``model``: hub id, folder, ``.gguf`` file or ``smollm2-135m``, in ``dtype`` (fp32, bf16, fp16, or "auto", which
+    keeps that which most of it is stored in).
 
     With ``random_weights`` (a seed) only the shape of the model is taken, and the weights are drawn.
     Raises `InputError` for anything that can't be loaded.
     """
-    target = check_device(device)
-    loaded = _load_random(model, random_weights) if random_weights is not None else _load_real(model)
+    target, wanted = check_device(device), dtype_named(dtype)
+    if random_weights is not None:
+        loaded = _load_random(model, random_weights, wanted or torch.float32)  # nothing of them is stored
+    else:
+        loaded = _load_real(model, wanted)
     loaded.decoder.to(target)
     return loaded
 
@@ -73,20 +85,20 @@ def check_device(device: str) -> torch.device:
     return target
 
 
-def _load_real(model: str) -> LoadedModel:
+def _load_real(model: str, dtype: torch.dtype | None) -> LoadedModel:
     place = locate(model)
     if place.is_dir():
         said = SMOLLM2_DESCRIPTION if model == SMOLLM2_ALIAS else ""
-        decoder = load_checkpoint(place)  # first, since it says best what is wrong with a config
+        decoder = load_checkpoint(place, dtype)  # first, since it says best what is wrong with a config
         return LoadedModel(label(model), decoder, TextTokenizer.from_folder(place), read_record(place), said)
     file = GGUFFile(place)
-    spec = file.spec()
-    decoder = build(spec, read_weights(file.family.rules(spec), spec, file.weights()), place)
+    spec, dtype = file.spec(), file.stored_dtype() if dtype is None else dtype
+    decoder = build(spec, read_weights(file.family.rules(spec), spec, file.weights(dtype), dtype), place)
     tokenizer = TextTokenizer(file.tokenizer(), file.eos_ids(), settings=file.tokenizer_config())
     return LoadedModel(label(model), decoder, tokenizer, Record(), file.description())
 
 
-def _load_random(model: str, seed: int) -> LoadedModel:
+def _load_random(model: str, seed: int, dtype: torch.dtype) -> LoadedModel:
     if model in KNOWN_SHAPES:
         config = KNOWN_SHAPES[model]
         spec = family_of(config["model_type"]).spec_from_config(config)
@@ -97,17 +109,20 @@ def _load_random(model: str, seed: int) -> LoadedModel:
             spec, tokenizer = GGUFFile(place).spec(), None
         else:
             spec, tokenizer = read_spec(place), TextTokenizer.from_folder(place)
-    return LoadedModel(label(model), random_decoder(spec, seed), tokenizer, Record(weights="random"))
+    return LoadedModel(label(model), random_decoder(spec, seed, dtype), tokenizer, Record(weights="random"))
 
 
-def random_decoder(spec: ModelSpec, seed: int) -> Decoder:
-    """A decoder of that shape with matrices drawn from N(0, 0.02), norms of 1 and biases of 0, as GPT-2 starts."""
+def random_decoder(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A decoder of that shape with matrices drawn from N(0, 0.02), norms of 1 and biases of 0, as GPT-2 starts.
+
+    In another ``dtype`` its numbers are those of fp32, rounded.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
-    decoder = Decoder.empty(spec).to_empty(device="cpu")
+    decoder = Decoder.empty(spec).to(dtype).to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.02, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, 0.02, generator=generator))
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return decoder.eval()

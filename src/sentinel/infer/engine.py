@@ -193,6 +193,10 @@ class Engine(ABC):
             raise InputError("there is no batch to go on with; call prefill first")
         return self._batch
 
+    def draft_by(self, draft: Engine, word: str) -> None:
+        """Let ``draft`` propose tokens to this engine, whose name then says so by ``word``."""
+        self.draft, self.name = draft, f"{self.name}, draft {word}"
+
     # --- what it can do and costs -----------------------------------------------------------------------------------
 
     def require(self, ability: Ability, instead: str = "take another level") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sentinel.formats.folder import read_record
 from sentinel.infer.native import NativeEngine
+from sentinel.infer.opening import refuse_dtype
 from sentinel.infer.quantised import is_quantised, load_quantised, load_width, stored_ratios
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -69,15 +70,17 @@ class ModelInfo:
         }
 
 
-def model_info(model: str, *, random_weights: int | None = None) -> ModelInfo:
+def model_info(model: str, *, random_weights: int | None = None, dtype: str | None = None) -> ModelInfo:
     """What ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``) is made of.
 
-    With ``random_weights`` (a seed) only its shape is taken. Raises `InputError` for anything that can't be loaded.
+    With ``random_weights`` (a seed) only its shape is taken. ``dtype`` is that of the weights in memory, by default fp32.
+    Raises `InputError` for anything that can't be loaded.
     """
     folder = Path(model).expanduser()
     if folder.is_dir() and random_weights is None and is_quantised(folder):
+        refuse_dtype(model, dtype)
         return _of_quantised(folder)
-    return _of_decoder(model, random_weights)
+    return _of_decoder(model, random_weights, dtype or "fp32")
 
 
 def _of_quantised(folder: Path) -> ModelInfo:
@@ -105,17 +108,18 @@ def _of_quantised(folder: Path) -> ModelInfo:
     )
 
 
-def _of_decoder(model: str, random_weights: int | None) -> ModelInfo:
+def _of_decoder(model: str, random_weights: int | None, dtype: str) -> ModelInfo:
     from sentinel.formats.sources import load, locate
+    from sentinel.models.dtypes import name_of
 
-    loaded = load(model, random_weights=random_weights)
-    spec = loaded.spec
+    loaded = load(model, random_weights=random_weights, dtype=dtype)
+    spec, n_byte = loaded.spec, loaded.decoder.dtype.itemsize
     stored = tuple(
         StoredRatio(
             width.heads,
             width.neurons,
             sum(tensor.nbytes for tensor in width.projections.values()),
-            width.width.of(spec).weight_bytes_per_token(),
+            width.width.of(spec).weight_bytes_per_token(n_byte),
         )
         for width in loaded.decoder.widths
     )
@@ -124,12 +128,12 @@ def _of_decoder(model: str, random_weights: int | None) -> ModelInfo:
         description=loaded.description,
         spec=spec,
         record=loaded.record,
-        precision="fp32",
+        precision=name_of(loaded.decoder.dtype),
         disk_bytes=None if random_weights is not None else weight_files_bytes(locate(model)),
-        memory_bytes=spec.parameter_count() * 4 + sum(ratio.n_byte for ratio in stored),
-        weight_bytes_per_token=spec.weight_bytes_per_token(),
-        kv_bytes_per_position=spec.kv_bytes_per_position(),
-        kv_bytes=spec.kv_bytes(spec.max_seq_len),
+        memory_bytes=spec.parameter_count() * n_byte + sum(ratio.n_byte for ratio in stored),
+        weight_bytes_per_token=spec.weight_bytes_per_token(n_byte),
+        kv_bytes_per_position=spec.kv_bytes_per_position(n_byte),
+        kv_bytes=spec.kv_bytes(spec.max_seq_len, n_byte),
         stored=stored,
     )
 

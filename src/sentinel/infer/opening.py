@@ -111,14 +111,14 @@ def make_engine(
     choice.check_cheaper(precision, *used)
     engine = make(decoder, level, precision, threads)
     if choice.precision is not None:
-        engine.draft = make_engine(decoder, 3, precision=choice.precision, threads=threads)
+        engine.draft_by(make_engine(decoder, 3, precision=choice.precision, threads=threads), draft)
         return engine
     decoder.set_width(choice.heads, choice.neurons)
     try:
         if engine.packed is not None:
-            engine.draft = _at_width(decoder, engine.packed, precision, threads)
+            engine.draft_by(_at_width(decoder, engine.packed, precision, threads), draft)
         else:
-            engine.draft = make(decoder.narrowed(), level, precision, threads)
+            engine.draft_by(make(decoder.narrowed(), level, precision, threads), draft)
     finally:
         decoder.set_width(*used)
     return engine
@@ -157,12 +157,15 @@ def open_engine(
     device: str = "cpu",
     threads: int | None = None,
     draft: str | None = None,
+    dtype: str | None = None,
 ) -> OpenedEngine:
     """An engine that runs ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``), compiled and warmed up.
 
     A quantised folder runs without torch; so does a model at level 3, which is quantised once and kept (`packed_cache`).
     ``level`` is 1 by default, 3 for a quantised folder; ``heads`` and ``neurons`` are the ratios of a stored width;
     ``draft`` is as in `make_engine`.
+    ``dtype`` is that of the weights that are loaded, see `sources.load`: what PyTorch runs computes in it, by default fp32.
+    Levels 2 and 3 on the CPU compute in types of their own, so that by default the weights stay as they are stored.
     Raises `InputError` for what the model or this machine can't do.
     """
     if level is not None:
@@ -171,15 +174,24 @@ def open_engine(
     if folder.is_dir() and random_weights is None and is_quantised(folder):
         if device != "cpu":
             raise InputError(f"{model} is quantised, which runs on the CPU only; leave out --device")
+        refuse_dtype(model, dtype)
         found = QuantisedModel.load(folder)
         return _warm(found.engine(level, precision, heads, neurons, threads, draft), found)
     level = 1 if level is None else level
     precision = check_precision(level, precision)
     width = (heads, neurons)
-    if level == 3 and random_weights is None and device == "cpu":
+    packed = level >= 2 and device == "cpu"
+    if level == 3 and random_weights is None and packed and dtype not in ("bf16", "fp16"):
         return _open_kept(model, precision, width, threads, draft)
-    loaded = _load(model, width, threads, random_weights=random_weights, device=device)
+    chosen = dtype or ("auto" if packed else "fp32")
+    loaded = _load(model, width, threads, random_weights=random_weights, device=device, dtype=chosen)
     return _warm(make_engine(loaded.decoder, level, precision=precision, threads=threads, draft=draft), loaded)
+
+
+def refuse_dtype(model: str, dtype: str | None) -> None:
+    """Raise `InputError` for a type that is asked of a quantised model."""
+    if dtype not in (None, "auto"):
+        raise InputError(f"{model} is quantised, so that its weights have no other type; leave out dtype")
 
 
 def _warm(engine: Engine, origin: Origin) -> OpenedEngine:
@@ -195,7 +207,12 @@ def is_kept(model: str, precision: str) -> bool:
 
 
 def _load(
-    model: str, width: tuple[float, float], threads: int | None, random_weights: int | None = None, device: str = "cpu"
+    model: str,
+    width: tuple[float, float],
+    threads: int | None,
+    random_weights: int | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
 ) -> LoadedModel:
     import torch
 
@@ -203,7 +220,7 @@ def _load(
     from sentinel.formats.sources import load
 
     torch.set_num_threads(threads or physical_cores())
-    loaded = load(model, random_weights=random_weights, device=device)
+    loaded = load(model, random_weights=random_weights, device=device, dtype=dtype)
     if any(width):
         loaded.decoder.set_width(*width)
     return loaded
@@ -221,11 +238,12 @@ def _open_kept(
     engine = found.engine(3, precision, *width, threads=threads)
     if choice.precision is not None:
         other = _kept(model, choice.precision, width, threads)
-        engine.draft = other.engine(3, choice.precision, *width, threads=threads)
+        engine.draft_by(other.engine(3, choice.precision, *width, threads=threads), draft)
     else:
         ratios = (choice.heads, choice.neurons)
-        engine.draft = NativeEngine(found.native, threads=threads)
-        engine.draft.set_packed_width(_kept(model, precision, ratios, threads).stored(*ratios))
+        narrow = NativeEngine(found.native, threads=threads)
+        narrow.set_packed_width(_kept(model, precision, ratios, threads).stored(*ratios))
+        engine.draft_by(narrow, draft)
     return _warm(engine, found)
 
 

@@ -90,8 +90,9 @@ class QuantisedModel(Origin):
                     f"{self.name} is quantised, so that no copy in {choice.precision} can be made of it; draft by a stored "
                     "width, or give the model that it was made from"
                 )
-            engine.draft = NativeEngine(self.native, threads=threads)
-            engine.draft.set_packed_width(self.stored(choice.heads, choice.neurons))
+            narrow = NativeEngine(self.native, threads=threads)
+            narrow.set_packed_width(self.stored(choice.heads, choice.neurons))
+            engine.draft_by(narrow, draft)
         return engine
 
     def stored(self, heads: float, neurons: float) -> PackedWidth:

@@ -100,6 +100,11 @@ class Decoder(Elastic):
     def device(self) -> torch.device:
         return self.embed.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its matrices, in which it computes. Norms may be held in fp32."""
+        return self.embed.weight.dtype
+
     def forward(
         self,
         tokens: Tensor,
@@ -184,7 +189,7 @@ class Decoder(Elastic):
     def rotary(self, positions: Tensor, total: int | None = None) -> Rotary:
         """Cosines and sines [B, 1, T, D/2] of rotary ``positions`` [B, T] of texts of ``total``
         tokens, by default as many as are given."""
-        return rotary_of(self.spec, positions, positions.shape[-1] if total is None else total, self.embed.weight.dtype)
+        return rotary_of(self.spec, positions, positions.shape[-1] if total is None else total, self.dtype)
 
     def narrowed(self) -> Decoder:
         """A plain decoder of what takes part at the stored width that is set; this one itself when it is whole."""

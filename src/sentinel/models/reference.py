@@ -175,8 +175,9 @@ class ReferenceMLP(nn.Module):
         super().__init__()
         self.activation = mlp.activation
         self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        device = mlp.up_proj.weight.device
-        self.register_buffer("mask", _first(mlp.active_neurons, mlp.up_proj.out_features, device))
+        weight = mlp.up_proj.weight
+        mask = _first(mlp.active_neurons, mlp.up_proj.out_features, weight.device)
+        self.register_buffer("mask", mask.to(weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         up = _plain(self.up_proj, x)

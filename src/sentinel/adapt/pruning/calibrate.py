@@ -19,6 +19,7 @@ from sentinel.adapt.pruning.residual_stream import Half
 from sentinel.adapt.pruning.statistics import Calibration, LayerStatistics, read_statistics, write_statistics
 from sentinel.adapt.text.corpora import Windows
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import require_fp32
 from sentinel.progress import track
 
 BATCH = 2
@@ -32,6 +33,7 @@ def calibrate(decoder: Decoder, windows: Windows, statistics_file: Path | None =
     windows is taken up where it ended. The result does not depend on interruptions. Raises `InputError` for NaN, naming
     the layer, and for a statistics file of something else.
     """
+    require_fp32(decoder, "calibration")
     identity, *earlier = _identities(decoder, windows)
     found = Calibration.empty(decoder.spec, windows.fingerprints, decoder.device)
     if statistics_file is not None and statistics_file.exists():

@@ -17,6 +17,7 @@ from sentinel.adapt.pruning.subject import CalibrationText, Subject
 from sentinel.adapt.text.corpora import Text, Windows, sample_windows
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import require_fp32
 from sentinel.models.elastic import WIDTH_TENSORS, StoredWidth
 from sentinel.models.record import Pruned
 from sentinel.models.tokenizer import TextTokenizer
@@ -63,6 +64,7 @@ class Pruner:
     """Prunes one dense decoder to any number of ratios, with one calibration."""
 
     def __init__(self, dense: Decoder, settings: PruningSettings, windows: Windows | None) -> None:
+        require_fp32(dense, "pruning")
         self.dense = dense
         self._text = None if windows is None else CalibrationText(dense, windows, settings.statistics_file)
         self.settings = self._possible(settings)

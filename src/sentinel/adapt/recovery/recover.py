@@ -16,6 +16,7 @@ from sentinel.adapt.recovery.state import HeldOut, Step
 from sentinel.adapt.recovery.student import CHOICES, Choice, Student, bf16_pays
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import require_fp32
 from sentinel.models.token_text import check_ids
 
 
@@ -94,6 +95,8 @@ def recover(
 
 
 def _check(student: Decoder, teacher: Decoder, train: Tensor, held_out: Tensor, settings: RecoverySettings) -> None:
+    for decoder in (student, teacher):
+        require_fp32(decoder, "recovery")
     if teacher.spec.vocab_size != student.spec.vocab_size:
         raise InputError(
             f"the teacher has {teacher.spec.vocab_size} tokens and the student {student.spec.vocab_size}; a teacher "

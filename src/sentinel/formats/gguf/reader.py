@@ -91,13 +91,20 @@ class GGUFFile:
             ) from error
         return np.reshape(np.array(flat, dtype=np.float32), [int(n) for n in reversed(tensor.shape.tolist())])
 
-    def weights(self) -> State:
-        """All tensors in fp32 under Hugging Face's names; a bias that only some projections have is 0 in others."""
+    def stored_dtype(self) -> torch.dtype:
+        """The type that most of the weights are stored in: a half, or fp32, as de-quantised ones are."""
+        counts: Counter[str] = Counter()
+        for tensor in self._tensors.values():
+            counts[tensor.tensor_type.name] += int(tensor.n_elements)
+        return {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> State:
+        """All tensors in ``dtype`` under Hugging Face's names; a bias that only some projections have is 0 in others."""
         spec = self.spec()
         state: State = {}
         names = [name for name in self._tensors if name not in ROPE_TENSORS]
         for name in track(names, "De-quantising", len(names)):
-            state[self._name(name)] = self._restored(name, spec)
+            state[self._name(name)] = self._restored(name, spec).to(dtype)
         for theirs, rows in list(self._lacking_biases(state)):
             state[theirs] = torch.zeros(rows, device="cpu")
         return state

@@ -195,7 +195,7 @@ def to_hugging_face(decoder: Decoder) -> PreTrainedModel:
     state = write_weights(family.rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})
     hf_config = cast(Any, AutoConfig).for_model(**config, bos_token_id=None, eos_token_id=None)
     model_class = getattr(transformers, family.architecture)
-    return model_class.from_pretrained(None, config=hf_config, state_dict=state).eval()
+    return model_class.from_pretrained(None, config=hf_config, state_dict=state, dtype=decoder.dtype).eval()
 
 
 def _register(auto: Any, key: object, ours: type) -> None:

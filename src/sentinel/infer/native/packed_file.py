@@ -78,10 +78,11 @@ class PackedTensors:
 
 
 class Collector:
-    """Tensors that are being collected for one buffer."""
+    """Tensors that are being collected in one buffer of ``n_byte`` bytes, which are all that they take together."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[PackedTensor, NDArray[np.uint8]]] = {}
+    def __init__(self, n_byte: int) -> None:
+        self._data = memory.buffer(n_byte)[:n_byte]
+        self._parts: dict[str, PackedTensor] = {}
         self._end = 0
 
     def add_matrix(
@@ -100,15 +101,14 @@ class Collector:
 
     def _add(self, name: str, data: NDArray[np.uint8], dtype: Literal["U8", "F32"], *matrix: str | int) -> None:
         assert self._end % _ALIGN == 0
-        self._found[name] = (PackedTensor(self._end, data.nbytes, dtype, *matrix), data)  # type: ignore[arg-type]
+        self._parts[name] = PackedTensor(self._end, data.nbytes, dtype, *matrix)  # type: ignore[arg-type]
+        self._data[self._end : self._end + data.nbytes] = data
         self._end += data.nbytes
 
     def joined(self) -> tuple[dict[str, PackedTensor], NDArray[np.uint8]]:
-        """The parts and one buffer with all of them."""
-        data = memory.buffer(self._end)[: self._end]
-        for part, tensor in self._found.values():
-            data[part.start : part.start + part.n_byte] = tensor
-        return {name: part for name, (part, _) in self._found.items()}, data
+        """The parts, and the buffer with all of them."""
+        assert self._end == len(self._data)
+        return self._parts, self._data
 
 
 def write_packed(path: str | Path, tensors: PackedTensors, metadata: Mapping[str, str]) -> None:

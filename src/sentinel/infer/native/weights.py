@@ -32,7 +32,7 @@ from sentinel.progress import track
 
 from .blocks import padded
 from .packed_file import Collector, PackedTensor, PackedTensors, read_packed, write_packed
-from .precisions import PRECISIONS, Precision
+from .precisions import PRECISIONS, Precision, packed_bytes
 
 SUPPORTS = (
     PLAIN
@@ -90,14 +90,12 @@ class NativeWeights(PackedTensors):
             raise InputError(f"precision {precision!r} is not one of fp32, int8 and int4")
         require_supported(spec, SUPPORTS, "the native engine (levels 2 and 3)")
         head = head_precision or PRECISIONS[precision].ENDS
-        packed = Collector()
-        tensors = list(tensors_of(spec))
-        by_place = itertools.groupby(track(tensors, f"Packing weights in {precision}", len(tensors)), place_of)
-        for place, its in ((place, list(group)) for place, group in by_place):
-            in_layer = "layers." in place
+        by_place = itertools.groupby(tensors_of(spec), place_of)
+        places = [(list(its), precision if "layers." in place else head, "layers." in place) for place, its in by_place]
+        packed = Collector(sum(stored_bytes(stored_tensors(spec, its), kind) for its, kind, _ in places))
+        for its, kind, in_layer in track(places, f"Packing weights in {precision}", len(places)):
             folded = with_scales_folded(checked(arrays, its), spec)
-            gram_of = next_grams(grams, precision) if in_layer else {}
-            pack_all(packed, stored_tensors(spec, its), folded, precision if in_layer else head, gram_of)
+            pack_all(packed, stored_tensors(spec, its), folded, kind, next_grams(grams, precision) if in_layer else {})
         return cls(spec, precision, *packed.joined())
 
     # --- files ------------------------------------------------------------------------------------------------------
@@ -135,6 +133,17 @@ def stored_tensors(spec: ModelSpec, tensors: Iterable[TensorSpec]) -> Iterator[t
         if math.prod(tensor.shape) and not tensor.name.endswith(".gate") and not tensor.name.startswith(_UNREAD):
             tied = spec.tied_head and tensor.name == "embed.weight"
             yield "lm_head.weight" if tied else tensor.name, tensor
+
+
+def stored_bytes(tensors: Iterable[tuple[str, TensorSpec]], precision: str) -> int:
+    """Bytes that `pack_all` makes of ``tensors``."""
+    scale = 4 if PRECISIONS[precision].SCALED else 0
+    return sum(
+        packed_bytes(precision, *tensor.shape) + scale * padded(tensor.shape[0])
+        if tensor.is_matrix
+        else 4 * padded(math.prod(tensor.shape))
+        for _, tensor in tensors
+    )
 
 
 def next_grams(grams: Grams | None, precision: Precision) -> Mapping[str, NDArray]:

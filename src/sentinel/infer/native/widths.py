@@ -19,7 +19,7 @@ from sentinel.progress import track
 
 from .packed_file import Collector, PackedTensors, read_packed, write_packed
 from .precisions import Precision
-from .weights import Grams, check_stored, checked, next_grams, pack_all, place_of
+from .weights import Grams, check_stored, checked, next_grams, pack_all, place_of, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class PackedWidth:
             )
         if not arrays:
             return cls(width)
-        packed = Collector()
+        there = [tensor for tensor in known if tensor.name in arrays]
+        packed = Collector(stored_bytes(_stored(there), precision))
         by_layer = itertools.groupby(track(known, f"Packing a width in {precision}", len(known)), place_of)
         for its in ([t for t in group if t.name in arrays] for _, group in by_layer):
             pack_all(packed, _stored(its), checked(arrays, its), precision, next_grams(grams, precision))
@@ -68,7 +69,7 @@ class PackedWidth:
 
     def save(self, path: str | Path, precision: Precision) -> None:
         """Write the counts and projections to a file that `load` reads."""
-        own = self.projections or PackedTensors(*Collector().joined())
+        own = self.projections or PackedTensors(*Collector(0).joined())
         write_packed(path, own, {"width": json.dumps(dataclasses.asdict(self.width)), "precision": precision})
 
     @classmethod

@@ -14,6 +14,7 @@ from sentinel.infer.meter import Meter
 from sentinel.infer.torch.scopes import ScopeMeter
 from sentinel.infer.torch.slots import OwnLength, SameLength, Slots, places_of
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import name_of
 from sentinel.models.positions import Masks
 from sentinel.models.reference import ReferenceDecoder
 from sentinel.models.spec import ModelSpec
@@ -31,7 +32,8 @@ class TorchEngine(Engine):
     """
 
     def __init__(self, decoder: Decoder, level: int) -> None:
-        super().__init__(decoder.spec, name=f"level {level}", level=level, precision="fp32", device=str(decoder.device))
+        precision, device = name_of(decoder.dtype), str(decoder.device)
+        super().__init__(decoder.spec, name=f"level {level}", level=level, precision=precision, device=device)
         self._decoder = ReferenceDecoder(decoder.narrowed()) if level == 0 else decoder
         self._decoder.eval()
         self._width: Width | None = None
@@ -48,7 +50,7 @@ class TorchEngine(Engine):
     @property
     def kv_bytes(self) -> int:
         """Bytes of a cached key or value."""
-        return self.decoder.embed.weight.element_size()
+        return self.decoder.dtype.itemsize
 
     @property
     def spec_in_use(self) -> ModelSpec:
@@ -57,7 +59,7 @@ class TorchEngine(Engine):
 
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights read to decode one token at batch 1, at the width that is set."""
-        return self.spec_in_use.weight_bytes_per_token(4.0)
+        return self.spec_in_use.weight_bytes_per_token(self.decoder.dtype.itemsize)
 
     def memory(self) -> Memory:
         """Bytes of all weights, what tensors share counted once, and of the KV cache."""

@@ -56,8 +56,8 @@ def transposed(ours: str, theirs: str) -> Rule:
 
 
 def plus_one(ours: str, theirs: str) -> Rule:
-    """The weight of a norm that multiplies by 1 + what the family stores."""
-    return Rule((ours,), (theirs,), lambda t, _: (t[0] + 1,), lambda t, _: (t[0] - 1,))
+    """The weight of a norm that multiplies by 1 + what the family stores; in fp32, since a half would round the sum."""
+    return Rule((ours,), (theirs,), lambda t, _: (t[0].float() + 1,), lambda t, _: (t[0] - 1,))
 
 
 def after_rows(count: int, ours: str, theirs: str) -> Rule:
@@ -161,8 +161,8 @@ def settle_head(spec: ModelSpec, theirs: State, embedding: str) -> tuple[ModelSp
     return spec, {embedding: theirs[HEAD], **rest}
 
 
-def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State:
-    """The decoder's state for the family's ``theirs``; gates are 1.
+def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State, dtype: torch.dtype = torch.float32) -> State:
+    """The decoder's state in ``dtype`` for the family's ``theirs``, converted tensor by tensor; gates are 1.
 
     Raises `InputError` that names the first missing, unexpected or wrongly shaped tensor.
     """
@@ -179,7 +179,7 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
     for placed in expanded:
         first = placed.theirs[0]
         try:
-            tensors = placed.rule.read([theirs[name] for name in placed.theirs], placed.layer)
+            tensors = placed.rule.read([theirs[name].to(dtype) for name in placed.theirs], placed.layer)
         except (RuntimeError, IndexError) as error:
             raise InputError(f"weight {first!r} has a shape that the config does not explain") from error
         for name, tensor in zip(placed.ours, tensors, strict=True):
@@ -190,7 +190,7 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State) -> State
                 )
             ours[name] = tensor
     for i, layer in enumerate(spec.layers):
-        ours[f"layers.{i}.attn.gate"] = torch.ones(layer.n_head, device=ours["embed.weight"].device)
+        ours[f"layers.{i}.attn.gate"] = torch.ones(layer.n_head, dtype=dtype, device=ours["embed.weight"].device)
     return ours
 
 

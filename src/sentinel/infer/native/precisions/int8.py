@@ -15,6 +15,7 @@ INPUT_BYTES = 2
 CALIBRATED = False
 SCALED = True
 _F = np.float32
+AT_ONCE = 4096  # rows that are quantised together: an embedding has as many as there are tokens
 
 
 def block_bytes(n_column: int) -> int:
@@ -26,10 +27,14 @@ def quantise(
     weight: NDArray[np.float32], gram: NDArray | None = None
 ) -> tuple[tuple[NDArray[np.int8]], NDArray[np.float32]]:
     """Values [N, K] in -127..127 and scales [N], so that weight ~ value * scale."""
-    peak = np.abs(weight).max(axis=1, initial=0.0)
-    scale = (peak / _F(127)).astype(np.float32)
-    inverse = np.divide(_F(127), peak, out=np.zeros_like(peak), where=peak > 0)
-    return (np.rint(weight * inverse[:, None]).astype(np.int8),), scale
+    values, scale = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
+    for start in range(0, len(weight), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        peak = np.abs(weight[rows]).max(axis=1, initial=0.0)
+        scale[rows] = peak / _F(127)
+        inverse = np.divide(_F(127), peak, out=np.zeros_like(peak), where=peak > 0)
+        values[rows] = np.rint(weight[rows] * inverse[:, None])
+    return (values,), scale
 
 
 def pack(stored: tuple[NDArray, ...]) -> NDArray[np.uint8]:
