@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,18 +12,25 @@ from conftest import spec_of
 from helpers import filled_decoder, some_tokens, with_layers
 
 from sentinel.adapt.integration import integrate
+from sentinel.adapt.pruning.compact import expand_kv
+from sentinel.cli import main
+from sentinel.commands.pruning import not_smaller
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.shapes import KNOWN_SHAPES
 from sentinel.infer.engine import Engine, OpenSequence
+from sentinel.infer.native import NativeEngine
 from sentinel.infer.native.kernels.layout import MAX_ROWS
 from sentinel.infer.native.kv_cache import KvArea
 from sentinel.infer.opening import make_engine
+from sentinel.infer.pack import pack
 from sentinel.infer.torch.static import StaticTorchEngine
 from sentinel.models import layer_spec
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
 from sentinel.models.kv_cache import KVCache
 from sentinel.models.layer_spec import WINDOW_SLACK, ring_size
+from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
 
@@ -315,3 +323,41 @@ def test_a_width_keeps_rings(kind, monkeypatch):
     sequence, logits = engine.open(text[:300], 30)
     logits = [logits, *(engine.step([sequence], [token])[0] for token in text[300:])]
     truth.check(text, np.array(logits))
+
+
+def test_rings_that_have_turned_go_on_in_fp32():
+    """A token whose keys half precision can't hold comes when places of the ring were taken before."""
+    decoder = filled_decoder(windowed(7, None, 40))
+    with torch.no_grad():
+        decoder.embed.weight[:, 0], decoder.layers[0].attn_norm.weight[0] = 1e-6, 2e5
+        decoder.embed.weight[7, 0] = 3e7
+    text = [token for token in text_of(8, 400) if token != 7]
+    engine, exact = (NativeEngine(pack(decoder, "int8"), half_kv=half) for half in (True, False))
+    sequence, other = (one.open(text[:350], 40)[0] for one in (engine, exact))
+    for i, token in enumerate((text[350], 7, *text[351:360])):
+        right, found = exact.step([other], [token])[0], engine.step([sequence], [token])[0]
+        assert engine.kv_bytes == (2 if i == 0 else 4)
+        assert np.abs(found - right).max() < 2e-2 * np.abs(right).max()
+
+
+def test_info_says_what_windows_keep(tmp_path, capsys):
+    spec = windowed(64, None, 64)
+    save_checkpoint(filled_decoder(spec), tmp_path / "m", None, Record())
+    assert main(["info", str(tmp_path / "m"), "--json", str(tmp_path / "i.json")]) == 0
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "i.json").read_text())
+    assert found["kv_bytes"] == spec.kv_bytes(CONTEXT) == 4 * of_rows(spec, [192, CONTEXT, 192])
+    assert f"{spec.kv_bytes(CONTEXT) / 1e6:,.1f} MB for 4,096 tokens; 2 of 3 layers look back 64 tokens" in said
+
+
+def test_windows_bound_what_repeated_keys_cost():
+    """Repeated keys and values cost more than fewer weights save from some context on, or, within windows, never."""
+    for windows, text in (((None,) * 3, True), ((512,) * 3, True), ((8,) * 3, False)):
+        before = windowed(*windows)
+        after = Width((4,) * 3, (40,) * 3).of(expand_kv(filled_decoder(before)).spec)
+        said = not_smaller(before, after, "m", expanded=True)
+        assert said is not None and ("cached tokens a token reads more" in said) == text
+        if text:
+            even = int(said.split("beyond ")[1].split(" cached")[0].replace(",", ""))
+            saved = before.weight_bytes_per_token() - after.weight_bytes_per_token()
+            more = [after.kv_bytes_read(n) - before.kv_bytes_read(n) for n in (even, even + 1)]
+            assert more[0] <= saved < more[1]
