@@ -80,8 +80,10 @@ class Masks:
     def of(self, window: int | None, layer: int = 0) -> Tensor | None:
         """The mask of a layer with that window. Its place in the cache, ``layer``, is of no matter here."""
         if window not in self._windowed:
-            unbounded = window is None or (not torch.compiler.is_compiling() and self.total <= window)
-            self._windowed[window] = self._whole() if unbounded else self._within(window)
+            if window is None or (not torch.compiler.is_compiling() and self.total <= window):
+                self._windowed[window] = self._whole()
+            else:
+                self._windowed[window] = self._within(window)
         return self._windowed[window]
 
     def _whole(self) -> Tensor | None:
