@@ -176,6 +176,7 @@ def test_latencies_are_measured(model):
 SMALL = {
     "prompt_tokens": 6, "new_tokens": 2, "rounds": 1, "heads": (0.0, 0.5), "lengths": (48,), "batches": (2,),
     "calibration_tokens": 256, "eval_tokens": 32, "criteria": ("fisher",), "recovery_steps": 1, "shapes": (),
+    "drafts": ("int8", "lookup"),
 }  # fmt: skip
 
 
@@ -225,7 +226,7 @@ def test_levels_of_the_cpu_alone_are_left_out_elsewhere_and_refused_when_asked_f
         asked.precisions  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["load", "peers"])
+@pytest.mark.parametrize("name", ["load", "peers", "draft"])
 def test_suites_of_the_cpu_alone_are_refused_elsewhere(name, elsewhere):
     with pytest.raises(InputError, match="on the CPU only, not on meta; leave out --device"):
         SUITES[name].run(elsewhere)

@@ -12,11 +12,13 @@ from helpers import ToyEngine, filled_decoder, some_order
 from sentinel.adapt.pruning.compact import compact
 from sentinel.adapt.pruning.prune import make_elastic
 from sentinel.errors import InputError
+from sentinel.formats.sources import load
 from sentinel.infer.draft import Draft
 from sentinel.infer.draft_choice import DraftChoice
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.opening import make_engine
 from sentinel.infer.sampling import SamplingSettings
+from sentinel.measure.runner import run_suites
 
 SAMPLED = SamplingSettings(0.7, 5, 0.9, 1.1, seed=3)
 
@@ -146,3 +148,17 @@ def test_what_is_no_draft_is_refused():
     with pytest.raises(InputError, match="draft by level 3 int8 takes one prompt at a time"):
         list(generate_tokens(engine, [[1], [2]], 4, proposer=Draft(engine.draft)))
     assert len(list(generate_tokens(engine, [[1], [2]], 4))) == 4  # a batch goes on without it
+
+
+def test_the_suite_measures_drafts_beside_the_level_alone(worded, letters):
+    loaded = load(worded)
+    asked = {"prompt_tokens": 6, "new_tokens": 12, "rounds": 3, "drafts": ("int8", "lookup"), "text": letters["test"]}
+    found = run_suites(loaded, {"draft": asked}, source=worded, threads=1).results
+    assert [row.engine for row in found] == ["hf-generate", "level 2", "level 2, draft int8", "level 2, lookup"]
+    assert all(row.same_tokens_as_reference and row.tokens_per_s > 0 for row in found)
+    assert found[0].acceptance is None and found[1].acceptance is None
+    assert 0.5 < found[2].acceptance <= 1.0
+    with pytest.raises(
+        InputError, match="random weights, so the share of tokens that are proposed rightly would mean nothing"
+    ):
+        run_suites(load("gpt2", random_weights=0), {"draft": {}}, source="gpt2")

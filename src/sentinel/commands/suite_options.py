@@ -38,6 +38,7 @@ def add_suite_options(group: Any) -> None:
     add("--text", "TEXT", str, "to judge by (the built-in texts' test splits)")
     add("--eval-tokens", "N", whole_number(2), "per text")
     add("--shapes", "S,S", names, "shapes of the scaling suite: known ids or folders")
+    add("--drafts", "D,D", names, "what proposes tokens: int8, int4, a stored width as 0.5, lookup")
     add("--recovery-steps", "N", whole_number(0), "of every integrated model before it is judged; 0: speed alone")
     group.add_argument(
         "--expand-kv",

@@ -83,7 +83,8 @@ class Result:
     is "memory", or "cache" where the bytes fit the last-level cache and memory sets no limit. ``mbu`` is the limit's time
     per token over the row's, ``mbu_low`` the lower end of its 95 % interval, and ``mbu_note`` says why it is above 1.
     ``passes`` are the stretches of the run, far apart, that the samples come from, as many of each in turn.
-    ``load_ms`` and ``first_token_ms`` count from the start of a process.
+    ``acceptance`` is the share of a draft's proposed tokens that were right. ``load_ms`` and ``first_token_ms`` count from
+    the start of a process.
     """
 
     suite: str
@@ -118,6 +119,7 @@ class Result:
     speedup_high: float | None = None
     speedup_over: str | None = None
     same_tokens_as_reference: bool | None = None
+    acceptance: float | None = None
     parameters: int | None = None
     configuration: str | None = None
     parameters_before: int | None = None

@@ -122,6 +122,19 @@ SECTIONS = (
         "the same model with gates alone",
     ),
     Section(
+        "draft",
+        "Drafts and lookup",
+        (
+            ENGINE,
+            TOKENS_PER_S,
+            TTFT,
+            TPOT,
+            SPEEDUP,
+            ("accepted", lambda r: percent(r.acceptance)),
+            ("same tokens", lambda r: yes_or_no(r.same_tokens_as_reference)),
+        ),
+    ),
+    Section(
         "peers",
         "Beside other engines",
         (

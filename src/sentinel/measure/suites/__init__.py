@@ -134,6 +134,14 @@ _SUITES = (
         passes=PASSES,
     ),
     Suite(
+        "draft",
+        "generation of real text by level 2 with drafts and with lookup, beside level 2 alone",
+        {"prompt_tokens": 64, "new_tokens": 64, "rounds": 5, "drafts": ("int8", "int4", "lookup"), "text": "built-in"},
+        {"rounds": 3, "new_tokens": 32},
+        needs_text=True,
+        in_report=False,
+    ),
+    Suite(
         "peers",
         "generation by other engines that are installed, beside levels 2 and 3",
         {**_GENERATION, "precision": ("int8", "int4")},

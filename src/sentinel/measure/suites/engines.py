@@ -107,6 +107,18 @@ class Engines:
             self._made[key] = subject
         return self._made[key]
 
+    def drafted(self, level: int, draft: str) -> Subject:
+        """The engine of a level to which ``draft`` proposes tokens, see `make_engine`."""
+        key = (level, draft)
+        if key not in self._made:
+            with working(f"Preparing level {level}, draft {draft}"):
+                engine = make_engine(self._loaded.decoder, level, threads=self.threads, draft=draft)
+                warm_up(engine)
+                assert engine.draft is not None
+                warm_up(engine.draft)
+            self._made[key] = Subject(engine, self._loaded.spec, level)
+        return self._made[key]
+
     def _whole(self, level: int, precision: str) -> Subject:
         engine = make_engine(self._loaded.decoder, level, precision=precision, threads=self.threads)
         return Subject(engine, self._loaded.spec, level, precision)

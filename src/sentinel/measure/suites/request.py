@@ -24,7 +24,7 @@ class Settings:
     lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up. passes: what the
     run spreads these rounds over, no option; where they do not come out even, there are more rounds. expand_kv: repeat
     grouped keys and values before pruning. shapes: names of known shapes, which get random weights. recovery_steps: of
-    every model before it is judged; 0 judges nothing.
+    every model before it is judged; 0 judges nothing. drafts: what proposes tokens (`DraftChoice.parse`, or lookup).
     """
 
     batch: int = 1
@@ -46,6 +46,7 @@ class Settings:
     expand_kv: bool = False
     shapes: tuple[str, ...] = ()
     recovery_steps: int = 0
+    drafts: tuple[str, ...] = ()
 
     @property
     def rounds_of_pass(self) -> int:
