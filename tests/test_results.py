@@ -63,6 +63,17 @@ def test_html_is_self_contained_and_escaped(results):
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", markup)
 
 
+def test_rows_of_several_passes_are_read_as_they_were(tmp_path):
+    """Samples of two or three passes, as many of each."""
+    for passes, times in ((1, (10.0, 11.0)), (2, (10.0, 11.0)), (3, (10.0, 11.0, 12.0) * 2)):
+        one = row("level 1", times, times, passes=passes)
+        made = ResultSet(PLACE, [one])
+        path = tmp_path / f"{passes}.json"
+        path.write_text(made.to_json())
+        (read,) = ResultSet.read(path).results
+        assert (read.passes, len(read.samples)) == (passes, len(times))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -19,7 +19,7 @@ from sentinel.errors import InputError
 from sentinel.formats.shapes import KNOWN_SHAPES
 from sentinel.models.families import FAMILIES, family_of
 from sentinel.models.kv_cache import KVCache
-from sentinel.models.spec import ModelSpec
+from sentinel.models.spec import ModelSpec, RopeSpec
 
 
 @given(st.integers(0, 8), st.integers(1, 4), st.integers(1, 64), st.integers(0, 4096))
@@ -110,6 +110,33 @@ def test_impossible_layers_are_refused(sizes, said):
         layer_of(*sizes)
 
 
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"dim": 7}, "rope dim must be an even number of at least 2, not 7"),
+        ({"dim": 0}, "rope dim must be an even number of at least 2, not 0"),
+        ({"dim": 10}, "rope dim 10 is above the head_dim of 8"),
+        (
+            {"type": "longrope", "short_factors": (1.0,) * 4, "long_factors": (1.0,) * 16},
+            "needs 4 short and long factors",
+        ),
+        (
+            {"type": "longrope", "short_factors": (1.0,) * 16, "long_factors": (1.0,) * 4},
+            "needs 4 short and long factors",
+        ),
+    ],
+)
+def test_impossible_rotary_positions_are_refused(rope, said):
+    with pytest.raises(InputError, match=said):
+        layer_of(1, 1, 8, 1, rope=RopeSpec(1e4, **rope))
+
+
+def test_rotary_settings_that_fit_are_taken():
+    fitting = RopeSpec(1e4, "longrope", short_factors=(1.0,) * 4, long_factors=(2.0,) * 4)
+    assert layer_of(1, 1, 8, 1, rope=fitting).attention.rope == fitting
+    assert layer_of(1, 1, 8, 1, rope=RopeSpec(1e4, dim=2)).attention.rope == RopeSpec(1e4, dim=2)
+
+
 def test_damaged_json_is_refused_by_name():
     good = unequal_spec().to_dict()
     cases = {
@@ -117,6 +144,9 @@ def test_damaged_json_is_refused_by_name():
         "unknown field colour": {**good, "colour": 1},
         "missing field norm": {k: v for k, v in good.items() if k != "norm"},
         "layer 0": {**good, "layers": [{"attention": {"n_head": 1}}]},
+        "layer 0: attention must be an object": {**good, "layers": [{**good["layers"][0], "attention": 3}]},
+        "layer 0: mlp must be an object": {**good, "layers": [{**good["layers"][0], "mlp": 3}]},
+        "layer 0: expected an object": {**good, "layers": [3]},
     }
     for said, data in cases.items():
         with pytest.raises(InputError, match=said):
