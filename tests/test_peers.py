@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, unequal_spec
 from helpers import filled_decoder
 
 from sentinel.errors import InputError
@@ -119,6 +119,8 @@ def test_what_is_left_out_is_named(capsys, monkeypatch):
         "plain is left out: plain can't do this model: it does not support learned positions" in capsys.readouterr().err
     )
     assert plain.folder is None  # nothing was written
+    with pytest.raises(InputError, match="Hugging Face's own class can't do this model: it does not support layers"):
+        compare(request_for(filled_decoder(unequal_spec())), [TinyPeer()])
     with pytest.raises(InputError, match="install some"):
         compare(request_for(decoder_of("gpt2")), [missing])
     with pytest.raises(InputError, match="can run this model"):

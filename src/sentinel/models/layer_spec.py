@@ -159,11 +159,6 @@ class AttentionSpec:
                 require(getattr(self, name) > 0, f"an attention {name} must be above 0, not {getattr(self, name)!r}")
 
     @property
-    def sizes(self) -> tuple[int, int, int, bool, bool]:
-        """What its tensors' shapes follow from."""
-        return self.n_head, self.n_kv_head, self.head_dim, self.qkv_bias, self.out_bias
-
-    @property
     def group_size(self) -> int:
         """Query heads per key/value head (0 in a layer without heads)."""
         return self.n_head // self.n_kv_head if self.n_kv_head else 0

@@ -188,11 +188,6 @@ class ModelSpec:
         """Query heads in all layers."""
         return sum(layer.n_head for layer in self.layers)
 
-    @property
-    def is_uniform(self) -> bool:
-        """True when all layers have the same sizes and biases."""
-        return len({(layer.attention.sizes, layer.mlp) for layer in self.layers}) == 1
-
     def with_baseline_layers(self) -> ModelSpec:
         """The layers that keep keys and values: the model's own, then those of the baseline."""
         if self.integration is None or self.integration.baseline is None:

@@ -35,8 +35,6 @@ def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
     request.require_cpu("other engines are run")
     check_fits(request)
     settings, loaded = request.settings, request.loaded
-    if not loaded.spec.is_uniform:
-        raise InputError(f"the layers of {loaded.name} differ in size, which no other engine runs")
     threads = request.engines.threads or torch.get_num_threads()
     wanted = PeerSettings(threads, settings.batch, settings.prompt_tokens + settings.new_tokens)
     chosen = usable(peers, settings.batch)
