@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import gguf
@@ -20,7 +21,7 @@ from sentinel.models import decoder, features, reference
 from sentinel.models.decoder import Decoder
 from sentinel.models.features import ALL, require_supported
 from sentinel.models.reference import ReferenceDecoder
-from sentinel.models.spec import ModelSpec, NormSpec
+from sentinel.models.spec import BlockSpec, IntegrationSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
 
 NEW = "a feature of tomorrow"
 PLAIN = with_layers(spec_of("llama-grouped"), *((4, 2, 16, 32),) * 2)  # all of them can do it
@@ -88,9 +89,91 @@ def test_what_is_claimed_exists_and_the_decoder_its_oracle_and_the_native_engine
         assert claimed < ALL
 
 
-def test_mlps_of_several_kinds_are_a_feature():
-    layers = [layer_of(2, 2, 8, 16, activation=name, gated=gated) for name, gated in (("silu", True), ("relu", True))]
-    spec = ModelSpec("llama", 61, 16, 32, tuple(layers), NormSpec("rmsnorm", 1e-5), tied_head=True)
-    assert "MLPs of several kinds" in features.features(spec)
-    with pytest.raises(InputError, match="does not support MLPs of several kinds"):
-        require_supported(spec, ALL - features.MIXED_MLPS, "the toy")
+ROPE = RopeSpec(1e4)
+LONGROPE = RopeSpec(1e4, "longrope", short_factors=(1.0,) * 4, long_factors=(2.0,) * 4)
+
+
+def layer(n_head: int = 2, n_kv_head: int = 2, neurons: int = 16, **fields) -> LayerSpec:
+    return layer_of(n_head, n_kv_head, 8, neurons, **{"rope": ROPE, "gated": True, **fields})
+
+
+def spec(*layers: LayerSpec, **fields) -> ModelSpec:
+    made = {"norm": NormSpec("rmsnorm", 1e-5), "tied_head": False, **fields}
+    return ModelSpec("llama", 61, 16, 32, layers or (layer(), layer()), **made)
+
+
+def alike(**fields) -> ModelSpec:
+    """Two layers with these fields."""
+    return spec(layer(**fields), layer(**fields))
+
+
+def second(**fields) -> ModelSpec:
+    """A second layer with these fields."""
+    return spec(layer(), layer(**fields))
+
+
+OF_PLAIN = {"RMSNorm", "an LM head of its own", "activation silu", "gated MLP", "rotary positions"}
+SKIPS = IntegrationSpec(skips=True, baseline=None, rank=4)
+BASELINE = IntegrationSpec(skips=False, baseline=spec(layer(), logit_scale=0.5), rank=4)
+OF_QKV = "a bias of queries, keys and values"
+# A model that differs from `spec()`, what it needs besides, and what it does not need.
+CHANGES: list[tuple[ModelSpec, set[str], set[str]]] = [
+    (spec(norm=NormSpec("layernorm", 1e-5)), {"LayerNorm"}, {"RMSNorm"}),
+    (spec(tied_head=True), {"tied LM head"}, {"an LM head of its own"}),
+    (spec(learned_positions=True), {"learned positions"}, set()),
+    (spec(head_bias=True), {"a bias of the LM head"}, set()),
+    (spec(embed_scale=2.0), {"a scale of the embeddings"}, set()),
+    (spec(logit_scale=0.5), {"a scale of the logits"}, set()),
+    (spec(logit_soft_cap=30.0), {"a soft cap of the logits"}, set()),
+    (spec(block=BlockSpec(post_norm=True)), {"norms after the halves"}, set()),
+    (
+        spec(block=BlockSpec(pre_norm=False, post_norm=True)),
+        {"norms after the halves", "no norms before the halves"},
+        set(),
+    ),
+    (spec(block=BlockSpec(parallel=True)), {"parallel halves"}, set()),
+    (
+        spec(block=BlockSpec(parallel=True, shared_norm=True)),
+        {"parallel halves", "a norm shared by both halves"},
+        set(),
+    ),
+    (spec(block=BlockSpec(residual_scale=0.5)), {"a scale of what layers add"}, set()),
+    (spec(integration=SKIPS), {"skips"}, set()),
+    (spec(integration=BASELINE), {"baseline integration", "a scale of the logits"}, set()),
+    (second(neurons=15), {"layers of unequal sizes"}, set()),
+    (second(n_head=0, n_kv_head=0), {"layers of unequal sizes", "layers without heads"}, set()),
+    (second(neurons=0), {"layers of unequal sizes", "layers without neurons"}, set()),
+    (alike(n_kv_head=1), {"grouped heads"}, set()),
+    (second(gated=False), {"MLPs of several kinds", "plain MLP"}, set()),
+    (second(activation="relu"), {"MLPs of several kinds", "activation relu"}, set()),
+    (alike(activation="gelu"), {"activation gelu"}, {"activation silu"}),
+    (alike(gated=False), {"plain MLP"}, {"gated MLP"}),
+    (second(qkv_bias=True), {"biases in some layers only", OF_QKV}, set()),
+    (alike(qkv_bias=True), {OF_QKV}, set()),
+    (alike(out_bias=True), {"a bias of the attention output"}, set()),
+    (alike(up_bias=True), {"a bias of the neurons"}, set()),
+    (alike(down_bias=True), {"a bias of the MLP output"}, set()),
+    (second(rope=None), {"rotary positions in some layers only"}, set()),
+    (second(rope=RopeSpec(1e6)), {"rotary positions that differ between layers"}, set()),
+    (alike(rope=None), {"no positions"}, {"rotary positions"}),
+    (alike(rope=RopeSpec(1e4, dim=4)), {"rotary positions of a part of each head"}, set()),
+    (alike(rope=RopeSpec(1e4, "linear", factor=2.0)), {"rotary scaling linear"}, set()),
+    (alike(rope=LONGROPE), {"rotary scaling longrope"}, set()),
+    (second(window=4), {"attention windows"}, set()),
+    (second(qk_norm="head"), {"norms of queries and keys, per head"}, set()),
+    (second(qk_norm="whole"), {"norms of queries and keys, over all heads"}, set()),
+    (second(scale=0.2), {"an attention scale of its own"}, set()),
+    (second(soft_cap=30.0), {"soft caps of attention"}, set()),
+]
+
+
+@pytest.mark.parametrize(("changed", "more", "less"), CHANGES, ids=[", ".join(sorted(more)) for _, more, _ in CHANGES])
+def test_a_model_needs_what_it_has_and_nothing_else(changed, more, less):
+    assert features.features(spec()) == OF_PLAIN
+    assert features.features(changed) == (OF_PLAIN - less) | more
+    with pytest.raises(InputError, match=re.escape(f"the toy can't do this model: it does not support {min(more)}")):
+        require_supported(changed, ALL - more, "the toy")
+
+
+def test_learned_positions_are_positions():
+    assert "no positions" not in features.features(spec(*[layer(rope=None)] * 2, learned_positions=True))
