@@ -15,6 +15,8 @@ from sentinel.adapt.pruning import criteria
 from sentinel.adapt.pruning.compact import select
 from sentinel.adapt.pruning.criteria import criterion_named
 from sentinel.adapt.pruning.criteria.learned import Learned
+from sentinel.adapt.pruning.criteria.reconstruction import _removal_costs
+from sentinel.adapt.pruning.criteria.stepwise import stepwise_order
 from sentinel.adapt.pruning.criterion import Criterion, ScoringCriterion
 from sentinel.adapt.pruning.plan import RemovalOrder
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings
@@ -230,6 +232,31 @@ def test_reconstruction_removes_what_the_others_can_replace():
     for layer in scores.groups:
         assert int(np.argmin(layer)) in (1, 2)
         assert layer.min() < 1e-3 and layer.max() > 0.99
+
+
+@pytest.mark.parametrize("unit", [1, 3])
+def test_what_a_unit_costs_is_the_least_error_without_it(unit):
+    """Against least squares on the inputs themselves, for neurons (one input each) and for heads."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 4 * unit, generator=generator, dtype=torch.float64)
+    inputs[:, 1] += 0.9 * inputs[:, 0]  # not all of a cost is the weight's own
+    weight = torch.randn(5, 4 * unit, generator=generator, dtype=torch.float64)
+    targets = inputs @ weight.T
+    expected = []
+    for gone in range(4):
+        rest = torch.cat((inputs[:, : gone * unit], inputs[:, (gone + 1) * unit :]), 1)
+        expected.append((targets - rest @ torch.linalg.lstsq(rest, targets).solution).square().sum())
+    found = _removal_costs(weight, torch.linalg.inv(inputs.T @ inputs), unit, 4)
+    assert torch.allclose(found, torch.stack(expected))
+
+
+def test_stepwise_orders_everything_even_if_nothing_is_removed():
+    dense = filled_decoder(spec_of("gpt2"))
+    order = stepwise_order(dense, windows_of(dense.spec, count=4).tokens, heads=0.0)
+    ranks = np.concatenate(order.group_ranks)
+    assert sorted(ranks.tolist()) == list(range(len(ranks)))
+    losses = np.concatenate(order.group_losses)[np.argsort(ranks)]
+    assert (losses > 0).any() and (np.diff(losses) >= 0).all()  # by score, though none was taken
 
 
 def test_stepwise_removes_one_of_two_alike_and_then_no_longer_the_other():

@@ -23,6 +23,7 @@ from sentinel.formats.hugging_face.model import SentinelForCausalLM
 from sentinel.formats.sources import load
 from sentinel.measure.judge import Judge
 from sentinel.measure.runner import run_suites
+from sentinel.models.earlier_record import UNNAMED, earlier_record
 from sentinel.models.elastic import StoredWidth
 from sentinel.models.record import KINDS, Adapted, Integrated, Pruned, Quantised, Record, Recovered
 from sentinel.models.spec import ModelSpec
@@ -80,6 +81,23 @@ def test_a_record_survives_json():
     assert Record.from_dict(Record().to_dict()) == Record()
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        Pruned(source="m", criterion="fisher", heads=(0.5,), neurons=(0.0,), compensated=False, expanded_kv=False,
+               elastic=False, tokens=0, removal_ranks=()),
+        Integrated(source="m", configuration="skips", rank=None, baseline=None),
+        Quantised(source="m", precision="int8", heads=0.0, neurons=0.0, tokens=0),
+    ],
+    ids=lambda step: step.kind,
+)  # fmt: skip
+def test_a_field_that_a_record_leaves_out_says_that_nothing_was_done(step):
+    data = Record((step,)).to_dict()
+    data["steps"] = [{name: value for name, value in data["steps"][0].items() if value not in (0, None, "", [], {})}]
+    assert len(data["steps"][0]) < len(dataclasses.fields(step))
+    assert Record.from_dict(data) == Record((step,))
+
+
 def test_seen_documents_are_those_of_all_steps_and_of_the_models_they_took():
     record = Record()
     for step in STEPS:
@@ -102,6 +120,8 @@ def test_seen_documents_are_those_of_all_steps_and_of_the_models_they_took():
         (lambda d: d["steps"][0].update(kind=["pruned"]), "step 1 has kind"),
         (lambda d: d["steps"][0].update(colour="red"), "field colour is unknown"),
         (lambda d: d["steps"][0].pop("criterion"), "field criterion is missing"),
+        (lambda d: d["steps"][0].update(criterion={}), "criterion is {}"),
+        (lambda d: d["steps"][0].update(heads={"0.5": 1}), "heads is {"),
         (lambda d: d["steps"][0].update(documents="ab"), "documents is 'ab'"),
         (lambda d: d["steps"][0].update(documents=[1]), "documents is 1"),
         (lambda d: d["steps"][0].update(documents=None), "documents is None"),
@@ -143,6 +163,21 @@ def test_loose_fields_of_an_earlier_checkpoint_become_the_record(worded, tmp_pat
     save_checkpoint(loaded.decoder, tmp_path / "new", loaded.tokenizer, loaded.record)
     assert not set(read_config(tmp_path / "new")) & set(LOOSE)
     assert read_record(tmp_path / "new") == record
+
+
+@pytest.mark.parametrize("baseline", ["m", None])
+def test_loose_fields_tell_every_step_as_it_was(baseline):
+    config = {**LOOSE, "baseline_source": baseline, "precision": "int8"}
+    assert earlier_record(config, "folder") == Record(
+        (
+            Pruned(source="m", criterion="fisher", heads=(0.5,),
+                   neurons=(0.0,), documents=("a",)),
+            Integrated(source="p", configuration="all", baseline=baseline),
+            Recovered(source=UNNAMED, teacher="m", texts="t", settings={"steps": 3}, steps=3, documents=("b",)),
+            Quantised(source="p", precision="int8", texts="t", tokens=8, documents=("c",)),
+        ),
+        "random",
+    )  # fmt: skip
 
 
 def test_a_folder_that_sentinel_did_not_write_has_no_steps(tmp_path):
