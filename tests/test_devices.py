@@ -40,8 +40,7 @@ from sentinel.measure.profiling.profile import profile_engine
 from sentinel.measure.runner import run_suites
 from sentinel.measure.suites import SUITES
 from sentinel.measure.suites.engines import Engines
-from sentinel.measure.suites.request import Request
-from sentinel.measure.suites.request import Settings as SuiteSettings
+from sentinel.measure.suites.request import Request, SuiteSettings
 from sentinel.measure.text_metrics import sample_variety
 from sentinel.models.record import Record
 

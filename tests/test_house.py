@@ -81,6 +81,22 @@ def test_the_contract_of_independence_holds_every_command():
     assert set(independence["modules"]) == COMMAND_MODULES
 
 
+def test_settings_are_one_class_a_file_called_by_what_they_set():
+    classes: dict[str, list[str]] = {}
+    renamed = []
+    for path in SOURCE + TESTS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+                classes.setdefault(named(path), []).append(node.name)
+            elif (
+                isinstance(node, ast.alias) and node.name.endswith("Settings") and node.asname not in (None, node.name)
+            ):
+                renamed.append(f"{named(path)}: {node.name} as {node.asname}")
+    found = [name for names in classes.values() for name in names]
+    assert len(found) == len(set(found)) == len(classes) > 5 and "Settings" not in found
+    assert renamed == []
+
+
 def test_parsed_arguments_are_only_read():
     changed = [
         f"{named(path)}:{node.lineno}"

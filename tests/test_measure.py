@@ -19,7 +19,7 @@ from sentinel.measure.latency import measure_latencies
 from sentinel.measure.perplexity import FEWEST, evaluate, passages, perplexity_ratio
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.quality import judge_criteria
-from sentinel.measure.suites.request import Request, Settings
+from sentinel.measure.suites.request import Request, SuiteSettings
 from sentinel.measure.text_metrics import distinct, repetition
 from sentinel.models.record import Record
 from sentinel.models.width import Width
@@ -143,7 +143,7 @@ def test_latency_table_adds_up_and_does_not_change_the_model(model):
 
 def request_for(decoder, weights="real", **settings):
     loaded = LoadedModel("tiny", decoder, character_tokenizer(), Record(weights=weights))
-    return Request(loaded, "tiny", None, Engines(loaded), Settings(**settings), frozenset(settings))
+    return Request(loaded, "tiny", None, Engines(loaded), SuiteSettings(**settings), frozenset(settings))
 
 
 def test_quality_suite_rows(model):

@@ -18,7 +18,7 @@ from sentinel.measure.method import random_prompts
 from sentinel.measure.peers import PEERS, PeerSettings, Runner, is_installed
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.peers import compare
-from sentinel.measure.suites.request import Request, Settings
+from sentinel.measure.suites.request import Request, SuiteSettings
 from sentinel.models.families import family_of
 from sentinel.models.features import ALL
 from sentinel.models.record import Record
@@ -80,7 +80,7 @@ class TinyPeer:
 
 def request_for(decoder, **settings) -> Request:
     loaded = LoadedModel("model", decoder, None, Record(weights="random"))
-    chosen = Settings(**{"prompt_tokens": 5, "new_tokens": 3, "rounds": 2, **settings})
+    chosen = SuiteSettings(**{"prompt_tokens": 5, "new_tokens": 3, "rounds": 2, **settings})
     return Request(loaded, "model", 0, Engines(loaded), chosen, frozenset())
 
 

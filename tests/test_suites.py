@@ -21,7 +21,7 @@ from sentinel.measure.results import ResultSet
 from sentinel.measure.runner import _turns, run_suites
 from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.suites.engines import Engines
-from sentinel.measure.suites.request import Request, Settings, settings_of
+from sentinel.measure.suites.request import Request, SuiteSettings, settings_of
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
 from sentinel.report.content import content_of
@@ -152,7 +152,7 @@ def test_what_is_not_there_can_not_be_removed():
 
 
 def test_table_of_suites_names_real_options():
-    fields = {field.name for field in dataclasses.fields(Settings)}
+    fields = {field.name for field in dataclasses.fields(SuiteSettings)}
     for suite in SUITES.values():
         assert set(suite.options) <= fields and set(suite.quick) <= set(suite.options)
         settings_of(suite, {}, quick=True)

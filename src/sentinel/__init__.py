@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from sentinel.measure.compare import compare as compare
     from sentinel.measure.results import Result as Result
     from sentinel.measure.results import ResultSet as ResultSet
-    from sentinel.measure.suites.request import Settings as SuiteSettings
+    from sentinel.measure.suites.request import SuiteSettings as SuiteSettings
     from sentinel.measure.sweep import SweepSettings as SweepSettings
     from sentinel.models.record import Record as Record
     from sentinel.report.recommend import Demand as Demand
@@ -72,7 +72,7 @@ _PLACES = {
     "SamplingSettings": "sentinel.infer.sampling",
     "SentinelConfig": "sentinel.formats.hugging_face.model",
     "SentinelForCausalLM": "sentinel.formats.hugging_face.model",
-    "SuiteSettings": "sentinel.measure.suites.request:Settings",
+    "SuiteSettings": "sentinel.measure.suites.request",
     "SweepSettings": "sentinel.measure.sweep",
     "adapt": "sentinel.api.adapting",
     "bench": "sentinel.api.measuring",

@@ -16,7 +16,7 @@ def add_resume(parser: Any) -> None:
 
 
 def add_suite_options(group: Any) -> None:
-    """Flags of `Settings`; those that are not given are absent from the parsed arguments."""
+    """Flags of `SuiteSettings`; those that are not given are absent from the parsed arguments."""
     count = whole_number(1)
 
     def add(flag: str, metavar: str, kind: Any, help: str) -> None:
@@ -52,9 +52,9 @@ def given_options(options: argparse.Namespace) -> dict[str, Any]:
     """The suite options that the arguments name."""
     from sentinel.infer.levels import check_level
     from sentinel.infer.opening import check_precision
-    from sentinel.measure.suites.request import Settings
+    from sentinel.measure.suites.request import SuiteSettings
 
-    known = {field.name for field in dataclasses.fields(Settings)}
+    known = {field.name for field in dataclasses.fields(SuiteSettings)}
     given = {name: value for name, value in vars(options).items() if name in known}
     for level in given.get("levels", ()):
         check_level(level)

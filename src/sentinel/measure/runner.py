@@ -16,7 +16,7 @@ from sentinel.measure import environment
 from sentinel.measure.results import Environment, ResultSet
 from sentinel.measure.suites import suite_of
 from sentinel.measure.suites.engines import Engines
-from sentinel.measure.suites.request import Request, Settings, settings_of
+from sentinel.measure.suites.request import Request, SuiteSettings, settings_of
 from sentinel.models.fingerprint import weights_fingerprint
 from sentinel.progress import say, track
 
@@ -83,7 +83,7 @@ def run_suites(
     return found
 
 
-def _settings(suites: Mapping[str, Mapping[str, Any]], quick: bool) -> dict[str, Settings]:
+def _settings(suites: Mapping[str, Mapping[str, Any]], quick: bool) -> dict[str, SuiteSettings]:
     """Every suite's settings; of several in a full run with the passes that the suites ask for."""
     settings = {name: settings_of(suite_of(name), given, quick=quick) for name, given in suites.items()}
     if len(suites) == 1 or quick:
@@ -91,7 +91,7 @@ def _settings(suites: Mapping[str, Mapping[str, Any]], quick: bool) -> dict[str,
     return {name: replace(s, passes=min(suite_of(name).passes, s.rounds)) for name, s in settings.items()}
 
 
-def _refuse_seen_text(loaded: LoadedModel, settings: Mapping[str, Settings]) -> None:
+def _refuse_seen_text(loaded: LoadedModel, settings: Mapping[str, SuiteSettings]) -> None:
     """Refuse text that the model has seen before anything is measured; the suites that judge would refuse it later."""
     if loaded.weights == "random" or loaded.tokenizer is None or not loaded.record.seen_documents():
         return
@@ -117,7 +117,7 @@ def _turns(passes: Mapping[str, int]) -> list[tuple[str, int]]:
     return turns
 
 
-def _record(loaded: LoadedModel, fingerprint: str, settings: Settings) -> dict[str, Any]:
+def _record(loaded: LoadedModel, fingerprint: str, settings: SuiteSettings) -> dict[str, Any]:
     """What a suite's rows were measured with, as JSON has it."""
     chosen = json.loads(json.dumps(dataclasses.asdict(settings)))
     return {"model": loaded.name, "weights": loaded.weights, "fingerprint": fingerprint, **chosen}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suite:
-    """``name`` is the module's too; ``options`` are fields of `Settings`, ``quick`` their values for a quick run.
+    """``name`` is the module's too; ``options`` are fields of `SuiteSettings`, ``quick`` their values for a quick run.
 
     A run of several suites spreads the rounds of this one over so many ``passes``; a quick run or a suite alone has one.
     ``needs_text`` is true of a suite that judges a model's text, which needs real weights and a tokenizer.

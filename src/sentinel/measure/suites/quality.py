@@ -26,7 +26,7 @@ from sentinel.measure.judge import Judge
 from sentinel.measure.method import Run, generate_timed, interleave, random_prompts, timed_result
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
-from sentinel.measure.suites.request import Request, Settings
+from sentinel.measure.suites.request import Request, SuiteSettings
 from sentinel.models.decoder import Decoder
 from sentinel.progress import say, working
 
@@ -83,7 +83,14 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
 
 
 def _criterion_rows(
-    base: Result, judge: Judge, pruner: Pruner, order: RemovalOrder, settings: Settings, whole: Decoder, *, first: bool
+    base: Result,
+    judge: Judge,
+    pruner: Pruner,
+    order: RemovalOrder,
+    settings: SuiteSettings,
+    whole: Decoder,
+    *,
+    first: bool,
 ) -> list[Result]:
     """Rows of one criterion, told against ``whole``, the model as loaded; of the first one also its own and level 3's."""
     plans = [order.plan(ratio) for ratio in settings.heads]
@@ -142,7 +149,7 @@ def _timed(row: Result, samples: dict[float, list[Sample]], ratio: float, model:
     return timed_result(row, samples[0.0], samples[ratio])
 
 
-def _speeds(models: dict[float, Decoder], settings: Settings) -> dict[float, list[Sample]]:
+def _speeds(models: dict[float, Decoder], settings: SuiteSettings) -> dict[float, list[Sample]]:
     prompts = random_prompts(next(iter(models.values())).spec.vocab_size, 1, PROMPT_TOKENS)
 
     def once(engine: Engine) -> Sample:

@@ -17,7 +17,7 @@ from sentinel.progress import say
 
 
 @dataclass(frozen=True)
-class Settings:
+class SuiteSettings:
     """All options of all suites; a suite reads those that its line in the table names.
 
     heads, neurons: ratios that are removed; ``neurons`` None is "as many as heads". batch, batches: sequences at once.
@@ -68,7 +68,7 @@ class Request:
     source: str
     random_weights: int | None
     engines: Engines
-    settings: Settings = Settings()
+    settings: SuiteSettings = SuiteSettings()
     given: frozenset[str] = frozenset()
     number: int = 1
     earlier: Mapping[tuple[object, ...], Result] = field(default_factory=dict)
@@ -140,9 +140,9 @@ class Request:
             raise InputError(f"{tokens} tokens do not fit the context of {self.loaded.name}, {limit}; ask for fewer")
 
 
-def settings_of(suite: Suite, given: Mapping[str, Any], *, quick: bool = False) -> Settings:
+def settings_of(suite: Suite, given: Mapping[str, Any], *, quick: bool = False) -> SuiteSettings:
     """The suite's own settings with those of ``given``; `InputError` for one that the suite does not take."""
     unknown = sorted(set(given) - set(suite.options))
     if unknown:
         raise InputError(f"suite {suite.name} takes no --{unknown[0].replace('_', '-')}; it takes {suite.flags}")
-    return Settings(**{**suite.options, **(suite.quick if quick else {}), **given})
+    return SuiteSettings(**{**suite.options, **(suite.quick if quick else {}), **given})
