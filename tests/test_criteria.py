@@ -292,3 +292,5 @@ def test_losses_of_heads_and_neurons_are_told_in_one_unit_where_they_have_one():
     assert losses(True).group_losses[0][0] == 2.0 and losses(True).neuron_losses[0][0] == 0.5
     assert losses(False).group_losses[0][0] == pytest.approx(1 / 12)
     assert losses(False).neuron_losses[0][0] == pytest.approx(1 / 576)
+    nothing = removal_order(spec, Scores("x", tuple(np.zeros(4) for _ in range(3)), neurons, False))
+    assert all((layer == 0.0).all() for layer in nothing.group_losses)  # and not NaN

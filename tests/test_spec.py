@@ -178,3 +178,10 @@ def test_unsupported_config_fields_are_refused_by_name(name, change, said):
 def test_unsupported_family_names_the_supported_ones():
     with pytest.raises(InputError, match=r"'mamba'.*gpt2.*llama"):
         family_of("mamba")
+
+
+def test_a_cache_has_room_for_a_sequence_and_a_position_at_least():
+    assert KVCache(unequal_spec(), 1, 1).nbytes == unequal_spec().kv_bytes_per_position()
+    for sizes in ((0, 1), (1, 0)):
+        with pytest.raises(InputError, match=f"not {sizes[0]} and {sizes[1]}"):
+            KVCache(unequal_spec(), *sizes)
