@@ -9,9 +9,8 @@ from helpers import layer_of, resized
 
 from sentinel.infer.native import NativeEngine, NativeWeights, memory
 from sentinel.infer.native.blocks import padded
+from sentinel.infer.native.kernels import dots, precision_int4, precision_int8
 from sentinel.infer.native.kernels.precision_fp32 import float_block, half_block
-from sentinel.infer.native.kernels.precision_int4 import int4_block
-from sentinel.infer.native.kernels.precision_int8 import int8_block
 from sentinel.infer.native.precisions import PRECISIONS, fp32, int4, int8
 from sentinel.models.spec import ModelSpec, NormSpec, RopeSpec
 
@@ -225,37 +224,62 @@ def run_float(x, w, half=False):
     return y[:, : w.shape[0]]
 
 
-def run_int8(x, w, x_scale, w_scale):
-    """Likewise of whole numbers x and w, with a scale per row of each."""
+def int8_rows(x, offset=dots.INT8.OFFSET):
+    """Float rows x [t, k] as the int8 kernel reads them: bytes, scales, and what sums start from where weights are so much
+    larger; and, as float64, the rows that these stand for."""
+    q, scales, sums, meant = _rounded(x, precision_int8.quantise_row, precision_int8.INPUT_GROUP)
+    wide = np.pad(q.astype(int), ((0, 0), (0, -q.shape[1] % precision_int8.INPUT_GROUP)))
+    starts = -offset * wide.reshape(len(q), -1, precision_int8.INPUT_GROUP).sum(2)
+    if offset == dots.INT8.OFFSET:
+        np.testing.assert_array_equal(sums[:, :-1].view(np.int32), starts)
+    sums[:, :-1] = starts.astype(np.int32).view(np.float32)
+    return q, scales, sums, meant
+
+
+def int4_rows(x):
+    """Likewise of the int4 kernel, whose sums are those of the rows."""
+    return _rounded(x, precision_int4.quantise_row, 32)
+
+
+def _rounded(x, quantise_row, group):
+    x = np.ascontiguousarray(x, np.float32)
     t, k = x.shape
-    n_group = padded(k) // 32
-    full = np.zeros((t, n_group * 32), np.int16)
-    full[:, :k] = x
-    y, data = np.zeros((t, 32), np.float32), placed(int8.pack((w,)))
+    n_group = -(-k // group)
+    q = np.full((t, padded(k)), 99, np.int8)
+    scales, sums = np.zeros((t, n_group + 1), np.float32), np.zeros((t, n_group + 1), np.float32)
+    for i in range(t):
+        quantise_row(*(array[i].ctypes.data for array in (x, q, scales, sums)), k)
+    with np.errstate(invalid="ignore"):  # rows that are not finite
+        meant = q[:, :k] * np.repeat(scales[:, :-1].astype(float), group, axis=1)[:, :k]
+    return q, scales, sums, meant
+
+
+def run_bytes(block, rows, packed, w_scale):
+    """Products of one block of packed weights, up to 32 rows with a scale each, and of rounded rows."""
+    q, scales, sums, _ = rows
+    y, data = np.zeros((len(q), 32), np.float32), placed(packed)
     row_scale = np.zeros(32, np.float32)
-    row_scale[: len(w)] = w_scale
-    int8_block(
-        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, data.ctypes.data, row_scale.ctypes.data, n_group, 0,
-        y.ctypes.data, y.strides[0],
+    row_scale[: len(w_scale)] = w_scale
+    block(
+        len(q), q.ctypes.data, q.strides[0], scales.ctypes.data, sums.ctypes.data, scales.strides[0], data.ctypes.data,
+        row_scale.ctypes.data, q.shape[1] // 32, 0, y.ctypes.data, y.strides[0],
     )  # fmt: skip
-    return y[:, : len(w)]
+    return y[:, : len(w_scale)]
 
 
-def run_int4(x, values, step, low, x_scale, w_scale):
+def run_int8(x, w, w_scale, block=precision_int8.int8_block, offset=dots.INT8.OFFSET):
+    """Products of one block of whole numbers w [up to 32, k], with a scale per row, and of float rows x [t, k], rounded.
+
+    Also the rows that were multiplied, as float64.
+    """
+    rows = int8_rows(x, offset)
+    return run_bytes(block, rows, int8.pack((w,)), w_scale), rows[3]
+
+
+def run_int4(x, values, step, low, w_scale, block=precision_int4.int4_block):
     """Likewise of weights values * step + low, by groups of 32."""
-    t, k = x.shape
-    n_group = padded(k) // 32
-    full = np.zeros((t, n_group * 32), np.int16)
-    full[:, :k] = x
-    sums = full.astype(np.float32).reshape(t, n_group, 32).sum(2)
-    y, data = np.zeros((t, 32), np.float32), placed(int4.pack((values, step, low)))
-    row_scale = np.zeros(32, np.float32)
-    row_scale[: len(values)] = w_scale
-    int4_block(
-        t, full.ctypes.data, full.strides[0], x_scale.ctypes.data, sums.ctypes.data, sums.strides[0], data.ctypes.data,
-        row_scale.ctypes.data, n_group, 0, y.ctypes.data, y.strides[0],
-    )  # fmt: skip
-    return y[:, : len(values)]
+    rows = int4_rows(x)
+    return run_bytes(block, rows, int4.pack((values, step, low)), w_scale), rows[3]
 
 
 def dense_int4(values, step, low, scale=None):

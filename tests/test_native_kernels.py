@@ -7,13 +7,11 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from native_oracle import dense_int4, run_float, run_int4, run_int8
+from native_oracle import dense_int4, run_float
 
 from sentinel.infer.native.blocks import padded
-from sentinel.infer.native.kernels import inputs, vector
+from sentinel.infer.native.kernels import vector
 from sentinel.infer.native.kernels.names import Activation
-from sentinel.infer.native.kernels.precision_int4 import INPUT_TOP
-from sentinel.infer.native.kernels.precision_int8 import input_top
 from sentinel.infer.native.precisions import PRECISIONS, fp32, int4, int8, packed_bytes
 from sentinel.models import layer_spec
 
@@ -33,42 +31,6 @@ def test_float_blocks(tokens, k):
     assert np.all(np.abs(run_float(x, w) - x.astype(float) @ w.T.astype(float)) <= 1e-6 * size)
     rounded = w.astype(np.float16).astype(float)
     assert np.all(np.abs(run_float(x, w, half=True) - x.astype(float) @ rounded.T) <= 1e-6 * size)
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 11])
-@pytest.mark.parametrize("k", [1, 31, 64, 100])
-def test_int_blocks_on_random_values(tokens, k):
-    x = RNG.integers(-32767, 32768, (tokens, k)).astype(np.int16)
-    x_scale, w_scale = RNG.random(tokens).astype(np.float32), RNG.random(21).astype(np.float32)
-    w8 = RNG.integers(-127, 128, (21, k)).astype(np.int8)
-    exact = (x.astype(float) @ w8.T.astype(float)) * x_scale[:, None] * w_scale
-    np.testing.assert_allclose(run_int8(x, w8, x_scale, w_scale), exact, rtol=1e-6, atol=1e-3)
-    w4 = RNG.integers(0, 16, (21, k)).astype(np.uint8)
-    step, low = (RNG.random((2, 21, padded(k) // 32)) * [[[1]], [[-9]]]).astype(np.float16)
-    exact = (x.astype(float) @ dense_int4(w4, step, low).T) * x_scale[:, None] * w_scale
-    found = run_int4(x, w4, step, low, x_scale, w_scale)
-    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
-
-
-@pytest.mark.parametrize("k", [2048, 8192, 8190])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_int8_does_not_overflow_at_full_range(k, sign):
-    one = np.ones(1, np.float32)
-    top = int(input_top(k))
-    x, w = np.full((1, k), top, np.int16), np.full((32, k), 127 * sign, np.int8)
-    np.testing.assert_allclose(run_int8(x, w, one, one), float(sign) * 127 * top * k, rtol=1e-6)
-    if k == 8192:
-        assert 2047 <= top <= 32767
-
-
-@pytest.mark.parametrize("value", [0, 7, 15])
-def test_int4_does_not_overflow_at_full_range(value):
-    k, one = 8192, np.ones(1, np.float32)
-    top = int(INPUT_TOP)
-    x, w = np.full((1, k), -top, np.int16), np.full((32, k), value, np.uint8)
-    step, low = np.full((32, k // 32), 1, np.float16), np.full((32, k // 32), -8, np.float16)
-    found = run_int4(x, w, step, low, one, one)
-    np.testing.assert_allclose(found, -(float(value) - 8) * top * k, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (32, 32), (33, 65), (70, 100)])
@@ -166,15 +128,3 @@ def test_softmax(scores):
     e = np.exp((scores - scores.max()) * 0.5)
     np.testing.assert_allclose(s[: scores.size] * factor, e / e.sum(), rtol=2e-6, atol=1e-30)
     assert np.all(s[scores.size :] == 0)
-
-
-@pytest.mark.parametrize("x", [np.zeros(40), RNG.standard_normal(100), np.array([1e-30] * 33), np.array([3e38, -3e38])])
-def test_rounding_activations(x):
-    x = x.astype(np.float32)
-    n, size = x.size, padded(x.size)
-    q, scale = np.full(size, 9, np.int16), np.zeros(1, np.float32)
-    sums = np.zeros(size // 32, np.float32)
-    inputs.quantise_row(x.ctypes.data, q.ctypes.data, scale.ctypes.data, sums.ctypes.data, n, size, np.float32(2047))
-    assert np.all(np.abs(q[:n] * scale[0].astype(float) - x) <= 0.501 * scale[0] + 1e-38)
-    assert np.all(q[n:] == 0) and np.abs(q).max() <= 2047
-    np.testing.assert_array_equal(sums, q.astype(int).reshape(-1, 32).sum(1))

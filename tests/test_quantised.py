@@ -235,7 +235,7 @@ def test_altered_and_truncated_files_are_refused(checkpoint, capsys):
         flipped[-300] ^= 4
         damaged = [b"", whole[:6], whole[:100], whole[: len(whole) // 2], whole[:-64], whole + bytes(64), flipped]
         damaged += [whole.replace(b'"data_offsets": [0, ', b'"data_offsets": [9, ', 1)]
-        damaged += [whole.replace(b"sentinel-native-1", b"sentinel-native-9")]
+        damaged += [whole.replace(b"sentinel-native-2", b"sentinel-native-9")]
         damaged += [whole.replace(b'"dtype": "U8"', b'"dtype": "U9"', 1)]
         for bad in damaged:
             assert bytes(bad) != whole

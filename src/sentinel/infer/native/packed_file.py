@@ -1,7 +1,7 @@
 """Packed tensors in one buffer, and the file that holds them.
 
-A file is a valid safetensors file whose data are that buffer, so loading is one read into huge pages. Its metadata hold
-what the tensors are for, and a checksum of each.
+A file is a valid safetensors file whose data are that buffer, so loading is one read into huge pages, on every CPU: the
+bytes are in the same order for all of them. Its metadata hold what the tensors are for, and a checksum of each.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from sentinel.errors import InputError
 
 from . import memory
 from .blocks import padded
+from .earlier_layout import repack
 from .precisions import PRECISIONS, packed_bytes
 
-FORMAT = "sentinel-native-1"
+FORMAT = "sentinel-native-2"
+EARLIER_FORMAT = "sentinel-native-1"  # the same, with the bytes of matrices in another order
 _ALIGN = 64
 _DTYPES = {"U8": np.uint8, "F32": np.float32}
 
@@ -151,6 +153,10 @@ def read_packed(path: Path, *, verify: bool = True) -> tuple[PackedTensors, dict
     for name in parts if verify else ():
         if zlib.crc32(tensors.array(name).data) != sums.get(name):
             raise InputError(f"{path}: tensor {name} is damaged (its checksum differs); write the checkpoint again")
+    if metadata["format"] == EARLIER_FORMAT:
+        for name, part in parts.items():
+            if part.kind in PRECISIONS and part.n_byte == packed_bytes(part.kind, part.n_row, part.n_column):
+                repack(tensors.array(name), part.kind)
     return tensors, metadata
 
 
@@ -161,7 +167,7 @@ def _read_header(header: bytes, path: Path) -> tuple[dict[str, PackedTensor], di
         found = metadata["format"]
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a packed Sentinel model") from error
-    if found != FORMAT:
+    if found not in (FORMAT, EARLIER_FORMAT):
         raise InputError(f"{path} has format {found!r}; this version of sentinel reads {FORMAT!r}")
     try:
         matrices, sums = json.loads(metadata["matrices"]), json.loads(metadata["crc32"])

@@ -120,7 +120,7 @@ class Tables:
             S.ATTENTION: strides[S.ATTENTION_STRIDE] * n_row,
             S.HIDDEN: strides[S.HIDDEN_STRIDE] * n_row,
             S.INPUT: strides[S.INPUT_STRIDE] * n_input_row,
-            S.INPUT_SCALE: 4 * n_input_row + 64,
+            S.INPUT_SCALE: strides[S.INPUT_SUM_STRIDE] * n_input_row,
             S.INPUT_SUM: strides[S.INPUT_SUM_STRIDE] * n_input_row,
             S.LOGITS: strides[S.LOGITS_STRIDE] * layout.MAX_WANTED,
             S.BEST: 8 * layout.MAX_WANTED,

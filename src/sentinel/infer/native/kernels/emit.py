@@ -1,7 +1,7 @@
 """LLVM vector code: what the tiles of all precisions are made of.
 
-Vectors are 16 lanes of 32 bits in the source; LLVM splits them for narrower machines. Only the number of tokens per
-tile (how many sums fit into registers) and the int16 dot product depend on the machine.
+Vectors are 16 lanes of 32 bits in the source; LLVM splits them for narrower machines. Only the size of tiles (how many
+sums fit into registers) and the products of bytes (`dots`) depend on the machine.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .cpu import CPU_FEATURES, HAS_AVX512
-
 PREFETCH_BYTES = 2048  # how far ahead of a one-token tile its weights are asked for
 
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
@@ -23,8 +21,6 @@ PTR = ir.PointerType()
 F32 = ir.FloatType()
 V16F = ir.VectorType(F32, 16)
 V16I = ir.VectorType(I32, 16)
-V32S = ir.VectorType(I16, 32)
-V32B = ir.VectorType(I8, 32)
 V16S = ir.VectorType(I16, 16)
 
 
@@ -64,30 +60,6 @@ class Emit:
         fn = cgutils.get_or_insert_function(self.b.module, fnty, "llvm.prefetch.p0")
         self.b.call(fn, (pointer, I32(0), I32(3), I32(1)))
 
-    def dot_pairs(self, a: Any, b: Any) -> Any:
-        """a[2i] * b[2i] + a[2i+1] * b[2i+1] in 32 bits, for 32 int16 each (x86 ``vpmaddwd``)."""
-        builder = self.b
-        undef = ir.Constant(V32S, ir.Undefined)
-
-        def pick(v: Any, lanes: range) -> Any:
-            return builder.shuffle_vector(v, undef, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
-
-        if HAS_AVX512:
-            fnty = ir.FunctionType(V16I, (V32S, V32S))
-            fn = cgutils.get_or_insert_function(builder.module, fnty, "llvm.x86.avx512.pmaddw.d.512")
-            return builder.call(fn, (a, b))
-        if "avx2" in CPU_FEATURES:
-            half = ir.VectorType(I32, 8)
-            fnty = ir.FunctionType(half, (V16S, V16S))
-            fn = cgutils.get_or_insert_function(builder.module, fnty, "llvm.x86.avx2.pmadd.wd")
-            low, high = (builder.call(fn, (pick(a, r), pick(b, r))) for r in (range(16), range(16, 32)))
-            return builder.shuffle_vector(low, high, ir.Constant(V16I, list(range(16))))
-        even, odd = (
-            builder.mul(builder.sext(pick(a, r), V16I), builder.sext(pick(b, r), V16I))
-            for r in (range(0, 32, 2), range(1, 32, 2))
-        )
-        return builder.add(even, odd)
-
 
 def sums(builder: Any, kind: ir.Type, n: int) -> list[Any]:
     """``n`` zeroed vector variables (LLVM keeps them in registers)."""
@@ -114,21 +86,15 @@ def kernel(n_argument: int, emit: Callable[[Any, Any], None]) -> Any:
     signature = types.void(*[types.int64] * n_argument)
     if n_argument == 8:
         return intrinsic(lambda typingctx, a, b, c, d, e, f, g, h: (signature, codegen))
-    if n_argument == 9:
-        return intrinsic(lambda typingctx, a, b, c, d, e, f, g, h, i: (signature, codegen))
     return intrinsic(lambda typingctx, a, b, c, d, e, f, g, h, i, j, k: (signature, codegen))
 
 
-def store_scaled(builder: Any, scales: Any, y: Any, y_stride: Any, tokens: int, total: Callable[[int], Any]) -> None:
-    """Write a tile whose input and weights are whole numbers: y[t, :32] = total * scale of token t * scales of the rows.
-
-    ``scales`` are the addresses of both; ``total`` gives float32 sums, two vectors of 16 rows a token.
-    """
+def store_scaled(builder: Any, w_scale: Any, y: Any, y_stride: Any, tile: tuple[int, int], totals: list[Any]) -> None:
+    """Write a tile of so many tokens and vectors of 16 rows: y = total * scale of the row."""
     e = Emit(builder)
-    x_scale, w_scale = scales
-    row_scale = [e.load(e.at(w_scale, v * 64), V16F) for v in range(2)]
+    tokens, halves = tile
+    row_scale = [e.load(e.at(w_scale, v * 64), V16F) for v in range(halves)]
     for t in range(tokens):
-        scale = e.splat(e.load(e.at(x_scale, t * 4), F32))
-        for v in range(2):
-            out = builder.fmul(total(t * 2 + v), builder.fmul(row_scale[v], scale))
+        for v in range(halves):
+            out = builder.fmul(builder.load(totals[t * halves + v], typ=V16F), row_scale[v])
             builder.store(out, e.at(e.at(y, builder.mul(y_stride, I64(t))), v * 64), align=4)

@@ -10,8 +10,11 @@ from enum import IntEnum
 
 ROWS = 32  # rows of one block
 GROUP = 32  # columns of one int4 group; every packed matrix has a multiple of this many columns
-INT4_NIBBLE_BYTES = ROWS * GROUP // 2
-INT4_GROUP_BYTES = INT4_NIBBLE_BYTES + 2 * ROWS * 2  # 32 rows x 32 columns: nibbles, then two halves per row
+INT4_NIBBLE_BYTES = ROWS // 2 * GROUP // 2
+INT4_HALF_BYTES = (
+    INT4_NIBBLE_BYTES + 2 * ROWS // 2 * 2
+)  # 16 rows x 32 columns: nibbles, then two half-precision numbers a row
+INT4_GROUP_BYTES = 2 * INT4_HALF_BYTES
 
 # Fields of one matrix; its kind is a number of `names.Kind`.
 KIND, WEIGHT, SCALE, BIAS, BLOCK_BYTES, N_ROW, N_COLUMN = range(7)
@@ -89,10 +92,10 @@ class S(IntEnum):
     ATTENTION_STRIDE = 21
     HIDDEN = 22  # MLP neurons, or a low-rank fusion
     HIDDEN_STRIDE = 23
-    INPUT = 24  # a matrix's input: float32 or int16 [rows][...]
+    INPUT = 24  # a matrix's input: float32 or int8 [rows][...]
     INPUT_STRIDE = 25
-    INPUT_SCALE = 26  # float32 [rows]
-    INPUT_SUM = 27  # float32 [rows][groups]
+    INPUT_SCALE = 26  # float32 [rows][groups of columns], with the stride of the sums
+    INPUT_SUM = 27  # 4 bytes each, [rows][groups of columns]: see `precision_int8` and `precision_int4`
     INPUT_SUM_STRIDE = 28
     LOGITS = 29
     LOGITS_STRIDE = 30

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Kind(IntEnum):
-    """How the values of a matrix are stored; a row of its input is float32, or int16 with one scale."""
+    """How the values of a matrix are stored; a row of its input is float32, or int8 with scales."""
 
     FP32 = 0
     INT8 = 1

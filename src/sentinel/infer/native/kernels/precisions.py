@@ -29,7 +29,7 @@ def block_product(st, matrix, block, row0, n_token, y):
 
 @njit(**FAST)
 def put_input(st, matrix, x, row):
-    """Make row ``row`` of the input of ``matrix`` from float32 values at ``x``: copied, or rounded to int16."""
+    """Make row ``row`` of the input of ``matrix`` from float32 values at ``x``: copied, or rounded to int8."""
     if matrix[KIND] == _FP32:
         _put_fp32(st, matrix, x, row)
     elif matrix[KIND] == _INT8:

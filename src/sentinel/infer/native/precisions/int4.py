@@ -1,8 +1,8 @@
 """int4 with a step and a low value per row and group of 32 columns, both fractions of the row's scale.
 
-A weight is (nibble * step + low) * scale. A block is [K / 32] groups of 512 bytes of nibbles, 32 half-precision steps and
-32 half-precision lows. 64 bytes of nibbles are 16 rows x 2 columns of 16-bit words; nibble j of a word holds the column
-2 j further on.
+A weight is (nibble * step + low) * scale. A block is [K / 32] groups, each of two halves of 16 rows: 256 bytes of nibbles,
+16 half-precision steps and 16 half-precision lows. 64 bytes of nibbles are [16 rows][4 columns], in their low bits, and in
+their high bits the next 4 columns.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import padded, padded_matrix
-from ..kernels.layout import GROUP, INT4_GROUP_BYTES, INT4_NIBBLE_BYTES, ROWS
+from ..kernels.layout import GROUP, INT4_GROUP_BYTES, INT4_HALF_BYTES, INT4_NIBBLE_BYTES, ROWS
 from ..kernels.names import Kind
 
 KIND = Kind.INT4
 ENDS = "int8"
-INPUT_BYTES = 2
+INPUT_BYTES = 1
 CALIBRATED = True
 SCALED = True
 
@@ -41,18 +41,16 @@ def quantise(
 def pack(stored: tuple[NDArray, ...]) -> NDArray[np.uint8]:
     """Bytes of int4 [N, K] (values 0..15) with steps and lows [N, ceil(K / 32)] (per row and group)."""
     values, step, low = stored
-    full = padded_matrix(values, np.uint16)
+    full = padded_matrix(values, np.uint8)
     n_block, n_group = full.shape[0] // ROWS, full.shape[1] // GROUP
-    #                       block, half, row, group, quarter, j, parity
-    parts = full.reshape(n_block, 2, 16, n_group, 4, 4, 2)
-    words = parts[..., 0, :] | parts[..., 1, :] << 4 | parts[..., 2, :] << 8 | parts[..., 3, :] << 12
-    words = words.transpose(0, 3, 4, 1, 2, 5).reshape(n_block, n_group, -1)  # block, group, quarter, half, row, parity
-    pieces = [words.astype("<u2").view(np.uint8)]
+    #                       block, half, row, group, eight, high, column
+    parts = full.reshape(n_block, 2, 16, n_group, 4, 2, 4).transpose(0, 3, 1, 4, 2, 5, 6)
+    pieces = [(parts[..., 0, :] | parts[..., 1, :] << 4).reshape(n_block, n_group, 2, INT4_NIBBLE_BYTES)]
     for halves in (step, low):
-        by_group = padded_matrix(halves, np.float16)[:, :n_group].reshape(n_block, ROWS, n_group).transpose(0, 2, 1)
-        pieces.append(np.ascontiguousarray(by_group).view(np.uint8))
-    out = np.concatenate(pieces, axis=2)
-    assert out.shape[2] == INT4_GROUP_BYTES
+        by_row = padded_matrix(halves, np.float16)[:, :n_group].reshape(n_block, 2, 16, n_group)
+        pieces.append(np.ascontiguousarray(by_row.transpose(0, 3, 1, 2)).view(np.uint8))
+    out = np.concatenate(pieces, axis=3)
+    assert out.shape[3] == INT4_HALF_BYTES
     return out.reshape(-1)
 
 
@@ -61,13 +59,16 @@ def unpack(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:
     """Inverse of `pack`: values [N, K], steps and lows [N, ceil(K / 32)]."""
     n_group = padded(n_column, GROUP) // GROUP
-    groups = data.reshape(-1, n_group, INT4_GROUP_BYTES)
-    words = groups[..., :INT4_NIBBLE_BYTES].copy().view("<u2").reshape(-1, n_group, 4, 2, 16, 2)
-    parts = np.stack([words >> 4 * j & 15 for j in range(4)], axis=5)  # block, group, quarter, half, row, j, parity
-    values = parts.transpose(0, 3, 4, 1, 2, 5, 6).reshape(-1, n_group * GROUP).astype(np.uint8)
+    halves = data.reshape(-1, n_group, 2, INT4_HALF_BYTES)
+    both = halves[..., :INT4_NIBBLE_BYTES].reshape(-1, n_group, 2, 4, 16, 4)
+    parts = np.stack([both & 15, both >> 4], axis=5)  # block, group, half, eight, row, high, column
+    values = parts.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, n_group * GROUP)
     step, low = (
-        np.ascontiguousarray(groups[..., start : start + 64]).view(np.float16).transpose(0, 2, 1).reshape(-1, n_group)
-        for start in (INT4_NIBBLE_BYTES, INT4_NIBBLE_BYTES + 64)
+        np.ascontiguousarray(halves[..., start : start + 32])
+        .view(np.float16)
+        .transpose(0, 2, 3, 1)
+        .reshape(-1, n_group)
+        for start in (INT4_NIBBLE_BYTES, INT4_NIBBLE_BYTES + 32)
     )
     return values[:n_row, :n_column].copy(), step[:n_row].copy(), low[:n_row].copy()
 

@@ -1,4 +1,4 @@
-"""int8 by the largest weight of a row, with a scale per row: a block is [K / 2][32 rows][2 columns]."""
+"""int8 by the largest weight of a row, with a scale per row: a block is [K / 4][32 rows][4 columns]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..kernels.names import Kind
 
 KIND = Kind.INT8
 ENDS = "int8"
-INPUT_BYTES = 2
+INPUT_BYTES = 1
 CALIBRATED = False
 SCALED = True
 _F = np.float32
@@ -40,13 +40,13 @@ def quantise(
 def pack(stored: tuple[NDArray, ...]) -> NDArray[np.uint8]:
     """Bytes of int8 [N, K]."""
     full = padded_matrix(stored[0], np.int8)
-    blocks = full.reshape(-1, ROWS, full.shape[1] // 2, 2).transpose(0, 2, 1, 3)
+    blocks = full.reshape(-1, ROWS, full.shape[1] // 4, 4).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(blocks).reshape(-1).view(np.uint8)
 
 
 def unpack(data: NDArray[np.uint8], n_row: int, n_column: int) -> tuple[NDArray[np.int8]]:
     """Inverse of `pack`."""
-    blocks = data.view(np.int8).reshape(-1, padded(n_column, GROUP) // 2, ROWS, 2).transpose(0, 2, 1, 3)
+    blocks = data.view(np.int8).reshape(-1, padded(n_column, GROUP) // 4, ROWS, 4).transpose(0, 2, 1, 3)
     return (np.ascontiguousarray(blocks.reshape(-1, padded(n_column, GROUP))[:n_row, :n_column]),)
 
 
