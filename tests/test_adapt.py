@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -13,10 +14,11 @@ from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, 
 from sentinel.adapt.pruning.compensate import Normal, best_solution, compensate, solve
 from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
-from sentinel.adapt.pruning.residual_stream import HALVES, Stream
+from sentinel.adapt.pruning.residual_stream import BATCH, HALVES, Stream
 from sentinel.adapt.text.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.models.kv_cache import KVCache
 from sentinel.models.record import Record
 from sentinel.models.reference import ReferenceDecoder
 
@@ -106,6 +108,24 @@ def test_least_squares_equals_a_direct_solution_in_float64():
     assert torch.allclose(solve(normal, prior, 0.01), direct, atol=1e-5)
     residual = torch.cat((z, torch.ones(300, 1)), 1).double() @ direct - y
     assert normal.error(direct) == pytest.approx(residual.square().sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, BATCH, BATCH + 1, 3 * BATCH])
+def test_a_stream_takes_every_window_once(count):
+    stream = Stream(filled_decoder(spec_of("gpt2")), some_tokens(spec_of("gpt2"), batch=count, length=4))
+    batches = [list(range(count))[batch] for batch in stream.batches()]
+    assert list(itertools.chain(*batches)) == list(range(count)) and max(map(len, batches)) <= BATCH
+
+
+def test_the_reference_goes_on_from_its_cache_with_a_layer_without_heads_first():
+    spec = unequal_spec()
+    spec = dataclasses.replace(spec, layers=(spec.layers[1], *spec.layers[:1]))  # whose lengths the cache tells
+    reference, tokens = ReferenceDecoder(filled_decoder(spec)), some_tokens(spec, batch=3, length=8)
+    cache = KVCache(reference.cache_spec, 3, 8)
+    with torch.no_grad():
+        steps = [reference(tokens[:, a:b], cache) for a, b in ((0, 5), (5, 6), (6, 8))]
+        assert largest_difference(torch.cat(steps, 1), reference(tokens)) < 1e-5
+    assert cache.get_seq_length() == 8
 
 
 def test_singular_gram_matrices_are_damped():

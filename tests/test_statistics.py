@@ -16,6 +16,7 @@ from sentinel.adapt.pruning import calibrate as calibration
 from sentinel.adapt.pruning.digest import digests, spec_digest
 from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings
+from sentinel.adapt.pruning.subject import CalibrationText
 from sentinel.adapt.text.corpora import Windows
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
@@ -55,6 +56,15 @@ def test_statistics_are_gathered_once_for_all_who_share_them(monkeypatch):
         other.order(0.5, 0.0)
         other.with_compensation(False).order(0.5, 0.0)
     assert len(calls) == 1
+
+
+def test_a_text_with_a_token_that_the_model_does_not_have_is_refused():
+    dense = filled_decoder(spec_of("gpt2"))
+    windows = windows_of(dense.spec, count=2)
+    last = dense.spec.vocab_size - 1
+    CalibrationText(dense, dataclasses.replace(windows, tokens=windows.tokens.clone().fill_(last)))
+    with pytest.raises(InputError, match=f"the text holds token {last + 1}, but the model has only {last + 1} tokens"):
+        CalibrationText(dense, dataclasses.replace(windows, tokens=windows.tokens.clone().fill_(last + 1)))
 
 
 def test_calibration_resumes_to_the_same_statistics(tmp_path, monkeypatch):
