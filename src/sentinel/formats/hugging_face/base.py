@@ -264,7 +264,7 @@ def _prepared(decoder: Decoder) -> Decoder:
 
 def _first(found: Any) -> SentinelPreTrainedModel:
     """The model of what Hugging Face returns: it, or a tuple that begins with it."""
-    return found[0] if isinstance(found, tuple) else found
+    return cast("tuple[SentinelPreTrainedModel, ...]", found)[0] if isinstance(found, tuple) else found
 
 
 def _length(cache: Cache | None) -> int | Tensor:

@@ -39,7 +39,7 @@ class CacheMasks(Masks):
         super().__init__(None, new, past + new, tokens.device)  # pyright: ignore[reportArgumentType]
         self.new, self.past, self._cache = new, past, cache
         # Now, since a static cache counts on in the very tensor ``past``.
-        self._queries = torch.arange(new, device=tokens.device) + past
+        self._standing = torch.arange(new, device=tokens.device) + past
         by_type = dict.fromkeys(TYPES, given) if isinstance(given, Tensor) and given.dim() == 4 else given
         self._by_type = by_type if isinstance(by_type, dict) else {}
         self._keep = None
@@ -58,7 +58,7 @@ class CacheMasks(Masks):
         """Positions [B or 1, T] of the new tokens, counted from the first that is no padding."""
         if self._keep is not None:
             return positions_of(self._keep, self.new)
-        return self._queries[None]
+        return self._standing[None]
 
     def of(self, window: int | None, layer: int = 0) -> Tensor | None:
         """The mask [B or 1, 1, T, K] of a layer with that window, which is the cache's ``layer``; None is causal."""
@@ -74,7 +74,7 @@ class CacheMasks(Masks):
         return self._made[key]
 
     def _make(self, window: int | None, length: int, offset: int) -> Tensor | None:
-        keys, queries = offset + torch.arange(length, device=self._device), self._queries
+        keys, queries = offset + torch.arange(length, device=self._device), self._standing
         back = queries[:, None] - keys
         given = self._by_type.get(TYPES[window is not None])
         if given is not None:
@@ -123,7 +123,7 @@ class CacheMasks(Masks):
         """How many positions the cache will return for the layer, and which is the first."""
         if self._cache is None:
             return self.new, 0
-        asked = self._queries if ASKS_WITH_POSITIONS else self.new
+        asked = self._standing if ASKS_WITH_POSITIONS else self.new
         return self._cache.get_mask_sizes(asked, layer)  # pyright: ignore[reportArgumentType]
 
 

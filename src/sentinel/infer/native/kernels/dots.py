@@ -42,7 +42,7 @@ class Dots(Protocol):
         ...
 
 
-def _parts(builder: Any, vector: Any, kind: ir.Type) -> list[Any]:
+def _parts(builder: Any, vector: Any, kind: Any) -> list[Any]:
     """A vector of 512 bits as several of ``kind``."""
     lanes = kind.count
     whole = ir.VectorType(kind.element, 512 // kind.element.width)
