@@ -158,7 +158,6 @@ def test_plans_of_one_order_are_nested(spec: ModelSpec, seed: int, first: float,
 @settings(max_examples=10, deadline=None, suppress_health_check=SLOW)
 @given(specs(), st.lists(st.integers(0, 60), min_size=1, max_size=8))
 def test_lookup_gives_the_tokens_of_plain_decoding(spec: ModelSpec, prompt: list[int]) -> None:
-    assume(not any(layer.attention.rope and layer.attention.rope.type == "longrope" for layer in spec.layers))
     engine = make_engine(filled_decoder(spec), 1)
     plain = [step[0] for step in generate_tokens(engine, [prompt], 16)]
-    assert [step[0] for step in generate_tokens(engine, [prompt], 16, lookup=PromptLookup())] == plain
+    assert [step[0] for step in generate_tokens(engine, [prompt], 16, proposer=PromptLookup())] == plain
