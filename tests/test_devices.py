@@ -88,7 +88,7 @@ def test_models_are_loaded_and_saved(worded, tmp_path):
 def test_every_level_generates(level, positions):
     engine = make_engine(filled_decoder(unequal_spec(positions)), level)
     assert len(list(generate_tokens(engine, [[5, 9, 2], [7]], 4))) == 4
-    assert len(list(generate_tokens(engine, [[5, 9, 5, 9]], 6, lookup=PromptLookup()))) == 6
+    assert len(list(generate_tokens(engine, [[5, 9, 5, 9]], 6, proposer=PromptLookup()))) == 6
 
 
 def test_the_static_engine_of_accelerators_generates(model):

@@ -185,17 +185,35 @@ def at_counts(decoder, width) -> Engine:
     return make_engine(smaller, 1)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_short_texts_keep_their_rotary_angles_after_long_ones(precision):
-    """With longrope the room of a text decides; those of another kind are not run beside it."""
-    engine = engine_of((3, precision), "long")
-    before = engine.prefill([TEXTS[0][:5]], 4)
-    with pytest.raises(InputError, match="other rotary angles"):
-        engine.open(TEXTS[1], 4)
-    engine.prefill([TEXTS[0][:5]], 4)
-    engine.close(*engine.batch)
-    engine.prefill([TEXTS[1]], 4)
-    np.testing.assert_array_equal(engine.prefill([TEXTS[0][:5]], 4), before)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_grows_beyond_a_turn_of_its_angles_is_the_same_at_every_level(kind):
+    """With longrope a prompt has the angles of its own length, and every further token those of the length with it."""
+    quantised = kind[0] == 3  # as level 2, which is compared with level 1, to the bit: alone or beside others
+    engine, level_1 = engine_of(kind, "long"), engine_of(kind if quantised else (1, None), "long")
+    tolerance = 0.0 if quantised else 1e-4
+
+    def close(found, expected) -> None:
+        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+    text, other = TEXTS[0], TEXTS[1]
+    (ours, ours_long), _ = engine.open_all([text[:5], other[:20]], 20)  # before the turn at 16, and beyond it
+    theirs, _ = level_1.open(text[:5], 35)
+    theirs_long, _ = level_1.open(other[:20], 20)
+    for n in range(5, 20):
+        pair = engine.step([ours, ours_long], [text[n], other[n + 15]]) if n < 18 else None
+        found = pair[0] if pair is not None else engine.step([ours], [text[n]])[0]
+        close(found, level_1.step([theirs], [text[n]])[0])
+        if pair is not None:
+            close(pair[1], level_1.step([theirs_long], [other[n + 15]])[0])
+    engine.close(ours, ours_long)
+    if Ability.VERIFY in engine.supports:
+        sequence, _ = engine.open(text[:10], 20)
+        several = engine.verify(sequence, text[10:22])
+        engine.roll_back(sequence, 12)
+        alone = np.concatenate([engine.step([sequence], [token]) for token in text[10:22]])
+        np.testing.assert_allclose(several, alone, atol=1e-5 * np.abs(alone).max())
+        engine.roll_back(sequence, 12)
+        close(engine.extend(sequence, text[10:22]), several[-1])
 
 
 def check_alone(spoken: Spoken, kind, model) -> None:

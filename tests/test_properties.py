@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from helpers import filled_decoder, largest_difference, layer_of, some_tokens
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sentinel.adapt.cycles.masked import Head, MaskedModel

@@ -1,3 +1,5 @@
+# pyright: standard
+# Not strict: what it imports is an extra, which is unknown where it is not installed.
 """Writes a decoder as a CTranslate2 model folder, in fp32 or int8; token ids stand for their own text."""
 
 from __future__ import annotations

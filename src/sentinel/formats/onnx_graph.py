@@ -1,3 +1,5 @@
+# pyright: standard
+# Not strict: what it imports is an extra, which is unknown where it is not installed.
 """Builds a decoder as an ONNX graph with its KV cache as inputs and outputs, from ONNX Runtime's own fused operators.
 
 Inputs: ``tokens`` [B, T], ``positions`` [T] (learned positions only), ``seqlens`` [B] (cached and new positions, less one),

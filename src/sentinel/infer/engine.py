@@ -21,6 +21,7 @@ from sentinel.infer.callers import CallerLock, one_at_a_time
 from sentinel.infer.levels import check_level
 from sentinel.infer.sequence import OpenSequence
 from sentinel.infer.token_checks import check_prompts, check_tokens
+from sentinel.models.rotary import turns
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
 
@@ -76,6 +77,7 @@ class Engine(ABC):
         self.level = check_level(level).number
         self.supports = frozenset(supports)
         self.callers = CallerLock()
+        self._turns = turns(spec)
         self._open: dict[int, OpenSequence] = {}  # by slot
         self._batch: list[OpenSequence] = []
 
@@ -308,9 +310,17 @@ class Engine(ABC):
             raise InputError("there is no token; give at least one")
         self._check_room(sequence, len(tokens))
         check_tokens(self.spec, tokens)
-        logits = self._several(sequence, tokens, last)
-        sequence.length += len(tokens)
-        return logits
+        found: list[Logits] = []
+        start, first = 0, sequence.length
+        # Cut where rotary angles turn (longrope), so that a token has those that it would have alone.
+        for end in (*(turn - first for turn in self._turns if first < turn < first + len(tokens)), len(tokens)):
+            wanted = min(end - start, last - (len(tokens) - end))
+            logits = self._several(sequence, tokens[start:end], max(1, wanted))
+            sequence.length += end - start
+            start = end
+            if wanted > 0:
+                found.append(logits)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _check_step(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> None:
         if not sequences or len(sequences) != len(tokens):

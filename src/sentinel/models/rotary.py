@@ -17,9 +17,11 @@ Frequencies = NDArray[np.float32]
 def frequencies(rope: RopeSpec, head_dim: int, length: int = 0) -> Frequencies:
     """Angle per position [dim / 2] of each pair of numbers: theta^(-2i / dim), scaled as the checkpoint asks.
 
-    ``length`` is that of the whole text, which longrope asks for. Source: Su et al. 2021, "RoFormer". ``llama3`` (Llama
-    3.1): wavelengths longer than the original context over ``low_freq_factor`` are divided by ``factor``, those shorter
-    than it over ``high_freq_factor`` are kept, and those between are blended. ``yarn`` (Peng et al. 2023): likewise between
+    ``length`` is that of the text so far, which longrope asks for: a prompt has the frequencies of its own length, and
+    every further token those of the length with it (as in Hugging Face; cached keys stay as they are). Source: Su et al.
+    2021, "RoFormer". ``llama3`` (Llama 3.1): wavelengths longer than the original context over ``low_freq_factor`` are
+    divided by ``factor``, those shorter than it over ``high_freq_factor`` are kept, and those between are blended. ``yarn``
+    (Peng et al. 2023): likewise between
     the pairs that turn ``beta_slow`` and ``beta_fast`` times within the original context.
     """
     dim = rope.dim_of(head_dim)
@@ -49,11 +51,10 @@ def tables(rope: RopeSpec, head_dim: int, positions: int, length: int) -> tuple[
     return cos.astype(np.float32), sin.astype(np.float32)
 
 
-def rounded_length(spec: ModelSpec, length: int, step: int) -> int:
-    """``length`` rounded up to a multiple of ``step``, as far as the context and the frequencies of that length go."""
-    ropes = {layer.attention.rope for layer in spec.layers}
-    changes = (rope.original_max_seq_len for rope in ropes if rope is not None and rope.type == "longrope")
-    return min(spec.max_seq_len, -(-length // step) * step, *(place for place in changes if length <= place))
+def turns(spec: ModelSpec) -> list[int]:
+    """Lengths beyond which a text has other frequencies (longrope), ascending."""
+    ropes = {layer.attention.rope for layer in spec.with_baseline_layers().layers}
+    return sorted({rope.original_max_seq_len for rope in ropes if rope is not None and rope.type == "longrope"})
 
 
 def _yarn_ramp(rope: RopeSpec, dim: int) -> NDArray[np.float64]:

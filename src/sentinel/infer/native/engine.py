@@ -13,7 +13,6 @@ from sentinel.errors import InputError
 from sentinel.infer.callers import one_at_a_time
 from sentinel.infer.engine import Engine, Logits, Memory, OpenSequence
 from sentinel.infer.meter import Meter
-from sentinel.models.rotary import rounded_length
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
 from sentinel.progress import say
@@ -110,10 +109,10 @@ class NativeEngine(Engine):
     def step_greedy(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> NDArray[np.int64]:
         """`step`, of which only each sequence's most probable next token is copied, [n]."""
         self._check_step(sequences, tokens)
-        self._pass(sequences, tokens)
+        logits = self._pass(sequences, tokens)
         self._count(sequences)
         assert self._passes is not None
-        return self._passes.best(len(sequences))
+        return self._passes.best(len(sequences)) if not self._turns else logits.argmax(axis=1)
 
     @one_at_a_time
     def release(self) -> None:
@@ -134,18 +133,13 @@ class NativeEngine(Engine):
 
     def _make_room(self, n_slot: int, n_position: int) -> None:
         old = self._passes
-        if old is not None and self._turn_alike(n_position, old.n_position):
+        if old is not None:
             if n_slot <= old.n_slot and n_position <= old.n_position:
                 return
             if n_slot > old.n_slot and self._open:  # more will follow, one by one
                 n_slot = min(MAX_SEQUENCES, max(n_slot, 2 * old.n_slot))
             n_slot, n_position = max(n_slot, old.n_slot), max(n_position, old.n_position)
-        elif self._open:
-            raise InputError(
-                f"room for {n_position} tokens asks for other rotary angles (longrope) than the sequences that are open; "
-                "close them first"
-            )
-        n_position = rounded_length(self.spec, n_position, ROOM_STEP)
+        n_position = min(self.spec.max_seq_len, -(-n_position // ROOM_STEP) * ROOM_STEP)
         if not self._open:
             self.release()  # before there is anything new: memory for one of them
             old = None
@@ -158,23 +152,29 @@ class NativeEngine(Engine):
                 self._passes.copy(slot, old, slot, sequence.reach)
             old.close()
 
-    def _turn_alike(self, n_position: int, other: int) -> bool:
-        """True where texts with room for so many tokens have the same rotary angles: with longrope the room decides."""
-        ropes = (layer.attention.rope for layer in self.spec.layers)
-        places = {rope.original_max_seq_len for rope in ropes if rope is not None and rope.type == "longrope"}
-        return all((n_position <= place) == (other <= place) for place in places)
-
     def _start(self, sequences: Sequence[OpenSequence], prompts: Sequence[Sequence[int]]) -> Logits:
         assert self._passes is not None
         rows = [rows_of(s.slot, 0, np.asarray(p, np.int64), 1) for s, p in zip(sequences, prompts, strict=True)]
-        return self._passes.logits(np.concatenate(rows))
+        lengths = [len(prompt) for prompt in prompts]
+        found = np.empty((len(rows), self.spec.vocab_size), np.float32)
+        for alike in self._turned_alike(lengths):
+            found[alike] = self._passes.logits(np.concatenate([rows[i] for i in alike]), lengths[alike[0]])
+        return found
+
+    def _turned_alike(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Numbers of texts of these lengths, those together that have the same rotary angles."""
+        groups = dict[int, list[int]]()
+        for number, length in enumerate(lengths):
+            groups.setdefault(sum(length > turn for turn in self._turns), []).append(number)
+        return list(groups.values())
 
     def _step(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> Logits:
         return self._pass(sequences, tokens).copy()
 
     def _several(self, sequence: OpenSequence, tokens: Sequence[int], last: int) -> Logits:
         assert self._passes is not None
-        return self._passes.logits(rows_of(sequence.slot, sequence.length, np.asarray(tokens, np.int64), last))
+        rows = rows_of(sequence.slot, sequence.length, np.asarray(tokens, np.int64), last)
+        return self._passes.logits(rows, sequence.length + len(tokens))
 
     def _copy(self, source: OpenSequence, target: OpenSequence) -> None:
         assert self._passes is not None
@@ -191,7 +191,14 @@ class NativeEngine(Engine):
     def _pass(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> Logits:
         """Logits [n, V] after one token more of each; a view that the next pass overwrites."""
         assert self._passes is not None
-        return self._passes.run(one_each([s.slot for s in sequences], [s.length for s in sequences], list(tokens)))
+        slots, lengths = [s.slot for s in sequences], [s.length for s in sequences]
+        rows, groups = one_each(slots, lengths, list(tokens)), self._turned_alike([length + 1 for length in lengths])
+        if len(groups) == 1:
+            return self._passes.step(rows, lengths[0] + 1)
+        found = np.empty((len(rows), self.spec.vocab_size), np.float32)
+        for alike in groups:
+            found[alike] = self._passes.step(rows[alike], lengths[alike[0]] + 1)
+        return found
 
 
 @functools.cache

@@ -53,8 +53,10 @@ class Passes:
         """Use only a part of each layer. Nothing is copied; what slots hold is of no use any more."""
         self._tables.set_width(width)
 
-    def logits(self, rows: Rows) -> NDArray[np.float32]:
-        """Logits [wanted rows, V] in the order of the rows, in as many passes as they take."""
+    def logits(self, rows: Rows, length: int) -> NDArray[np.float32]:
+        """Logits [wanted rows, V] in the order of the rows, in as many passes as they take; with the rotary angles of texts
+        of ``length`` tokens."""
+        self._tables.use_length(length)
         wanted = np.cumsum(rows[:, layout.R_WANTED])
         out = np.empty((int(wanted[-1]), self._vocab_size), np.float32)
         start = done = 0
@@ -65,6 +67,11 @@ class Passes:
             out[done : done + len(found)] = found
             start, done = end, done + len(found)
         return out
+
+    def step(self, rows: Rows, length: int) -> NDArray[np.float32]:
+        """`run` with the rotary angles of texts of ``length`` tokens."""
+        self._tables.use_length(length)
+        return self.run(rows)
 
     def run(self, rows: Rows) -> NDArray[np.float32]:
         """One pass of at most ``MAX_ROWS`` rows, ``MAX_WANTED`` of them wanted; a view that the next pass overwrites."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentinel.models.rotary import tables
+from sentinel.models.rotary import tables, turns
 from sentinel.models.spec import RopeSpec
 from sentinel.models.tensors import TensorSpec, tensors_of
 
@@ -39,9 +39,11 @@ class Tables:
         self._described = self.spec.with_baseline_layers()  # the model's layers, then those of its baseline
         self.layers = np.zeros((self._described.n_layer, layout.LAYER_FIELDS), np.int64)
         self._threads = threads
-        self._max_tokens, self._context = max_tokens, padded(max_tokens)
+        self._context = padded(max_tokens)
+        self._turns = turns(self.spec)
+        self._length = 0  # of the texts of a pass, as far as rotary angles depend on it: see `use_length`
         self._buffers: dict[str, NDArray[Any]] = {}
-        self._rotary: dict[tuple[RopeSpec, int], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._rotary: dict[tuple[RopeSpec, int, int], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._width: PackedWidth | None = None  # kept alive: the tables point into its projections
         self._tensors: dict[str, list[TensorSpec]] = {}
         for tensor in tensors_of(self.spec):
@@ -58,6 +60,21 @@ class Tables:
         for i in range(self.spec.n_layer):
             self._describe_layer(i, f"layers.{i}", width)
         self._width = width
+
+    def use_length(self, length: int) -> None:
+        """Let the passes that follow have the rotary angles of texts of that length."""
+        length = max((turn + 1 for turn in self._turns if length > turn), default=0)
+        if length != self._length:
+            self._length = length
+            for i in range(len(self._described.layers)):
+                self._describe_angles(i)
+
+    def _describe_angles(self, index: int) -> None:
+        fields, y = self.layers[index], self._described.layers[index]
+        if y.attention.rope is not None:
+            cos, sin = self._rotary[y.attention.rope, y.head_dim, self._length]
+            fields[layout.L_COS], fields[layout.L_SIN] = cos.ctypes.data, sin.ctypes.data
+            fields[layout.L_ROTARY] = cos.shape[1]
 
     def reset_threads(self) -> None:
         """Forget how far threads have come."""
@@ -157,8 +174,9 @@ class Tables:
         st[S.POSITIONS] = address("positions.weight")
         st[S.FINAL_NORM], st[S.FINAL_NORM_BIAS] = address("final_norm.weight"), address("final_norm.bias")
         for rope, head_dim in {(y.attention.rope, y.head_dim) for y in self._described.layers}:
-            if rope is not None:
-                self._rotary[rope, head_dim] = tables(rope, head_dim, self._context, self._max_tokens)
+            for length in (0, *(turn + 1 for turn in self._turns)):
+                if rope is not None:
+                    self._rotary[rope, head_dim, length] = tables(rope, head_dim, self._context, length)
 
     def _describe_baseline(self) -> None:
         """The baseline's layers, all of each, its embeddings, and which of its states are kept."""
@@ -207,10 +225,7 @@ class Tables:
         fields[layout.L_HEAD_DIM], fields[layout.L_NEURON] = y.head_dim, n_neuron
         fields[layout.L_GATED], fields[layout.L_ACTIVATION] = y.mlp.gated, Activation[y.mlp.activation.upper()]
         attention = y.attention
-        if attention.rope is not None:
-            cos, sin = self._rotary[attention.rope, y.head_dim]
-            fields[layout.L_COS], fields[layout.L_SIN] = cos.ctypes.data, sin.ctypes.data
-            fields[layout.L_ROTARY] = cos.shape[1]
+        self._describe_angles(index)
         fields[layout.L_WINDOW] = attention.window or 0
         fields[layout.L_SCALE_BITS] = _bits(attention.score_scale)
         fields[layout.L_CAP_BITS] = _bits(attention.soft_cap or 0.0)
