@@ -58,6 +58,16 @@ def test_statistics_are_gathered_once_for_all_who_share_them(monkeypatch):
     assert len(calls) == 1
 
 
+def test_the_record_of_pruning_tells_how_much_was_calibrated_on():
+    dense = filled_decoder(spec_of("gpt2"))
+    windows = windows_of(dense.spec, count=2)
+    for given, texts, tokens in ((windows, "t", windows.tokens.numel()), (None, "", 0)):
+        pruner = Pruner(dense, PruningSettings("magnitude", compensate=False), given)
+        order = pruner.order(0.5, 0.0)
+        step = pruner.step("m", order, [order.plan(0.5)], texts="t")
+        assert (step.texts, step.tokens, step.heads, step.compensated) == (texts, tokens, (0.5,), False)
+
+
 def test_a_text_with_a_token_that_the_model_does_not_have_is_refused():
     dense = filled_decoder(spec_of("gpt2"))
     windows = windows_of(dense.spec, count=2)
