@@ -170,6 +170,8 @@ def open_engine(
     """
     if level is not None:
         check_level(level)
+    if draft is not None:
+        DraftChoice.parse(draft)  # before anything is loaded
     folder = Path(model).expanduser()
     if folder.is_dir() and random_weights is None and is_quantised(folder):
         if device != "cpu":
@@ -230,12 +232,13 @@ def _open_kept(
     model: str, precision: str, width: tuple[float, float], threads: int | None, draft: str | None
 ) -> OpenedEngine:
     """Level 3 from packed weights that an earlier start has kept; without them, they are made and kept."""
+    choice = None if draft is None else DraftChoice.parse(draft)
+    if choice is not None:
+        choice.check_cheaper(precision, *width)
     found = _kept(model, precision, width, threads)
-    if draft is None:
-        return _warm(found.engine(3, precision, *width, threads=threads), found)
-    choice = DraftChoice.parse(draft)
-    choice.check_cheaper(precision, *width)
     engine = found.engine(3, precision, *width, threads=threads)
+    if draft is None or choice is None:
+        return _warm(engine, found)
     if choice.precision is not None:
         other = _kept(model, choice.precision, width, threads)
         engine.draft_by(other.engine(3, choice.precision, *width, threads=threads), draft)
