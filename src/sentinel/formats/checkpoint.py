@@ -126,18 +126,21 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float3
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
     state = read_safetensors(folder)
+    ours, family = config["model_type"] == MODEL_TYPE, family_of(spec.family)
+    if ours:
+        state = {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
+    else:
+        if text_part(config) is not None:
+            whole = f"{folder.name} is a multimodal model ({config['model_type']})"
+            say(f"{whole}: its text part, a {spec.family}, is taken")
+            state = text_tensors(state)
+        state = family.rename(state)
     _require_floats(state, folder)
     dtype = stored_dtype(state.values()) if dtype is None else dtype
-    if config["model_type"] == MODEL_TYPE:
-        state = _in(dtype, spec, {name.removeprefix("decoder."): tensor for name, tensor in state.items()})
+    if ours:
+        state = _in(dtype, spec, state)
     else:
-        family = family_of(spec.family)
-        if text_part(config) is not None:
-            say(
-                f"{folder.name} is a multimodal model ({config['model_type']}): its text part, a {spec.family}, is taken"
-            )
-            state = text_tensors(state)
-        spec, state = settle_head(spec, family.rename(state), family.embedding)
+        spec, state = settle_head(spec, state, family.embedding)
         state = read_weights(family.rules(spec), spec, state, dtype)
     decoder = build(spec, state, folder)
     decoder.store_widths(read_widths(folder, config, dtype))
