@@ -11,6 +11,7 @@ from family_configs import TINY
 from helpers import largest_difference, some_tokens
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from sentinel import progress
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint
 from sentinel.formats.gguf.reader import GGUFFile
@@ -79,7 +80,8 @@ def test_a_file_that_holds_experts_is_refused_when_it_is_opened(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(HOLDERS))
-def test_the_text_part_of_a_multimodal_model_is_its_logits_on_text(name, tmp_path, capsys):
+def test_the_text_part_of_a_multimodal_model_is_its_logits_on_text(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress.console, "quiet", False)
     base = AutoConfig.for_model(name)
     text = {"model_type": base.text_config.model_type, **TINY, "head_dim": 8, "pad_token_id": 0, "sliding_window": None}
     vision = {"model_type": base.vision_config.model_type, **VISION}
