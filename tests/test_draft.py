@@ -63,6 +63,9 @@ def test_two_hundred_prompts_say_what_they_say_without_a_draft():
         settings = SamplingSettings(temperature=0.8 * (number % 2), seed=number)
         assert run(drafting, prompt, 10, settings) == run(plain, prompt, 10, settings), number
     assert drafting.draft is not None and not drafting.draft._open and not drafting._open
+    drafting.release()
+    assert drafting.memory().kv == drafting.draft.memory().kv == 0
+    assert run(drafting, [1, 2, 3], 10) == run(plain, [1, 2, 3], 10)
 
 
 @pytest.mark.parametrize(("level", "precision"), [(1, None), (2, None), (3, "int8")])

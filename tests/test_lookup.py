@@ -134,3 +134,10 @@ def test_what_lookup_can_not_do_is_refused():
     bare = ToyEngine(lambda tokens: 0, spec_of("gpt2"), name="bare", supports=())
     with pytest.raises(InputError, match="bare can't verify several tokens at once; leave out the lookup"):
         list(generate_tokens(bare, [[1]], 4, proposer=PromptLookup()))
+
+
+def test_lookup_goes_on_with_another_text():
+    """A second text is the continuation of the first, whose words may come again."""
+    engine, lookup = Cycle(3), PromptLookup()
+    assert run(engine, [0, 1, 2, 0, 1], 12, lookup=lookup) == [(2 + i) % 3 for i in range(12)]
+    assert run(engine, [2, 0, 1], 12, lookup=lookup) == [(2 + i) % 3 for i in range(12)]

@@ -69,9 +69,7 @@ def write_onnx(decoder: Decoder, path: Path, matrices: Matrices) -> int:
     body = helper.make_graph(graph.nodes, "decoder", inputs, results, graph.constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(body, opset_imports=opsets, ir_version=10)
-    onnx.save_model(  # pyright: ignore[reportUnknownMemberType]
-        model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
-    )
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
     return graph.weight_bytes
 
 

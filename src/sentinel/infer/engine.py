@@ -77,7 +77,7 @@ class Engine(ABC):
         self.level = check_level(level).number
         self.supports = frozenset(supports)
         self.callers = CallerLock()
-        self._turns = turns(spec)
+        self._turns = turns(spec)  # lengths of a text at which its rotary angles change
         self._open: dict[int, OpenSequence] = {}  # by slot
         self._batch: list[OpenSequence] = []
 
@@ -254,8 +254,11 @@ class Engine(ABC):
         """Bytes that it holds now."""
 
     def release(self) -> None:
-        """End all sequences, and give back their memory and the engine's threads, until another one is opened."""
+        """End all sequences, and give back their memory and the engine's threads, until another one is opened; those of
+        its draft too."""
         self.close(*list(self._open.values()))
+        if self.draft is not None:
+            self.draft.release()
 
     # --- what an engine fills in ------------------------------------------------------------------------------------
 

@@ -30,6 +30,9 @@ class PromptLookup(Proposer):
                     self._after[tuple(self.text[-n:])] = len(self.text)
             self.text.append(token)
 
+    def close(self) -> None:
+        """Nothing is held: another text that begins is the continuation of this one."""
+
     def _guess(self, most: int, sampler: Sampler | None) -> list[int]:
         for n in NGRAMS:
             start = self._after.get(tuple(self.text[-n:])) if len(self.text) >= n else None

@@ -93,9 +93,9 @@ class Proposer(ABC):
             self.pauses += 1
             self.verified = Rate()
 
+    @abstractmethod
     def close(self) -> None:
-        """The text has ended, and with it what was told of it."""
-        self.text = []
+        """Give back what was held for the text, which has ended."""
 
     @property
     def report(self) -> str:

@@ -14,19 +14,7 @@ from typing_extensions import Self
 
 from sentinel.errors import InputError
 from sentinel.models.elastic import Elastic
-from sentinel.models.features import (
-    ATTENTION_VARIANTS,
-    BLOCK_VARIANTS,
-    END_VARIANTS,
-    INTEGRATION,
-    MIXED_MLPS,
-    PLAIN,
-    ROPE_SCALINGS,
-    ROTARY_VARIANTS,
-    SINGLE_BIASES,
-    UNEQUAL,
-    require_supported,
-)
+from sentinel.models.features import EVERY_GROUP, require_supported
 from sentinel.models.integration import Borrowing, Integration
 from sentinel.models.parts.attention import Attention, Cache, Trace, WindowedCache
 from sentinel.models.parts.block import Block
@@ -41,18 +29,7 @@ from sentinel.models.tensors import prefix
 
 __all__ = ["MLP", "Attention", "Block", "Cache", "Decoder", "Rotary"]
 
-SUPPORTS = (
-    PLAIN
-    | ROPE_SCALINGS
-    | UNEQUAL
-    | MIXED_MLPS
-    | SINGLE_BIASES
-    | INTEGRATION
-    | ROTARY_VARIANTS
-    | ATTENTION_VARIANTS
-    | BLOCK_VARIANTS
-    | END_VARIANTS
-)
+SUPPORTS = EVERY_GROUP
 
 
 class Decoder(Elastic):

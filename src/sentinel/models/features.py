@@ -10,7 +10,8 @@ from sentinel.models.spec import LayerSpec, ModelSpec
 Features = frozenset[str]
 
 # Whoever runs or writes models states what it can do as a union of these groups and of single names, in its ``SUPPORTS``.
-# A group is closed: a new name in it would be a claim of all who name the group. A new feature is a group of its own.
+# A group is closed: a new name in it would be a claim of all who name the group. A new feature is a group of its own, in
+# `ALL` at first, and in `EVERY_GROUP` once the decoder, its reference and the native engine do it.
 
 # Sizes and joints that most can do.
 NORMS = frozenset({"LayerNorm", "RMSNorm"})
@@ -49,7 +50,7 @@ END_VARIANTS = frozenset({"a scale of the embeddings", "a scale of the logits", 
 }
 
 PLAIN = NORMS | ACTIVATIONS | MLPS | BIASES | POSITIONS | HEADS
-ALL = (
+EVERY_GROUP = (
     PLAIN
     | ROPE_SCALINGS
     | UNEQUAL
@@ -61,6 +62,7 @@ ALL = (
     | BLOCK_VARIANTS
     | END_VARIANTS
 )
+ALL = EVERY_GROUP  # and groups that not all of those have yet
 
 
 def features(spec: ModelSpec) -> Features:

@@ -15,19 +15,7 @@ from torch.nn import functional
 
 from sentinel.models.decoder import Decoder
 from sentinel.models.elastic import Elastic
-from sentinel.models.features import (
-    ATTENTION_VARIANTS,
-    BLOCK_VARIANTS,
-    END_VARIANTS,
-    INTEGRATION,
-    MIXED_MLPS,
-    PLAIN,
-    ROPE_SCALINGS,
-    ROTARY_VARIANTS,
-    SINGLE_BIASES,
-    UNEQUAL,
-    require_supported,
-)
+from sentinel.models.features import EVERY_GROUP, require_supported
 from sentinel.models.parts.attention import Attention, Cache, Trace
 from sentinel.models.parts.block import Block
 from sentinel.models.parts.linear import bias_of
@@ -37,18 +25,7 @@ from sentinel.models.positions import Rotary, rotate, visible
 from sentinel.models.spec import AttentionSpec, ModelSpec
 from sentinel.models.width import with_own_groups
 
-SUPPORTS = (
-    PLAIN
-    | ROPE_SCALINGS
-    | UNEQUAL
-    | MIXED_MLPS
-    | SINGLE_BIASES
-    | INTEGRATION
-    | ROTARY_VARIANTS
-    | ATTENTION_VARIANTS
-    | BLOCK_VARIANTS
-    | END_VARIANTS
-)
+SUPPORTS = EVERY_GROUP
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -21,8 +21,8 @@ def frequencies(rope: RopeSpec, head_dim: int, length: int = 0) -> Frequencies:
     every further token those of the length with it (as in Hugging Face; cached keys stay as they are). Source: Su et al.
     2021, "RoFormer". ``llama3`` (Llama 3.1): wavelengths longer than the original context over ``low_freq_factor`` are
     divided by ``factor``, those shorter than it over ``high_freq_factor`` are kept, and those between are blended. ``yarn``
-    (Peng et al. 2023): likewise between
-    the pairs that turn ``beta_slow`` and ``beta_fast`` times within the original context.
+    (Peng et al. 2023): likewise between the pairs that turn ``beta_slow`` and ``beta_fast`` times within the original
+    context.
     """
     dim = rope.dim_of(head_dim)
     plain = rope.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)

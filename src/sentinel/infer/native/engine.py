@@ -116,8 +116,12 @@ class NativeEngine(Engine):
 
     @one_at_a_time
     def release(self) -> None:
-        """End all sequences, and the worker threads, until another sequence is opened."""
+        """End all sequences, and the worker threads, until another sequence is opened; those of its draft too."""
         super().release()
+        self._free()
+
+    def _free(self) -> None:
+        """Give back tables and threads; no sequence is open."""
         if self._passes is not None:
             self._half_kv = self._passes.half_kv
             self._passes.close()
@@ -141,7 +145,7 @@ class NativeEngine(Engine):
             n_slot, n_position = max(n_slot, old.n_slot), max(n_position, old.n_position)
         n_position = min(self.spec.max_seq_len, -(-n_position // ROOM_STEP) * ROOM_STEP)
         if not self._open:
-            self.release()  # before there is anything new: memory for one of them
+            self._free()  # before there is anything new: memory for one of them
             old = None
         half = self._half_kv if old is None else old.half_kv
         self._passes = Passes(self.packed, self.threads, n_slot, n_position, half_kv=half)

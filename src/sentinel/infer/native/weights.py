@@ -13,19 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.errors import InputError
-from sentinel.models.features import (
-    ATTENTION_VARIANTS,
-    BLOCK_VARIANTS,
-    END_VARIANTS,
-    INTEGRATION,
-    MIXED_MLPS,
-    PLAIN,
-    ROPE_SCALINGS,
-    ROTARY_VARIANTS,
-    SINGLE_BIASES,
-    UNEQUAL,
-    require_supported,
-)
+from sentinel.models.features import EVERY_GROUP, require_supported
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tensors import TensorSpec, tensors_of, with_scales_folded
 from sentinel.progress import track
@@ -34,18 +22,7 @@ from .blocks import padded
 from .packed_file import Collector, PackedTensor, PackedTensors, read_packed, write_packed
 from .precisions import PRECISIONS, Precision, packed_bytes
 
-SUPPORTS = (
-    PLAIN
-    | ROPE_SCALINGS
-    | UNEQUAL
-    | MIXED_MLPS
-    | SINGLE_BIASES
-    | INTEGRATION
-    | ROTARY_VARIANTS
-    | ATTENTION_VARIANTS
-    | BLOCK_VARIANTS
-    | END_VARIANTS
-)
+SUPPORTS = EVERY_GROUP
 # Of one layer after the other, those of the baseline last: Gram matrices of what its matrices read, by their names.
 Grams = Iterator[Mapping[str, NDArray]]
 _UNREAD = ("baseline.final_norm.", "baseline.lm_head.")  # the baseline ends before its last layer

@@ -37,9 +37,6 @@ class TorchEngine(Engine):
         self._decoder = ReferenceDecoder(decoder.narrowed()) if level == 0 else decoder
         self._decoder.eval()
         self._width: Width | None = None
-        # Rotary angles then depend on the length of the whole text, so that texts of several lengths can't share a pass.
-        ropes = (layer.attention.rope for layer in self._decoder.cache_spec.layers)
-        self._by_length = any(rope is not None and rope.type == "longrope" for rope in ropes)
         self._slots: Slots | None = None
 
     @property
@@ -103,7 +100,7 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def _start(self, sequences: Sequence[OpenSequence], prompts: Sequence[Sequence[int]]) -> Logits:
-        if self._by_length and len({len(prompt) for prompt in prompts}) > 1:
+        if self._turns and len({len(prompt) for prompt in prompts}) > 1:  # each has the angles of its own length
             pairs = zip(sequences, prompts, strict=True)
             return np.concatenate([self._several(sequence, prompt, 1) for sequence, prompt in pairs])
         longest, device = max(len(prompt) for prompt in prompts), self._decoder.device
@@ -118,7 +115,7 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def _step(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> Logits:
-        if self._by_length and len({sequence.length for sequence in sequences}) > 1:
+        if self._turns and len({sequence.length for sequence in sequences}) > 1:
             pairs = zip(sequences, tokens, strict=True)
             return np.concatenate([self._several(sequence, [token], 1) for sequence, token in pairs])
         slots = [sequence.slot for sequence in sequences]

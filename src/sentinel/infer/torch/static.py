@@ -18,6 +18,7 @@ from sentinel.infer.meter import Meter
 from sentinel.infer.torch.eager import TorchEngine, in_order, masks_of
 from sentinel.infer.torch.slots import OwnLength, Slots, places_of
 from sentinel.models.decoder import Decoder, Rotary
+from sentinel.models.rotary import turns
 
 
 class StaticTorchEngine(TorchEngine):
@@ -93,9 +94,7 @@ class _StaticStep:
 
 def _rotary_of_ends(decoder: Decoder, n_position: int) -> Rotary:
     """Tables [1, 1, n_position, D/2] for every position as the last of its text, whose length decides with longrope."""
-    ropes = [layer.attention.rope for layer in decoder.cache_spec.layers]
-    cuts = {rope.original_max_seq_len for rope in ropes if rope is not None and rope.type == "longrope"}
-    ends = sorted({n for n in cuts if n < n_position} | {n_position})
+    ends = [*(turn for turn in turns(decoder.spec) if turn < n_position), n_position]
     parts = [
         decoder.rotary(torch.arange(start, end, device=decoder.device)[None], end)
         for start, end in zip([0, *ends], ends, strict=False)

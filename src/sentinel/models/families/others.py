@@ -63,7 +63,7 @@ def kind_of_gguf(architecture: str, fields: Mapping[str, object]) -> str | None:
 
 
 def _counts(value: Any) -> bool:
-    return bool(value) and value != 1 if isinstance(value, int) and not isinstance(value, bool) else bool(value)
+    return bool(value) and (value is True or value != 1)
 
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any] | None:
