@@ -10,6 +10,7 @@ from helpers import layer_of, resized
 from sentinel.infer.native import NativeEngine, NativeWeights, memory
 from sentinel.infer.native.blocks import padded
 from sentinel.infer.native.kernels import dots, precision_int4, precision_int8
+from sentinel.infer.native.kernels.inputs import COLUMNS
 from sentinel.infer.native.kernels.precision_fp32 import float_block, half_block
 from sentinel.infer.native.precisions import PRECISIONS, fp32, int4, int8
 from sentinel.models.spec import ModelSpec, NormSpec, RopeSpec
@@ -227,9 +228,9 @@ def run_float(x, w, half=False):
 def int8_rows(x, offset=dots.INT8.OFFSET):
     """Float rows x [t, k] as the int8 kernel reads them: bytes, scales, and what sums start from where weights are so much
     larger; and, as float64, the rows that these stand for."""
-    q, scales, sums, meant = _rounded(x, precision_int8.quantise_row, precision_int8.INPUT_GROUP)
-    wide = np.pad(q.astype(int), ((0, 0), (0, -q.shape[1] % precision_int8.INPUT_GROUP)))
-    starts = -offset * wide.reshape(len(q), -1, precision_int8.INPUT_GROUP).sum(2)
+    q, scales, sums, meant = _rounded(x, precision_int8.quantise_row)
+    wide = np.pad(q.astype(int), ((0, 0), (0, -q.shape[1] % COLUMNS)))
+    starts = -offset * wide.reshape(len(q), -1, COLUMNS).sum(2)
     if offset == dots.INT8.OFFSET:
         np.testing.assert_array_equal(sums[:, :-1].view(np.int32), starts)
     sums[:, :-1] = starts.astype(np.int32).view(np.float32)
@@ -238,19 +239,19 @@ def int8_rows(x, offset=dots.INT8.OFFSET):
 
 def int4_rows(x):
     """Likewise of the int4 kernel, whose sums are those of the rows."""
-    return _rounded(x, precision_int4.quantise_row, 32)
+    return _rounded(x, precision_int4.quantise_row)
 
 
-def _rounded(x, quantise_row, group):
+def _rounded(x, quantise_row):
     x = np.ascontiguousarray(x, np.float32)
     t, k = x.shape
-    n_group = -(-k // group)
+    n_group = -(-k // COLUMNS)
     q = np.full((t, padded(k)), 99, np.int8)
     scales, sums = np.zeros((t, n_group + 1), np.float32), np.zeros((t, n_group + 1), np.float32)
     for i in range(t):
         quantise_row(*(array[i].ctypes.data for array in (x, q, scales, sums)), k)
     with np.errstate(invalid="ignore"):  # rows that are not finite
-        meant = q[:, :k] * np.repeat(scales[:, :-1].astype(float), group, axis=1)[:, :k]
+        meant = q[:, :k] * np.repeat(scales[:, :-1].astype(float), COLUMNS, axis=1)[:, :k]
     return q, scales, sums, meant
 
 

@@ -11,6 +11,7 @@ from native_oracle import dense_int4, run_int4, run_int8
 from sentinel.infer.native.blocks import padded
 from sentinel.infer.native.kernels import dots, precision_int4, precision_int8
 from sentinel.infer.native.kernels.dots import Plain
+from sentinel.infer.native.kernels.inputs import COLUMNS
 from sentinel.infer.native.kernels.layout import INT4_HALF_BYTES
 from sentinel.infer.native.kernels.tiles import block_of
 from sentinel.infer.native.packed_file import PackedTensor, PackedTensors
@@ -127,16 +128,15 @@ def test_what_is_not_finite_stays_so(way, bad):
 def test_rounding_rows(x, kernel):
     x = x.astype(np.float32)
     n, size = x.size, padded(x.size)
-    group = precision_int8.INPUT_GROUP if kernel is precision_int8 else 32
-    n_group = -(-n // group)
+    n_group = -(-n // COLUMNS)
     q, scale = np.full(size + 1, 99, np.int8), np.full(n_group + 1, 9, np.float32)
     sums = np.full(n_group + 1, 9, np.int32)
     kernel.quantise_row(x.ctypes.data, q.ctypes.data, scale.ctypes.data, sums.ctypes.data, n)
-    wide = np.repeat(scale[:-1].astype(float), group)[:n]
+    wide = np.repeat(scale[:-1].astype(float), COLUMNS)[:n]
     assert np.all(np.abs(q[:n] * wide - x) <= 0.501 * wide + 1e-35)
     assert np.all(q[n:size] == 0) and np.abs(q[:size].astype(int)).max() <= 127
     assert q[size] == 99 and scale[-1] == 9 and sums[-1] == 9  # nothing is written beyond
-    whole = np.pad(q[:n].astype(int), (0, -n % group)).reshape(-1, group).sum(1)
+    whole = np.pad(q[:n].astype(int), (0, -n % COLUMNS)).reshape(-1, COLUMNS).sum(1)
     if kernel is precision_int8:
         np.testing.assert_array_equal(sums[:-1], -dots.INT8.OFFSET * whole)
     else:

@@ -147,6 +147,19 @@ def _weigh(n_token, weights, stride, values, n, size, out):
 
 
 @njit(**FAST)
+def _write_scaled(part, n_token, factors, y, y_stride, n):
+    """Write ``n`` of 32 columns of ``n_token`` rows at ``part``, times the factor of each, to ``y``."""
+    for t in range(n_token):
+        source, target, factor = f32_view(part + t * 128, 32), f32_view(y + t * y_stride, n), factors[t]
+        if n == 32:  # known to the compiler, it is two vectors
+            for i in range(32):
+                target[i] = source[i] * factor
+        else:
+            for i in range(n):
+                target[i] = source[i] * factor
+
+
+@njit(**FAST)
 def attend(st, layer, rows, row0, n_token, head, private):
     """Causal attention of one head for ``n_token`` consecutive tokens of one sequence (Vaswani et al. 2017).
 
@@ -192,8 +205,5 @@ def attend(st, layer, rows, row0, n_token, head, private):
             _weigh(n_token, scores + before * 4, stride, values, n_seen - turn, size, rest)
             for t in range(n_token):
                 add_to(rest + t * 128, out + t * 128, n)
-        for t in range(n_token):
-            target = f32_view(st[_ATTENTION] + (row0 + t) * st[_ATTENTION_STRIDE] + (head * d + chunk * 32) * 4, n)
-            source = f32_view(out + t * 128, n)
-            for i in range(n):
-                target[i] = source[i] * factors[t]
+        target = st[_ATTENTION] + row0 * st[_ATTENTION_STRIDE] + (head * d + chunk * 32) * 4
+        _write_scaled(out, n_token, factors, target, st[_ATTENTION_STRIDE], n)

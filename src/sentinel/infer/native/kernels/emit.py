@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-PREFETCH_BYTES = 2048  # how far ahead of a one-token tile its weights are asked for
+from .cpu import PREFETCH_BYTES
 
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 PTR = ir.PointerType()
@@ -48,6 +48,18 @@ class Emit:
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         fn = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(V16F, (V16F,) * 3), "llvm.fmuladd.v16f32")
         return self.b.call(fn, (a, b, c))
+
+    def rint(self, a: Any) -> Any:
+        """To the nearest whole number, ties to even."""
+        fn = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(V16F, (V16F,)), "llvm.rint.v16f32")
+        return self.b.call(fn, (a,))
+
+    def reduce(self, what: str, a: Any) -> Any:
+        """One int32 of 16: "add" or "smax"."""
+        fnty = ir.FunctionType(I32, (V16I,))
+        return self.b.call(
+            cgutils.get_or_insert_function(self.b.module, fnty, f"llvm.vector.reduce.{what}.v16i32"), (a,)
+        )
 
     def ahead(self, offset: Any, size: Any, skip: Any) -> Any:
         """Where the stream goes on a little after ``offset``: beyond ``size`` bytes, it skips the unused columns."""

@@ -7,13 +7,15 @@ from numba import njit
 
 from .intrinsics import f32_view, float_bits, i64_view
 from .layout import MATRIX_FIELDS, N_ROW, P_BEST, P_BLOCK, S
-from .matrix import add_bias, block_range
+from .matrix import add_bias, blocks_of
 from .precisions import block_product, embed_row
+from .sync import next_item
 from .vector import FAST, soft_cap
 
 _THREADS, _N_EMBD = int(S.THREADS), int(S.N_EMBD)
 _LOGITS, _LOGITS_STRIDE, _BEST = int(S.LOGITS), int(S.LOGITS_STRIDE), int(S.BEST)
 _EMBED_SCALE, _LOGIT_CAP = int(S.EMBED_SCALE_BITS), int(S.LOGIT_CAP_BITS)
+_SYNC = int(S.SYNC)
 _PRIVATE, _PRIVATE_STRIDE = int(S.PRIVATE), int(S.PRIVATE_STRIDE)
 _NO_LOGIT = np.float32(-np.inf)
 
@@ -36,12 +38,13 @@ def embed(st, table, positions, token, position, first, end, x):
 @njit(**FAST)
 def head_logits(st, matrix, row0, n, private, thread, n_thread):
     """Logits of ``n`` rows and, per thread, the largest of its share."""
-    first, end = block_range(matrix, thread, n_thread)
     for t in range(n):
-        i64_view(private + P_BEST + t * 16, 1)[0] = first * 32
+        i64_view(private + P_BEST + t * 16, 1)[0] = 0
         f32_view(private + P_BEST + t * 16 + 8, 1)[0] = _NO_LOGIT
     scratch, cap = private + P_BLOCK, float_bits(np.int32(st[_LOGIT_CAP]))
-    for block in range(first, end):
+    n_block = blocks_of(matrix)
+    block = next_item(st[_SYNC], private, n == 1, n_block, -1, thread, n_thread)
+    while block >= 0:
         block_product(st, matrix, block, row0, n, scratch)
         add_bias(matrix, block, n, scratch)
         if cap > np.float32(0):
@@ -61,6 +64,7 @@ def head_logits(st, matrix, row0, n, private, thread, n_thread):
                 while part[i] != top:
                     i += 1
                 i64_view(private + P_BEST + t * 16, 1)[0] = block * 32 + i
+        block = next_item(st[_SYNC], private, n == 1, n_block, block, thread, n_thread)
 
 
 @njit(**FAST)
@@ -70,6 +74,7 @@ def gather_best(st, n):
         for thread in range(st[_THREADS]):
             area = st[_PRIVATE] + thread * st[_PRIVATE_STRIDE] + P_BEST + t * 16
             value = f32_view(area + 8, 1)[0]
-            if value > top:
-                top, token = value, i64_view(area, 1)[0]
+            found = i64_view(area, 1)[0]
+            if value > top or (value == top and found < token):
+                top, token = value, found
         i64_view(st[_BEST], n)[t] = token

@@ -60,7 +60,7 @@ from .layout import (
 from .matrix import add_to, neurons, project, put_inputs, put_norm, warm
 from .names import Part
 from .plan import keep_wanted
-from .sync import barrier
+from .sync import barrier, next_item
 from .vector import FAST, normalise
 
 _N_FIELD, _N_PART = int(S.N_FIELD), len(Part)
@@ -142,9 +142,11 @@ def _fill_cache(st, layer, rows, n, private, thread, n_thread, clock):
 def _attend_rows(st, layer, rows, n_tile, tiles, private, thread, n_thread, clock):
     """Outputs of all heads, in runs of consecutive tokens."""
     n_item = n_tile * layer[L_HEAD]
-    for item in range(n_item * thread // n_thread, n_item * (thread + 1) // n_thread):
+    item = next_item(st[_SYNC], private, n_tile == 1, n_item, -1, thread, n_thread)
+    while item >= 0:
         h, tile = item // n_tile, item % n_tile
         attend(st, layer, rows, tiles[2 * tile], tiles[2 * tile + 1], h, private)
+        item = next_item(st[_SYNC], private, n_tile == 1, n_item, item, thread, n_thread)
     warm(layer[L_OUT : L_OUT + MATRIX_FIELDS], thread, n_thread)
     barrier(st[_SYNC], private, n_thread)
     return _clock(st, thread, _PART_ATTENTION, clock)

@@ -198,6 +198,20 @@ def yield_core(typingctx: Any) -> Any:
 
 
 @intrinsic
+def nap(typingctx: Any, microseconds: Any) -> Any:
+    """Sleep (POSIX ``usleep``): a core that has nothing to run takes a thread that waits for another core."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _YIELD_SYMBOL is not None:
+            int32 = ir.IntType(32)
+            fn = cgutils.get_or_insert_function(builder.module, ir.FunctionType(int32, (int32,)), "usleep")
+            builder.call(fn, (builder.trunc(args[0], int32),))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def prefetch_line(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at ``address``; harmless where nothing is mapped."""
 

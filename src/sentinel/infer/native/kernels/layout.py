@@ -123,6 +123,7 @@ class S(IntEnum):
 P_BARRIERS = 0  # int64: barriers passed so far
 P_JOBS = 8  # int64: jobs done so far
 P_READ = 16  # int64: sum of what `stream` has read
+P_CLAIMS = 24  # int64: claims of all threads before the loop that they are in
 P_BEST = 64  # per wanted row: int64 token, then float32 value in 8 bytes
 P_BLOCK = 64 + 16 * 256  # float32 [rows][32] one block's output, twice
 MAX_ROWS = 128  # tokens that go through the layers together, at most `WINDOW_SLACK`: rings take them whole
@@ -141,4 +142,5 @@ PLAN_INTS = LAST_ROWS + ROW_FIELDS * MAX_ROWS
 # In the area that threads synchronise on, in bytes: each on its own cache line.
 Y_JOB = 0  # number of the newest job
 Y_ARRIVED = 64  # arrivals at barriers
-Y_PARKED = 128  # per thread: 1 while it sleeps
+Y_CLAIMED = 128  # items that were claimed, and one more per thread and loop
+Y_PARKED = 192  # per thread: 1 while it sleeps

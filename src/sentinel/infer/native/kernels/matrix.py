@@ -7,7 +7,7 @@ from numba import njit
 from .intrinsics import f32_view, never_inlined, prefetch_line
 from .layout import BIAS, BLOCK_BYTES, MAX_ROWS, N_COLUMN, N_ROW, P_BLOCK, WEIGHT, S
 from .precisions import block_product, input_or, put_input
-from .sync import barrier
+from .sync import barrier, next_item
 from .vector import FAST, activate, normalise
 
 _LAYERNORM, _SYNC = int(S.LAYERNORM), int(S.SYNC)
@@ -62,17 +62,17 @@ def add_bias(matrix, block, n_token, y):
 
 
 @njit(**FAST)
-def block_range(matrix, thread, n_thread):
-    """First and end of the blocks that are this thread's."""
-    n_block = (matrix[N_ROW] + 31) // 32
-    return n_block * thread // n_thread, n_block * (thread + 1) // n_thread
+def blocks_of(matrix):
+    """Number of its blocks."""
+    return (matrix[N_ROW] + 31) // 32
 
 
 @njit(**FAST)
 def warm(matrix, thread, n_thread):
     """Ask for the start of this thread's share of the next matrix, so that memory is not idle at the barrier."""
     if matrix[WEIGHT] != 0:
-        first, end = block_range(matrix, thread, n_thread)
+        n_block = blocks_of(matrix)
+        first, end = n_block * thread // n_thread, n_block * (thread + 1) // n_thread
         start = matrix[WEIGHT] + first * matrix[BLOCK_BYTES]
         for line in range(0, min(_WARM_BYTES, (end - first) * matrix[BLOCK_BYTES]), 64):
             prefetch_line(start + line)
@@ -89,36 +89,56 @@ def add_to(y, address, n):
 
 
 @njit(**FAST)
-def _write_to(y, address, n):
-    out = f32_view(address, n)
-    part = f32_view(y, n)
-    for i in range(n):
-        out[i] = part[i]
+def _write_block(part, n_token, y, y_stride, n):
+    """Write ``n`` columns of a block's ``n_token`` rows at ``part`` to ``y``."""
+    never_inlined()
+    for t in range(n_token):
+        source, target = f32_view(part + t * 128, 32), f32_view(y + t * y_stride, n)
+        if n == 32:  # known to the compiler, it is two vectors
+            for i in range(32):
+                target[i] = source[i]
+        else:
+            for i in range(n):
+                target[i] = source[i]
+
+
+@njit(**FAST)
+def _add_block(part, n_token, y, y_stride, n):
+    """`_write_block`, but to what is there it adds."""
+    never_inlined()
+    for t in range(n_token):
+        source, target = f32_view(part + t * 128, 32), f32_view(y + t * y_stride, n)
+        if n == 32:
+            for i in range(32):
+                target[i] += source[i]
+        else:
+            for i in range(n):
+                target[i] += source[i]
 
 
 @njit(**FAST)
 def project(st, matrix, row0, n_token, y, y_stride, add, private, thread, n_thread):
     """y = matrix * input + bias, or y += that (``add``), for ``n_token`` rows. ``y`` has 4 * y_stride bytes a row."""
-    first, end = block_range(matrix, thread, n_thread)
-    scratch = private + P_BLOCK
-    for block in range(first, end):
+    n_block, scratch = blocks_of(matrix), private + P_BLOCK
+    block = next_item(st[_SYNC], private, n_token == 1, n_block, -1, thread, n_thread)
+    while block >= 0:
         block_product(st, matrix, block, row0, n_token, scratch)
         add_bias(matrix, block, n_token, scratch)
         n = min(32, matrix[N_ROW] - block * 32)
-        for t in range(n_token):
-            if add:
-                add_to(scratch + t * 128, y + t * y_stride + block * 128, n)
-            else:
-                _write_to(scratch + t * 128, y + t * y_stride + block * 128, n)
+        if add:
+            _add_block(scratch, n_token, y + block * 128, y_stride, n)
+        else:
+            _write_block(scratch, n_token, y + block * 128, y_stride, n)
+        block = next_item(st[_SYNC], private, n_token == 1, n_block, block, thread, n_thread)
 
 
 @njit(**FAST)
 def neurons(st, gate, up, gated, activation, row0, n_token, y, y_stride, private, thread, n_thread):
     """y = act(up * input), or act(gate * input) * (up * input), for ``n_token`` rows."""
-    first, end = block_range(up, thread, n_thread)
-    scratch = private + P_BLOCK
+    n_block, scratch = blocks_of(up), private + P_BLOCK
     other = scratch + MAX_ROWS * 128
-    for block in range(first, end):
+    block = next_item(st[_SYNC], private, n_token == 1, n_block, -1, thread, n_thread)
+    while block >= 0:
         block_product(st, up, block, row0, n_token, scratch)
         add_bias(up, block, n_token, scratch)
         if gated:
@@ -131,5 +151,5 @@ def neurons(st, gate, up, gated, activation, row0, n_token, y, y_stride, private
         else:
             activate(scratch, n_token * 32, activation)
         n = min(32, up[N_ROW] - block * 32)
-        for t in range(n_token):
-            _write_to(scratch + t * 128, y + t * y_stride + block * 128, n)
+        _write_block(scratch, n_token, y + block * 128, y_stride, n)
+        block = next_item(st[_SYNC], private, n_token == 1, n_block, block, thread, n_thread)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from numba import njit
@@ -15,9 +14,9 @@ from .intrinsics import f32_view, floats_of_halves
 from .layout import BLOCK_BYTES, N_COLUMN, WEIGHT
 from .vector import FAST
 
-# Column k goes into sum k % CHAINS of its output, whatever the number of tokens, so that a token's bits do not depend on
-# the others of its pass: proposals that are verified together are what they would be alone.
-CHAINS = 4  # a lone token needs that many under way to hide the latency of an fma
+# Columns are added one after the other, whatever the number of tokens, so that a token's bits do not depend on the others
+# of its pass: proposals that are verified together are what they would be alone. The two to eight sums that a lone token
+# has under way take 128 bytes in the four cycles of an fma: more than memory brings.
 
 
 def _emit_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
@@ -25,62 +24,29 @@ def _emit_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
     e = Emit(builder)
     size = 2 if half else 4
 
-    def column(k: Any, totals: list[Any]) -> None:
+    totals = sums(builder, V16F, tokens * 2)
+    with cgutils.for_range_slice(builder, I64(0), n, I64(1), I64) as (k, _):
         row = e.at(w, builder.mul(k, w_stride))
-        weights = []
-        for v in range(2):
-            if half:
-                weights.append(floats_of_halves(builder, e.load(e.at(row, v * 32), V16S, 2)))
-            else:
-                weights.append(e.load(e.at(row, v * 64), V16F))
+        if half:
+            weights = [floats_of_halves(builder, e.load(e.at(row, v * 32), V16S, 2)) for v in range(2)]
+        else:
+            weights = [e.load(e.at(row, v * 64), V16F) for v in range(2)]
         if tokens == 1:
             ahead = e.at(w, e.ahead(builder.mul(k, w_stride), builder.mul(n, w_stride), skip))
             for line in range(0, 32 * size, 64):
                 e.prefetch(e.at(ahead, line))
         offset = builder.shl(k, I64(2))
         for t in range(tokens):
-            pointer = e.at(e.at(x, builder.mul(x_stride, I64(t))), offset)
-            value = e.splat(e.load(pointer, F32))
+            value = e.splat(e.load(e.at(e.at(x, builder.mul(x_stride, I64(t))), offset), F32))
             for v in range(2):
                 accumulate(
                     builder, totals[t * 2 + v], V16F,
                     lambda s, value=value, weight=weights[v]: e.fma(value, weight, s),
                 )  # fmt: skip
-
-    def output(t: int, v: int) -> Any:
-        return e.at(e.at(y, builder.mul(y_stride, I64(t))), v * 64)
-
-    if tokens == 1:
-        _emit_lone_token(builder, n, column, lambda v: output(0, v))
-        return
-    for chain in range(CHAINS):  # one after the other: their sums of all tokens would not fit the registers
-        totals = sums(builder, V16F, tokens * 2)
-        with cgutils.for_range_slice(builder, I64(chain), n, I64(CHAINS), I64) as (k, _):
-            column(k, totals)
-        for t in range(tokens):
-            for v in range(2):
-                total = builder.load(totals[t * 2 + v], typ=V16F)
-                if chain > 0:
-                    total = builder.fadd(builder.load(output(t, v), align=4, typ=V16F), total)
-                builder.store(total, output(t, v), align=4)
-
-
-def _emit_lone_token(builder: Any, n: Any, column: Callable[..., None], output: Callable[[int], Any]) -> None:
-    """All chains side by side; the last columns, fewer than there are chains, go on where they would."""
-    totals = [sums(builder, V16F, 2) for _ in range(CHAINS)]
-    whole = builder.and_(n, I64(-CHAINS))
-    with cgutils.for_range_slice(builder, I64(0), whole, I64(CHAINS), I64) as (k, _):
-        for chain in range(CHAINS):
-            column(builder.add(k, I64(chain)), totals[chain])
-    for chain in range(CHAINS - 1):
-        k = builder.add(whole, I64(chain))
-        with builder.if_then(builder.icmp_signed("<", k, n)):
-            column(k, totals[chain])
-    for v in range(2):
-        total = builder.load(totals[0][v], typ=V16F)
-        for chain in range(1, CHAINS):
-            total = builder.fadd(total, builder.load(totals[chain][v], typ=V16F))
-        builder.store(total, output(v), align=4)
+    for t in range(tokens):
+        for v in range(2):
+            out = e.at(e.at(y, builder.mul(y_stride, I64(t))), v * 64)
+            builder.store(builder.load(totals[t * 2 + v], typ=V16F), out, align=4)
 
 
 def _tile(tokens: int, half: bool) -> Any:

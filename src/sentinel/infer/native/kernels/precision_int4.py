@@ -13,7 +13,7 @@ from numba.core import cgutils
 from .dots import INT4, Dots
 from .emit import F32, I32, I64, V16F, V16I, V16S, Emit, accumulate, store_scaled, sums
 from .inputs import SCALE as INPUT_SCALE
-from .inputs import SUM, SUM_STRIDE, X_STRIDE, X, quantiser
+from .inputs import SUM, SUM_STRIDE, X_STRIDE, X, quantise
 from .intrinsics import f32_view, floats_of_halves, half_at, i8_view, i32_view
 from .layout import BLOCK_BYTES, GROUP, INT4_GROUP_BYTES, INT4_HALF_BYTES, INT4_NIBBLE_BYTES, N_COLUMN, SCALE, WEIGHT
 from .tiles import Tile, block_of
@@ -69,7 +69,6 @@ def _emit_group(builder: Any, base: Any, xs: list[Any], halves: int, dots: Dots)
 
 
 int4_block = block_of(emit_tile, INT4_HALF_BYTES, INT4)
-_quantise = quantiser(GROUP)
 
 
 @njit(**FAST)
@@ -86,7 +85,7 @@ def product(st, matrix, block, row0, n_token, y):
 @njit(**FAST)
 def quantise_row(x, q, scales, sums, n):
     """A row of the input from ``n`` float32 at ``x``: bytes, scales, and sums of what they stand for."""
-    n_group = _quantise(x, q, scales, sums, n)
+    n_group = quantise(x, q, scales, sums, n)
     whole, scale, total = i32_view(sums, n_group), f32_view(scales, n_group), f32_view(sums, n_group)
     for g in range(n_group):
         total[g] = np.float32(whole[g]) * scale[g]

@@ -12,16 +12,15 @@ from numba.core import cgutils
 
 from .dots import INT8, Dots
 from .emit import F32, I32, I64, V16F, V16I, Emit, accumulate, store_scaled, sums
+from .inputs import COLUMNS, SUM, SUM_STRIDE, X_STRIDE, X, quantise
 from .inputs import SCALE as INPUT_SCALE
-from .inputs import SUM, SUM_STRIDE, X_STRIDE, X, quantiser
 from .intrinsics import f32_view, i8_view, i32_view
 from .layout import BLOCK_BYTES, N_COLUMN, SCALE, WEIGHT
 from .tiles import Tile, block_of
 from .vector import FAST
 
-INPUT_GROUP = 32  # columns of the input that share a scale; of 128, they cost SmolLM2-135M more perplexity
 _HALF_BYTES = 64
-_QUADS = INPUT_GROUP // 4
+_QUADS = COLUMNS // 4
 
 
 def emit_tile(builder: Any, args: Any, tile: Tile, dots: Dots) -> None:
@@ -83,7 +82,6 @@ def _emit_group(builder: Any, areas: Any, quads: Any, tile: Tile, dots: Dots, do
 
 
 int8_block = block_of(emit_tile, _HALF_BYTES, INT8)
-_quantise = quantiser(INPUT_GROUP)
 _OFFSET = np.int32(INT8.OFFSET)
 
 
@@ -100,7 +98,7 @@ def product(st, matrix, block, row0, n_token, y):
 @njit(**FAST)
 def quantise_row(x, q, scales, sums, n):
     """A row of the input from ``n`` float32 at ``x``: bytes, scales, and what the sums of products start from."""
-    n_group = _quantise(x, q, scales, sums, n)
+    n_group = quantise(x, q, scales, sums, n)
     start = i32_view(sums, n_group)
     for g in range(n_group):
         start[g] *= -_OFFSET

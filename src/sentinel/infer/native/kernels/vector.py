@@ -6,9 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
 
-from .intrinsics import f32_view, float_bits, nearest, never_inlined
+from .emit import F32, I64, V16F, Emit
+from .intrinsics import f32_view, float_bits, intrinsic, nearest, never_inlined
 from .names import Activation
 
 # Sums may be taken in any order (several lanes at once); NaN and infinity keep their meaning.
@@ -58,24 +61,64 @@ def soft_cap(address, n, cap):
         x[i] = cap * tanh32(x[i] * inverse)
 
 
+@intrinsic
+def _largest_of_vectors(typingctx: Any, address: Any, n: Any) -> Any:
+    """The largest of ``n`` >= 16 float32, NaN left out."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emit(builder)
+        address, n = args
+
+        def join(at: Any) -> None:
+            x, top = e.load(e.at(address, builder.shl(at, I64(2))), V16F), builder.load(tops, typ=V16F)
+            builder.store(builder.select(builder.fcmp_ordered(">", x, top), x, top), tops)
+
+        tops = cgutils.alloca_once(builder, V16F)
+        builder.store(ir.Constant(V16F, [-math.inf] * 16), tops)
+        last = builder.sub(n, I64(16))
+        with cgutils.for_range_slice(builder, I64(0), last, I64(16), I64) as (at, _):
+            join(at)
+        join(last)  # some of it a second time
+        fnty = ir.FunctionType(F32, (V16F,))
+        fn = cgutils.get_or_insert_function(builder.module, fnty, "llvm.vector.reduce.fmax.v16f32")
+        return builder.call(fn, (builder.load(tops, typ=V16F),))
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+@njit(**FAST)
+def _largest(address, n):
+    """The largest of ``n`` float32, NaN left out."""
+    if n >= 16:
+        return _largest_of_vectors(address, n)
+    x = f32_view(address, n)
+    top = x[0]
+    for i in range(n):
+        top = max(top, x[i])
+    return top
+
+
 @njit(**FAST)
 def softmax_weights(address, first, n, n_zero, scale):
     """exp(scale * (s - max)) of the scores from ``first`` to ``n``, in place; those before and the next ``n_zero`` after
     become 0. Returns 1 / their sum."""
     never_inlined()
-    s = f32_view(address, n + n_zero)
-    top = s[first]
-    for i in range(first, n):
-        top = max(top, s[i])
+    # Counted from 0: from elsewhere Numba looks at each index whether it is negative, and LLVM takes them one by one.
+    before, s, after = (
+        f32_view(address, first),
+        f32_view(address + 4 * first, n - first),
+        f32_view(address + 4 * n, n_zero),
+    )
+    top = _largest(address + 4 * first, n - first)
+    for i in range(before.size):
+        before[i] = _ZERO
+    for i in range(s.size):
+        s[i] = exp32((s[i] - top) * scale)
     total = _ZERO
-    for i in range(first):
-        s[i] = _ZERO
-    for i in range(first, n):
-        e = exp32((s[i] - top) * scale)
-        s[i] = e
-        total += e
-    for i in range(n, n + n_zero):
-        s[i] = _ZERO
+    for i in range(s.size):  # apart: LLVM would do both one by one
+        total += s[i]
+    for i in range(after.size):
+        after[i] = _ZERO
     return _ONE / total
 
 
