@@ -14,7 +14,7 @@ from sentinel.models.features import INTEGRATION, features
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import say, working
 
-EXPORTED_FILES = (*MODEL_FILES, "modeling_sentinel.py", "*.onnx", "*.onnx.data", "genai_config.json", "README.md")
+EXPORTED_FILES = (*MODEL_FILES, "modeling_sentinel.py", "*.onnx", "*.onnx.data", "genai_config.json", "run_onnx.py")
 
 
 @dataclass(frozen=True)

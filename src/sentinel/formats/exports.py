@@ -60,7 +60,7 @@ def _run_hugging_face(path: Path) -> str:
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(path)!r}{trust})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({str(path)!r})"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(path)!r}{trust})"
     )
 
 
@@ -69,11 +69,7 @@ def _run_gguf(path: Path) -> str:
 
 
 def _run_onnx(path: Path) -> str:
-    return (
-        "import onnxruntime\n"
-        f"session = onnxruntime.InferenceSession({str(path / 'model.onnx')!r})\n"
-        f"print([value.name for value in session.get_inputs()])  # {path / 'README.md'} says what goes in"
-    )
+    return f"python {path / 'run_onnx.py'} 'Once upon a time'"
 
 
 EXPORT_FORMATS: Mapping[str, ExportFormat] = {

@@ -1,9 +1,9 @@
 # pyright: standard
 """Writes a decoder as a folder for onnxruntime: the graph with its weights, the tokenizer, and a script that runs it.
 
-Weights are fp32, or in blocks of 32 with a scale each: int8, or int4 with an int8 embedding (MatMulNBits, accuracy level 4:
-what it reads is rounded to int8, too). ``genai_config.json`` is for onnxruntime-genai, which makes one cache for all layers:
-it is written where all have heads, and equally many.
+Weights are fp32, or in blocks of 32 with a scale each: int8, or int4 with an int8 embedding (MatMulNBits, accuracy level
+4: what it reads is rounded to int8, too). ``genai_config.json`` is for onnxruntime-genai, which makes one cache for all
+layers: it is written where all have heads, and equally many.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
 import torch
 from onnx import TensorProto, helper  # pyright: ignore[reportMissingImports]

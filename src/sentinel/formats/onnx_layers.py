@@ -52,7 +52,9 @@ class Layers:
         if spec.embed_scale != 1.0:
             x = nodes.node("Mul", x, nodes.constant(np.array(spec.embed_scale, np.float32), streamed=False))
         if spec.learned_positions:
-            x = nodes.node("Add", x, nodes.node("Gather", nodes.table(self._array("positions.weight")), self._positions()))
+            x = nodes.node(
+                "Add", x, nodes.node("Gather", nodes.table(self._array("positions.weight")), self._positions())
+            )
         for index in range(spec.n_layer):
             name = f"layers.{index}"
             entering = x
@@ -87,7 +89,7 @@ class Layers:
         return nodes.node("Add", nodes.node("Unsqueeze", starts, number([1])), steps)
 
     def _added(self, x: str, y: str | Tensor | None, norm: str) -> str:
-        """``x`` with what a half adds, after its own norm if there is one; a half that is empty adds a vector or nothing."""
+        """``x`` with what a half adds, after its own norm if there is one; an empty half adds a vector or nothing."""
         post = self._spec.block.post_norm
         if isinstance(y, str):
             return self._nodes.node("Add", x, self._norm(norm, y) if post else y)

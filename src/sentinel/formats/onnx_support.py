@@ -34,7 +34,7 @@ PLAIN_MULTIPLE, ROTARY_MULTIPLE = 8, 16  # of head sizes, and of how many number
 def require_onnx(spec: ModelSpec) -> None:
     """Raise `InputError` for a feature that the graph does not have, and for head sizes that its attention operator does
     not take, with the number of the layer."""
-    require_supported(spec, SUPPORTS, "an ONNX graph")
+    require_supported(spec, SUPPORTS, "this ONNX graph")
     for index, layer in enumerate(spec.layers):
         if not layer.n_head:
             continue
@@ -42,7 +42,8 @@ def require_onnx(spec: ModelSpec) -> None:
         multiple = PLAIN_MULTIPLE if rope is None else ROTARY_MULTIPLE
         if layer.head_dim % multiple:
             raise InputError(
-                f"onnxruntime's attention takes a head_dim that {multiple} divides, not the {layer.head_dim} of layer {index}"
+                f"onnxruntime's attention takes a head_dim that {multiple} divides, "
+                f"not the {layer.head_dim} of layer {index}"
             )
         turned = 0 if rope is None else rope.dim_of(layer.head_dim)
         if turned % ROTARY_MULTIPLE:

@@ -36,7 +36,7 @@ class OnnxDecoder:
         """Logits [B, T, V] of ``prompts``, with which a new cache begins; those of a row end with its own length."""
         self._lengths = np.array([len(prompt) for prompt in prompts])
         tokens = np.zeros((len(prompts), self._lengths.max()), np.int64)
-        for row, prompt in zip(tokens, prompts):
+        for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = prompt
         sizes = ((value.name, value.shape[1], value.shape[3]) for value in self._cached)
         self._cache = {name: np.zeros((len(prompts), heads, 0, dim), np.float32) for name, heads, dim in sizes}
@@ -51,7 +51,7 @@ class OnnxDecoder:
         mask = (np.arange(total) < self._lengths[:, None]).astype(np.int64)
         names = ["logits", *(name.replace("past_key_values", "present") for name in self._cache)]
         found = self._session.run(names, {"input_ids": tokens, "attention_mask": mask, **self._cache})
-        self._cache = dict(zip(self._cache, found[1:]))
+        self._cache = dict(zip(self._cache, found[1:], strict=True))
         return found[0]
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
@@ -71,7 +71,7 @@ def main(texts: Sequence[str], new_tokens: int = 64) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in texts]
-    for text, row in zip(texts, OnnxDecoder(folder).generate(prompts, new_tokens)):
+    for text, row in zip(texts, OnnxDecoder(folder).generate(prompts, new_tokens), strict=True):
         ends = [row.index(end) for end in config["eos_token_id"] if end in row]
         print(text + tokenizer.decode(row[: min(ends, default=len(row))]))
 

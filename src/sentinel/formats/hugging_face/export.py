@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import write_tensors
 from sentinel.formats.hugging_face import modeling_sentinel
+from sentinel.formats.hugging_face.model import SUPPORTS as OF_FAMILIES
 from sentinel.formats.hugging_face.model import to_hugging_face
 from sentinel.models.decoder import Decoder
 from sentinel.models.dtypes import DTYPES
@@ -95,6 +96,7 @@ def family_model(decoder: Decoder, dtype: torch.dtype) -> PreTrainedModel:
     for candidate in _with_more_biases(decoder.spec):
         family = family_of(candidate.family)
         try:
+            require_supported(candidate, OF_FAMILIES, "Hugging Face's own class")
             if family.spec_from_config(family.config_from_spec(candidate)) != candidate:
                 raise InputError(f"Hugging Face's class {family.architecture} is another model with these features")
             return cast(Any, to_hugging_face(_with_zero_biases(decoder, candidate))).to(dtype)

@@ -26,7 +26,8 @@ from sentinel.progress import say, working
 
 
 def run(request: Request) -> list[Result]:
-    """A row for Hugging Face if its class holds the model, for levels 2 and 3, and for each kind of weights of each peer that is installed."""
+    """A row for Hugging Face, if its class holds the model, for levels 2 and 3, and for each kind of weights of each peer
+    that is installed."""
     return compare(request, PEERS)
 
 
