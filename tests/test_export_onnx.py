@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import spec_of, unequal_spec
+from conftest import unequal_spec
 from family_configs import CONFIGS, spec_named
 from helpers import byte_tokenizer, filled_decoder, largest_difference, refused, some_tokens
 
@@ -146,15 +146,18 @@ def test_the_script_in_the_folder_runs_it_without_torch_and_sentinel(tmp_path, c
     assert done.stdout.decode() == f"ab{expected}\n"
 
 
-def test_genai_is_told_of_caches_that_are_all_alike(tmp_path):
-    alike = fitting(spec_of("llama-grouped"))
-    for name, spec, fits in (("alike", alike, True), ("differ", SPECS["unequal llama"], False)):
-        folder = tmp_path / name
-        folder.mkdir()
-        written(spec, folder)
-        assert (folder / "genai_config.json").exists() is fits
-    decoder = json.loads((tmp_path / "alike" / "genai_config.json").read_text())["model"]["decoder"]
-    assert (decoder["num_key_value_heads"], decoder["head_size"], decoder["num_hidden_layers"]) == (2, 16, 3)
+def test_genai_is_told_the_names_of_the_graph(tmp_path):
+    import onnx
+
+    spec = SPECS["unequal llama"]
+    written(spec, tmp_path)
+    decoder = json.loads((tmp_path / "genai_config.json").read_text())["model"]["decoder"]
+    assert (decoder["num_key_value_heads"], decoder["head_size"], decoder["num_hidden_layers"]) == (3, 16, 4)
+    graph = onnx.load(str(tmp_path / decoder["filename"]), load_external_data=False).graph
+    for told, values in ((decoder["inputs"], graph.input), (decoder["outputs"], graph.output)):
+        layers = [index for index, layer in enumerate(spec.layers) if layer.n_head]
+        names = {name.replace("%d", str(index)) for name in told.values() for index in layers}
+        assert names == {value.name for value in values}
 
 
 def test_what_the_graph_can_not_hold_is_named(tmp_path, capsys):
@@ -168,3 +171,24 @@ def test_what_the_graph_can_not_hold_is_named(tmp_path, capsys):
     said = refused(capsys, "export", tmp_path / "model", "-o", tmp_path / "made", "--format", "onnx", "-q")
     assert "takes a head_dim that 16 divides" in said
     assert not (tmp_path / "made").exists() and np.all([not f.name.startswith(".") for f in tmp_path.iterdir()])
+
+
+@pytest.mark.parametrize("name", ["unequal llama", "unequal gpt2", "gpt_neox, emptied"])
+def test_genai_gives_our_tokens(name, tmp_path):
+    genai = pytest.importorskip("onnxruntime_genai")
+    from helpers import byte_level
+
+    from sentinel.models.tokenizer import TextTokenizer
+
+    decoder = filled_decoder(dataclasses.replace(SPECS[name], vocab_size=300))
+    write_onnx_folder(decoder, TextTokenizer(byte_level(), (0,)), tmp_path, "fp32")
+    model = genai.Model(str(tmp_path))
+    tokens = some_tokens(decoder.spec, batch=1, length=9)
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=41, min_length=41)
+    generator = genai.Generator(model, options)
+    generator.append_tokens(tokens.numpy().astype(np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    steps = generate_tokens(make_engine(decoder, 1), tokens.tolist(), 32)
+    assert [int(token) for token in generator.get_sequence(0)][9:] == [step[0] for step in steps]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sentinel.models.tokenizer import TextTokenizer
 
 # Writes a decoder with its tokenizer, None where there is none, to a path in a precision.
-Writer = Callable[["Decoder", "TextTokenizer | None", Path, str], None]
+Writer = Callable[["Decoder", "TextTokenizer | None", Path, str], object]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 """Writes a decoder as a folder for onnxruntime: the graph with its weights, the tokenizer, and a script that runs it.
 
 Weights are fp32, or in blocks of 32 with a scale each: int8, or int4 with an int8 embedding (MatMulNBits, accuracy level
-4: what it reads is rounded to int8, too). ``genai_config.json`` is for onnxruntime-genai, which makes one cache for all
-layers: it is written where all have heads, and equally many.
+4: what it reads is rounded to int8, too). ``genai_config.json`` is for onnxruntime-genai, which (0.18) takes the sizes of
+its cache from the graph, layer by layer, so that layers may differ or have no heads.
 """
 
 from __future__ import annotations
@@ -44,18 +44,13 @@ def write_onnx_folder(decoder: Decoder, tokenizer: TextTokenizer | None, folder:
     shutil.copyfile(run_onnx.__file__, folder / Path(run_onnx.__file__).name)
     if tokenizer is not None:
         tokenizer.copy_files(folder)
-    if fits_genai(spec):
+    if spec.n_head_total:
         _write_json(genai_config(spec, ends), folder / "genai_config.json")
 
 
-def fits_genai(spec: ModelSpec) -> bool:
-    """True where one cache of one shape serves all layers."""
-    return len({(y.n_kv_head, y.head_dim) for y in spec.layers}) == 1 and spec.layers[0].n_kv_head > 0
-
-
 def genai_config(spec: ModelSpec, ends: list[int]) -> dict[str, Any]:
-    """What onnxruntime-genai is to know of the graph; its own type ``decoder`` is any such model."""
-    layer = spec.layers[0]
+    """What onnxruntime-genai is to know of the graph; its type ``decoder`` is any model of that kind."""
+    largest = max(spec.layers, key=lambda layer: layer.n_kv_head)
     inputs = {
         "input_ids": NAMED.tokens,
         "attention_mask": "attention_mask",
@@ -70,13 +65,13 @@ def genai_config(spec: ModelSpec, ends: list[int]) -> dict[str, Any]:
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": GRAPH,
-        "head_size": layer.head_dim,
+        "head_size": largest.head_dim,
         "hidden_size": spec.n_embd,
         "inputs": inputs,
         "outputs": outputs,
         "num_attention_heads": max(y.n_head for y in spec.layers),
         "num_hidden_layers": spec.n_layer,
-        "num_key_value_heads": layer.n_kv_head,
+        "num_key_value_heads": largest.n_kv_head,
     }
     end = ends[0] if ends else 0
     model = {

@@ -93,14 +93,18 @@ class Layers:
         post = self._spec.block.post_norm
         if isinstance(y, str):
             return self._nodes.node("Add", x, self._norm(norm, y) if post else y)
-        if post and self._spec.norm.kind == "layernorm":  # of zeros it is its bias
-            weight, bias = self._state[f"{norm}.weight"], self._state[f"{norm}.bias"]
-            y = weight.new_zeros(len(weight)) if y is None else y
-            y = functional.layer_norm(y, weight.shape, weight, bias, self._spec.norm.eps)
-        elif post and y is not None:
-            weight = self._state[f"{norm}.weight"]
-            y = functional.rms_norm(y, weight.shape, weight, self._spec.norm.eps)
-        return x if y is None else self._nodes.node("Add", x, self._nodes.constant(y.numpy()))
+        added = self._vector_normed(norm, y) if post else y
+        return x if added is None else self._nodes.node("Add", x, self._nodes.constant(added.numpy()))
+
+    def _vector_normed(self, norm: str, y: Tensor | None) -> Tensor | None:
+        """A vector [C], None for zeros, after a norm: a LayerNorm makes its bias of zeros."""
+        weight, eps = self._state[f"{norm}.weight"], self._spec.norm.eps
+        if self._spec.norm.kind == "layernorm":
+            zeros = weight.new_zeros(len(weight))
+            return functional.layer_norm(
+                zeros if y is None else y, weight.shape, weight, self._state[f"{norm}.bias"], eps
+            )
+        return None if y is None else functional.rms_norm(y, weight.shape, weight, eps)
 
     def _attention(self, index: int, x: str) -> str | Tensor | None:
         nodes, layer, name = self._nodes, self._spec.layers[index].attention, f"layers.{index}.attn"

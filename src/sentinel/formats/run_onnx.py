@@ -1,3 +1,4 @@
+# pyright: standard
 """Continues texts greedily with the ONNX graph in this folder; it needs numpy, onnxruntime and tokenizers alone.
 
     python run_onnx.py "Once upon a time" "Another text"

@@ -80,10 +80,10 @@ def write_hugging_face(decoder: Decoder, tokenizer: TextTokenizer | None, folder
         say(f"it goes with {MODELING.name} (trust_remote_code=True): {error}")
         _write_with_code(decoder, folder, dtype, ids)
     else:
-        cast(Any, theirs.config).update(ids)
-        if theirs.generation_config is not None:
-            theirs.generation_config.update(**ids)
-        cast(Any, theirs).save_pretrained(folder)
+        model = cast(Any, theirs)  # these methods of transformers have no types
+        model.config.update(ids)
+        model.generation_config.update(**ids)
+        model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.copy_files(folder)
     if not (folder / "generation_config.json").exists():
@@ -174,9 +174,8 @@ def _is_empty(name: str, spec: ModelSpec) -> bool:
 
 def decoder_config(spec: ModelSpec) -> dict[str, Any]:
     """The fields of `modeling_sentinel.SentinelDecoderConfig` for a model of that specification."""
-    ropes = sorted(
-        {(y.attention.rope, y.head_dim) for y in spec.layers if y.attention.rope is not None and y.n_head}, key=str
-    )
+    attended = (layer.attention for layer in spec.layers if layer.n_head)
+    ropes = sorted({(y.rope, y.head_dim) for y in attended if y.rope is not None}, key=str)
     layers = [_layer_fields(layer, ropes) for layer in spec.layers]
     common = {name: _most_common(name, layers) for name in modeling_sentinel.OF_LAYERS}
     windows = [layer.attention.window for layer in spec.layers]
@@ -206,7 +205,7 @@ def decoder_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _layer_fields(layer: LayerSpec, ropes: list[tuple[RopeSpec | None, int]]) -> dict[str, Any]:
+def _layer_fields(layer: LayerSpec, ropes: list[tuple[RopeSpec, int]]) -> dict[str, Any]:
     """What a layer has; nothing of a half that it skips, but for its bias."""
     attention, mlp = layer.attention, layer.mlp
     found: dict[str, Any] = {"attention_out_bias": attention.out_bias, "mlp_down_bias": mlp.down_bias}
@@ -239,9 +238,8 @@ def _most_common(name: str, layers: list[dict[str, Any]]) -> Any:
     return counts.most_common(1)[0][0] if counts else modeling_sentinel.OF_LAYERS[name]
 
 
-def _table(rope: RopeSpec | None, head_dim: int) -> dict[str, Any]:
+def _table(rope: RopeSpec, head_dim: int) -> dict[str, Any]:
     """Frequencies as numbers: a float64 in JSON holds those of fp32 exactly."""
-    assert rope is not None
     table: dict[str, Any] = {"frequencies": [float(f) for f in frequencies(rope, head_dim)]}
     if rope.attention_factor != 1.0:
         table["attention_factor"] = rope.attention_factor

@@ -1,3 +1,4 @@
+# pyright: standard
 """A decoder whose layers may all differ, in one file that needs torch and transformers alone.
 
 `sentinel export` copies this file beside the weights, so that transformers loads the folder without the package that wrote
@@ -200,6 +201,11 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)), with the norms and joints that the config says."""
 
+    attn_norm: nn.Module
+    mlp_norm: nn.Module
+    attn_post_norm: nn.Module
+    mlp_post_norm: nn.Module
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.parallel, self.shared_norm = config.parallel, config.shared_norm
@@ -301,7 +307,8 @@ class SentinelDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **counted)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_FIELD: cache})
+        output: dict[str, Any] = {"loss": loss, "logits": logits, CACHE_FIELD: cache}
+        return CausalLMOutputWithPast(**output)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = functional.linear(x, self.embed.weight) if self.lm_head is None else self.lm_head(x)
