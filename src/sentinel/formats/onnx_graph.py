@@ -50,7 +50,7 @@ def write_onnx(decoder: Decoder, path: Path, matrices: Matrices, place: Place = 
     spec = decoder.spec
     require_onnx(spec)
     named = place == NAMED
-    nodes = Nodes(matrices, packed_tables=named)
+    nodes = Nodes(matrices, compact=named)
     inputs = [helper.make_tensor_value_info(place.tokens, TensorProto.INT64, ["B", "T"])]
     if named:
         inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "S"]))

@@ -48,7 +48,7 @@ class Layers:
     def states(self) -> str:
         """The residual stream after all layers, normed [B, T, C]."""
         nodes, spec, block = self._nodes, self._spec, self._spec.block
-        x = nodes.look_up(self._array("embed.weight"), self._place.tokens)
+        x = nodes.look_up(self._array("embed.weight"), self._place.tokens, shared=spec.tied_head)
         if spec.embed_scale != 1.0:
             x = nodes.node("Mul", x, nodes.constant(np.array(spec.embed_scale, np.float32), streamed=False))
         if spec.learned_positions:
@@ -71,8 +71,8 @@ class Layers:
     def logits(self, x: str) -> str:
         """Logits [..., V] of normed states ``x`` [..., C]."""
         nodes, spec = self._nodes, self._spec
-        name = "embed" if spec.tied_head else "lm_head"
-        y = nodes.matrix(x, self._array(f"{name}.weight"), self._optional("lm_head.bias"))
+        weight = self._array("embed.weight" if spec.tied_head else "lm_head.weight")
+        y = nodes.shared_head(x, weight) or nodes.matrix(x, weight, self._optional("lm_head.bias"))
         if spec.logit_soft_cap is None:
             return y
         cap = nodes.constant(np.array(spec.logit_soft_cap, np.float32), streamed=False)

@@ -17,15 +17,17 @@ Matrices = Literal["fp32", "dynamic int8", "int8 blocks", "int4 blocks"]
 class Nodes:
     """Nodes and constants, added in order of computation; every method returns the name of what it made.
 
-    With ``packed_tables`` the token embedding is in blocks of int8 too, where the matrices are in blocks.
+    A ``compact`` graph has the token embedding in blocks of int8 where the matrices are in blocks, and a tied LM head once.
     """
 
-    def __init__(self, matrices: Matrices, *, packed_tables: bool = False) -> None:
+    def __init__(self, matrices: Matrices, *, compact: bool = False) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.weight_bytes = 0
         self._matrices: Matrices = matrices
-        self._packed_tables = packed_tables and matrices in ("int8 blocks", "int4 blocks")
+        self._shared: tuple[str, ...] = ()
+        self._compact = compact
+        self._packed_tables = compact and matrices in ("int8 blocks", "int4 blocks")
 
     def constant(self, array: NDArray[Any], *, streamed: bool = True) -> str:
         """A weight; ``streamed`` when every decoded token reads all of it."""
@@ -43,15 +45,38 @@ class Nodes:
         self.weight_bytes += array[:1].nbytes
         return self.constant(array, streamed=False)
 
-    def look_up(self, weight: NDArray[np.float32], rows: str) -> str:
-        """The ``rows`` [B, T] of an embedding [V, C]."""
+    def look_up(self, weight: NDArray[np.float32], rows: str, *, shared: bool) -> str:
+        """The ``rows`` [B, T] of an embedding [V, C], which may be ``shared`` with an LM head (`shared_head`)."""
         if not self._packed_tables or weight.shape[1] % BLOCK:
-            return self.node("Gather", self.table(weight), rows)
-        packed, scales = in_blocks(weight, 8)
-        inputs = (packed.reshape(weight.shape), scales.reshape(len(weight), -1))
-        named = [self.table(array) for array in inputs]
+            table = self.table(weight)
+            self._shared = (table,) if shared and self._compact and self._matrices == "fp32" else ()
+            return self.node("Gather", table, rows)
+        codes, scales = (self.table(array) for array in in_blocks(weight, 8))
+        self._shared = (codes, scales) if shared else ()
+        flat = self.node("Reshape", codes, self.integer([*weight.shape]))
+        each = self.node("Reshape", scales, self.integer([len(weight), -1]))
         options: dict[str, Any] = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-        return self.node("GatherBlockQuantized", named[0], rows, named[1], domain=MICROSOFT, **options)
+        return self.node("GatherBlockQuantized", flat, rows, each, domain=MICROSOFT, **options)
+
+    def shared_head(self, x: str, weight: NDArray[np.float32]) -> str | None:
+        """x W^T for the embedding that was looked up and is stored once; None where the two need forms of their own.
+
+        onnxruntime transposes and reshapes a constant once, when it loads the graph.
+        """
+        if not self._shared:
+            return None
+        self.weight_bytes += weight.nbytes if len(self._shared) == 1 else weight.size + weight.size // BLOCK * 4
+        if len(self._shared) == 1:
+            return self.node("MatMul", x, self.node("Transpose", *self._shared, perm=[1, 0]))
+        codes, scales = self._shared
+        return self._in_blocks(x, codes, scales, weight.shape, 8)
+
+    def _in_blocks(self, x: str, codes: str, scales: str, shape: tuple[int, ...], bits: int, bias: str = "") -> str:
+        rows, columns = shape
+        inputs = (x, codes, scales, *(("", "", bias) if bias else ()))
+        sizes: dict[str, Any] = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
+        # Level 4: products in int8, the fastest that there is.
+        return self.node("MatMulNBits", *inputs, domain=MICROSOFT, accuracy_level=4, **sizes)
 
     def node(self, op: str, *inputs: str, outputs: tuple[str, ...] = (), domain: str = "", **attributes: Any) -> str:
         """One operator with one output, or with those that are named."""
@@ -77,11 +102,8 @@ class Nodes:
             return self.node("DynamicQuantizeMatMul", x, *arrays, *added, domain=MICROSOFT)
         bits = 8 if self._matrices == "int8 blocks" else 4
         packed, scales = in_blocks(weight, bits)
-        inputs = (x, self.constant(packed), self.constant(scales), "", "", *added)
-        rows, columns = weight.shape
-        sizes: dict[str, Any] = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK}
-        # Level 4: products in int8, the fastest that there is.
-        return self.node("MatMulNBits", *inputs, domain=MICROSOFT, accuracy_level=4, **sizes)
+        codes, steps = self.constant(packed), self.constant(scales)
+        return self._in_blocks(x, codes, steps, weight.shape, bits, *added)
 
 
 def in_blocks(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
