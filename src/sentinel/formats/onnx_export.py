@@ -1,9 +1,9 @@
 # pyright: standard
 """Writes a decoder as a folder for onnxruntime: the graph with its weights, the tokenizer, and a script that runs it.
 
-Weights are fp32, or in blocks of 32 with a scale each: int8, or int4 with an int8 embedding, which a
-tied LM head is (MatMulNBits, accuracy level 4: what it reads is rounded to int8, too). ``genai_config.json`` is for onnxruntime-genai, which (0.18) takes the sizes of
-its cache from the graph, layer by layer, so that layers may differ or have no heads.
+Weights are fp32, or in blocks of 32 with a scale each: int8, or int4 with an int8 embedding, which a tied LM head is too
+(MatMulNBits, accuracy level 4: what it reads is rounded to int8). ``genai_config.json`` is for onnxruntime-genai, which
+(0.18) takes the sizes of its cache from the graph, layer by layer, so that layers may differ or have no heads.
 """
 
 from __future__ import annotations
