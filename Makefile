@@ -17,7 +17,7 @@ test: $(READY)  ## run the tests
 
 test-extras: $(EXTRAS)  ## the tests of the extras: lm-eval, Ray, other runtimes, ONNX (but llama.cpp, which compiles for ten minutes)
 	$(VENV)/bin/python -c "import ctranslate2, lm_eval, onnxruntime, onnxscript, openvino, ray"
-	$(VENV)/bin/python -m pytest -rs tests/test_lm_eval.py tests/test_peers.py tests/test_sweep.py tests/test_family_table.py \
+	$(VENV)/bin/python -m pytest -rs tests/test_lm_eval.py tests/test_peers.py tests/test_export_onnx.py tests/test_sweep.py tests/test_family_table.py \
 		tests/test_hugging_face_tools.py::test_an_onnx_graph_holds_for_other_masks_and_lengths
 
 lint: $(READY)  ## style, types, import order

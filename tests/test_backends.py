@@ -13,6 +13,7 @@ from helpers import filled_decoder, layer_of, with_layers
 from sentinel.errors import InputError
 from sentinel.formats.gguf import writer
 from sentinel.formats.hugging_face import model as hugging_face
+from sentinel.formats.hugging_face.export import write_hugging_face
 from sentinel.infer.native import weights
 from sentinel.infer.opening import make_engine
 from sentinel.measure.peers import PEERS
@@ -41,7 +42,12 @@ def onnx(model: Decoder, folder: Path) -> None:
     write_onnx(model, folder / "model.onnx", "fp32")
 
 
+def exported(model: Decoder, folder: Path) -> None:
+    write_hugging_face(model, None, folder, "fp32")
+
+
 BACKENDS = {
+    "a folder for Hugging Face": exported,
     "the decoder": lambda model, folder: Decoder(model.spec),
     "the reference (level 0)": lambda model, folder: ReferenceDecoder(model),
     "the native engine (levels 2 and 3)": lambda model, folder: make_engine(model, 2),

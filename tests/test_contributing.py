@@ -87,3 +87,18 @@ def test_folded_scales_are_all_that_there_are():
 
     decoder = filled_decoder(spec_of("gpt2"))
     assert not any(name.endswith("gate") for name in with_gates_folded(decoder.state_dict(), decoder.spec))
+
+
+def test_a_format_is_a_writer_and_a_line(tmp_path, monkeypatch):
+    import sentinel
+    from sentinel.formats import exports
+    from sentinel.formats.checkpoint import save_checkpoint
+
+    toy = ModuleType("sentinel.formats.toy")
+    toy.write = lambda decoder, tokenizer, path, precision: path.write_text(precision)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, toy.__name__, toy)
+    line = exports.ExportFormat("toy", ("big", "small"), f"{toy.__name__}:write", lambda path: f"run {path}", ".toy")
+    monkeypatch.setitem(exports.EXPORT_FORMATS, "toy", line)  # pyright: ignore[reportArgumentType]
+    save_checkpoint(filled_decoder(spec_of("gpt2")), tmp_path / "model")
+    made = sentinel.export(tmp_path / "model", tmp_path / "m.toy", "toy", precision="small")
+    assert (tmp_path / "m.toy").read_text() == "small" and made.usage == f"run {tmp_path / 'm.toy'}"

@@ -119,12 +119,22 @@ def test_what_is_left_out_is_named(capsys, monkeypatch):
         "plain is left out: plain can't do this model: it does not support learned positions" in capsys.readouterr().err
     )
     assert plain.folder is None  # nothing was written
-    with pytest.raises(InputError, match="Hugging Face's own class can't do this model: it does not support layers"):
-        compare(request_for(filled_decoder(unequal_spec())), [TinyPeer()])
     with pytest.raises(InputError, match="install some"):
         compare(request_for(decoder_of("gpt2")), [missing])
     with pytest.raises(InputError, match="can run this model"):
         compare(request_for(decoder_of("gpt2")), [TinyPeer(VARIANTS={"odd": "int4"})])
+
+
+def test_a_model_whose_layers_differ_is_told_against_level_2(capsys, monkeypatch):
+    monkeypatch.setattr(console, "quiet", False)
+    rows = compare(request_for(filled_decoder(unequal_spec()), precision=("int8",)), [TinyPeer()])
+    assert [row.engine for row in rows] == ["level 2", "level 3 int8", "tiny exact", "tiny wrong"]
+    assert all(row.speedup_over == "level 2" for row in rows)
+    assert [row.same_tokens_as_reference for row in rows[2:]] == [True, False]
+    said = capsys.readouterr().err
+    assert (
+        "Hugging Face is left out, and level 2 is the reference: Hugging Face's own class can't do this model" in said
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

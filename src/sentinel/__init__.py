@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sentinel.api.changing import integrate as integrate
     from sentinel.api.changing import prune as prune
     from sentinel.api.changing import quantize as quantize
+    from sentinel.api.exporting import Exported as Exported
+    from sentinel.api.exporting import export as export
     from sentinel.api.learning import recover as recover
     from sentinel.api.measuring import bench as bench
     from sentinel.api.measuring import evaluate as evaluate
@@ -61,6 +63,7 @@ _PLACES = {
     "Controller": "sentinel.adapt.cycles.controller",
     "ControllerSettings": "sentinel.adapt.cycles.controller",
     "Demand": "sentinel.report.recommend",
+    "Exported": "sentinel.api.exporting",
     "InputError": "sentinel.errors",
     "Model": "sentinel.api.model",
     "Pruner": "sentinel.adapt.pruning.prune",
@@ -79,6 +82,7 @@ _PLACES = {
     "calibrate": "sentinel.adapt.pruning.calibrate",
     "compare": "sentinel.measure.compare",
     "evaluate": "sentinel.api.measuring",
+    "export": "sentinel.api.exporting",
     "generate": "sentinel.api.model:generate",
     "importance": "sentinel.api.changing",
     "info": "sentinel.infer.model_info:model_info",
@@ -101,6 +105,7 @@ __all__ = [
     "Controller",
     "ControllerSettings",
     "Demand",
+    "Exported",
     "InputError",
     "Model",
     "Pruner",
@@ -119,6 +124,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "export",
     "generate",
     "importance",
     "info",

@@ -26,6 +26,7 @@ COMMANDS = {
     "integrate": "add U-Net skips and baseline integration, or take them off",
     "recover": "win back quality after pruning, by distillation from the unpruned model",
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
+    "export": "write it for other runtimes: Hugging Face, llama.cpp, ONNX Runtime",
     "adapt": "prune, measure, regrow and learn in cycles, down to a budget",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: decode, attention, quality and others",

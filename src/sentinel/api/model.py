@@ -16,6 +16,7 @@ from sentinel.models.origin import Origin
 if TYPE_CHECKING:
     from sentinel.adapt.cycles.adaptation import Adaptation
     from sentinel.adapt.recovery.recover import Recovery
+    from sentinel.api.exporting import Exported
     from sentinel.formats.sources import LoadedModel
     from sentinel.infer.engine import Engine
     from sentinel.measure.results import Result
@@ -170,6 +171,10 @@ class Model(Origin):
     def recover(self, teacher: Model | str, **options: Any) -> Model:
         """A model that has learned its ``teacher``'s predictions; see `sentinel.recover`."""
         return _verb("recover")(self, teacher, **options)
+
+    def export(self, path: str | Path, format: str = "hugging-face", **options: Any) -> Exported:
+        """Write the model for another runtime; see `sentinel.export`."""
+        return _verb("export")(self, path, format, **options)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write the model to ``folder``, whole or not at all, to be loaded again by `load`, the command line or, if it is

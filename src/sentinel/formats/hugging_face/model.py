@@ -37,6 +37,7 @@ from sentinel.models.parts.linear import Projection, bias_of
 
 __all__ = ["SentinelConfig", "SentinelForCausalLM", "SentinelModel", "to_hugging_face"]
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # a class's own may be beyond the vocabulary
 # What one or other of Hugging Face's classes has; what a family lacks is refused by its own file.
 SUPPORTS = PLAIN | ROPE_SCALINGS | ROTARY_VARIANTS | ATTENTION_VARIANTS | BLOCK_VARIANTS | END_VARIANTS
 
@@ -193,7 +194,7 @@ def to_hugging_face(decoder: Decoder) -> PreTrainedModel:
     family = family_of(spec.family)
     config = family.config_from_spec(spec)
     state = write_weights(family.rules(spec), spec, {k: v.detach() for k, v in decoder.state_dict().items()})
-    hf_config = cast(Any, AutoConfig).for_model(**config, bos_token_id=None, eos_token_id=None)
+    hf_config = cast(Any, AutoConfig).for_model(**{**config, **dict.fromkeys(TOKEN_IDS)})
     model_class = getattr(transformers, family.architecture)
     return model_class.from_pretrained(None, config=hf_config, state_dict=state, dtype=decoder.dtype).eval()
 

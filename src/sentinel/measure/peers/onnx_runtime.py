@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from sentinel.formats.onnx_support import SUPPORTS as SUPPORTS
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
-from sentinel.models.features import PLAIN, ROPE_SCALINGS, SINGLE_BIASES
 from sentinel.models.spec import ModelSpec
 
 NAME = "onnxruntime"
@@ -21,7 +21,6 @@ MODULES = ("onnxruntime", "onnx")
 REQUIREMENTS = ("onnxruntime", "onnx")
 VARIANTS = {"fp32": "fp32", "dynamic int8": "int8", "int8 blocks": "int8", "int4 blocks": "int4"}
 MAX_BATCH = 32
-SUPPORTS = PLAIN | SINGLE_BIASES | {"no positions"} | (ROPE_SCALINGS - {"rotary scaling longrope"})
 
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> OnnxRuntime:
@@ -47,10 +46,10 @@ class OnnxRuntime(Runner):
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._logits = np.empty((settings.batch, spec.vocab_size), np.float32)
-        self._outputs = {self._session.get_outputs()[0].name: self._value(self._logits)}
+        self._outputs = {"logits": self._value(self._logits)}
         self._caches: dict[str, Any] = {}
         for i, layer in enumerate(spec.layers):
-            for name in ("key", "value"):
+            for name in ("key", "value") if layer.n_kv_head else ():
                 shape = (settings.batch, layer.n_kv_head, settings.room, layer.head_dim)
                 self._caches[f"{name}.{i}"] = self._value(np.zeros(shape, np.float32))
                 self._outputs[f"new_{name}.{i}"] = self._caches[f"{name}.{i}"]
@@ -79,8 +78,6 @@ class OnnxRuntime(Runner):
         inputs["tokens"][:] = tokens
         inputs["seqlens"][:] = past + new - 1
         inputs["total"][...] = past + new
-        if "positions" in inputs:
-            inputs["positions"][:] = np.arange(past, past + new)
         self._session.run_with_iobinding(binding)
 
     def _bind(self, new: int) -> tuple[Any, dict[str, NDArray[Any]]]:
@@ -90,10 +87,7 @@ class OnnxRuntime(Runner):
             "tokens": np.zeros((batch, new), np.int64),
             "seqlens": np.zeros(batch, np.int32),
             "total": np.zeros((), np.int32),
-            "positions": np.zeros(new, np.int64),
         }
-        wanted = {argument.name for argument in self._session.get_inputs()}
-        inputs = {name: array for name, array in inputs.items() if name in wanted}
         binding = self._session.io_binding()
         for name, value in {**self._caches, **{n: self._value(a) for n, a in inputs.items()}}.items():
             binding.bind_ortvalue_input(name, value)

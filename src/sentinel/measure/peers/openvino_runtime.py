@@ -75,7 +75,6 @@ class OpenVino(Runner):
                 "tokens": tokens,
                 "seqlens": np.full(len(prompts), total - 1, np.int32),
                 "total": np.array(total, np.int32),
-                "positions": np.arange(past, total),
             }
             self._request.infer({name: inputs[name] for name in inputs if name in self._inputs}, share_inputs=True)
             steps.append(self._request.get_output_tensor(0).data.argmax(-1))

@@ -26,7 +26,8 @@ from sentinel.progress import say, working
 
 
 def run(request: Request) -> list[Result]:
-    """A row for Hugging Face, for levels 2 and 3, and for each kind of weights of each peer that is installed."""
+    """A row for Hugging Face, if its class holds the model, for levels 2 and 3, and for each kind of weights of each peer
+    that is installed."""
     return compare(request, PEERS)
 
 
@@ -38,13 +39,22 @@ def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
     threads = request.engines.threads or torch.get_num_threads()
     wanted = PeerSettings(threads, settings.batch, settings.prompt_tokens + settings.new_tokens)
     chosen = usable(peers, settings.batch)
-    ours = [request.engines.hugging_face(), request.engines.at(2)]
+    ours = [*_hugging_face(request), request.engines.at(2)]
     ours += [request.engines.at(3, precision) for precision in settings.precision]
     with prepared(loaded.decoder, chosen, wanted) as runners:
         theirs = [Subject(runner, loaded.spec, precision=precision) for precision, runner in runners]
         found = generate_in_turn(request, "peers", [*ours, *theirs], batch=settings.batch)
     reference = found[0].tokens
     return [replace(one.row, same_tokens_as_reference=one.tokens == reference) for one in found]
+
+
+def _hugging_face(request: Request) -> list[Subject]:
+    """The reference; nothing where Hugging Face's class can't hold the model, as one whose layers differ."""
+    try:
+        return [request.engines.hugging_face()]
+    except InputError as error:
+        say(f"Hugging Face is left out, and level 2 is the reference: {error}")
+        return []
 
 
 def usable(peers: Sequence[Peer], batch: int) -> list[Peer]:
