@@ -29,7 +29,7 @@ from sentinel.report.verdicts import features_that_pay
 
 def request_of(decoder: Decoder, **settings) -> Request:
     loaded = LoadedModel("tiny", decoder, None, Record(weights="random"))
-    given = SuiteSettings(prompt_tokens=6, new_tokens=3, rounds=2, **settings)
+    given = SuiteSettings(prompt_tokens=(6,), new_tokens=3, rounds=2, **settings)
     return Request(loaded, "tiny", 0, Engines(loaded), given)
 
 
@@ -58,7 +58,7 @@ def worded_request(tmp_path, **settings) -> Request:
         Path(path).write_text(" ".join(rng.choice(LETTERS) for _ in range(5000)))
     decoder = filled_decoder(ModelSpec(**{**vars(spec_of("llama-grouped")), "vocab_size": 17}))
     loaded = LoadedModel("tiny", decoder, letter_tokenizer(), Record())
-    sizes = {"prompt_tokens": 6, "new_tokens": 3, "rounds": 2, "calibration_tokens": 256, "eval_tokens": 500}
+    sizes = {"prompt_tokens": (6,), "new_tokens": 3, "rounds": 2, "calibration_tokens": 256, "eval_tokens": 500}
     given = SuiteSettings(levels=(1,), heads=(0.0, 0.5), **texts, **sizes, **settings)
     return Request(loaded, "tiny", None, Engines(loaded), given)
 

@@ -23,6 +23,7 @@ from sentinel.models.families import family_of
 from sentinel.models.features import ALL
 from sentinel.models.record import Record
 from sentinel.progress import console
+from sentinel.report.findings import beside_peers
 
 # Sizes that every peer takes: head_dim a multiple of 16, n_embd one of the number of heads.
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
@@ -80,7 +81,7 @@ class TinyPeer:
 
 def request_for(decoder, **settings) -> Request:
     loaded = LoadedModel("model", decoder, None, Record(weights="random"))
-    chosen = SuiteSettings(**{"prompt_tokens": 5, "new_tokens": 3, "rounds": 2, **settings})
+    chosen = SuiteSettings(**{"prompt_tokens": (5,), "new_tokens": 3, "rounds": 2, **settings})
     return Request(loaded, "model", 0, Engines(loaded), chosen, frozenset())
 
 
@@ -101,12 +102,25 @@ def test_rows_of_all_engines_in_turn():
     assert peer.folder is not None and not peer.folder.exists()
 
 
+def test_every_length_of_prompt_at_every_batch():
+    peer = TinyPeer(VARIANTS={"exact": "fp32"})
+    rows = compare(request_for(decoder_of("gpt2"), prompt_tokens=(5, 2), batches=(1, 2), precision=("int8",)), [peer])
+    engines = ["hf-generate", "level 2", "level 3 int8", "tiny exact"]
+    kinds = [(batch, length) for batch in (1, 2) for length in (5, 2)]
+    assert [(r.batch, r.prompt_tokens, r.engine) for r in rows] == [(*kind, e) for kind in kinds for e in engines]
+    assert all(r.same_tokens_as_reference for r in rows if r.precision == "fp32")
+    said = beside_peers(rows)
+    assert all(f"{batch} x {length} tokens: level 2 takes" in said for batch, length in kinds)
+    ours, theirs = (next(r for r in rows if r.engine == e) for e in ("level 2", "tiny exact"))
+    assert f"{ours.ttft_ms / theirs.ttft_ms:.2f} of the TTFT of tiny exact" in said
+
+
 def test_what_is_left_out_is_named(capsys, monkeypatch):
     monkeypatch.setattr(console, "quiet", False)
     missing = TinyPeer(NAME="absent", MODULES=("no_such_module",), REQUIREMENTS=("absent-engine", "helper"))
     narrow = TinyPeer(NAME="narrow", MAX_BATCH=1)
     partly = TinyPeer(NAME="partly", VARIANTS={"exact": "fp32", "odd": "int4"})
-    rows = compare(request_for(decoder_of("gpt2"), batch=2, precision=("int8",)), [missing, narrow, partly])
+    rows = compare(request_for(decoder_of("gpt2"), batches=(2,), precision=("int8",)), [missing, narrow, partly])
     assert [row.engine for row in rows][3:] == ["partly exact"]
     said = capsys.readouterr().err
     assert "absent is not installed; pip install absent-engine helper\n" in said

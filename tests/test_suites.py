@@ -7,9 +7,12 @@ import importlib
 import json
 
 import pytest
+import torch
 from conftest import spec_of
 from helpers import filled_decoder, resized
 from synthetic_results import PLACE, row
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from sentinel.cli import main
 from sentinel.errors import InputError
@@ -21,6 +24,7 @@ from sentinel.measure.results import ResultSet
 from sentinel.measure.runner import _turns, run_suites
 from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.suites.engines import Engines
+from sentinel.measure.suites.prefill import prefill_operations
 from sentinel.measure.suites.request import Request, SuiteSettings, settings_of
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -93,6 +97,30 @@ def test_context_suite_compares_each_level_with_itself(measured):
     check_rooflines(rows)
     with pytest.raises(InputError, match="context"):
         measured("context", rounds=2, new_tokens=3, lengths=(8, 60))
+
+
+def test_prefill_suite_tells_the_arithmetic_of_each_length(measured, loaded):
+    rows = measured("prefill", rounds=2, prompt_tokens=(8, 40), levels=(2, 3))
+    engines = ("hf-generate", "level 2", "level 3 int8")
+    assert [(r.prompt_tokens, r.engine) for r in rows] == [(n, e) for n in (8, 40) for e in engines]
+    for r in rows:
+        assert r.new_tokens == 1 and r.speedup_over == "hf-generate"
+        operations = r.gops_per_thread * 1e9 * (r.ttft_ms / 1e3)  # of one thread
+        assert operations == pytest.approx(prefill_operations(loaded.decoder.spec, r.prompt_tokens))
+    with pytest.raises(InputError, match="one length of prompts, not 2"):
+        settings_of(suite_of("decode"), {"prompt_tokens": (8, 40)})
+
+
+def test_operations_of_a_prefill_are_those_that_torch_counts():
+    decoder = filled_decoder(spec_of("llama-grouped"))
+    tokens = torch.arange(12)[None]
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        decoder(tokens)
+    head = 2 * decoder.spec.vocab_size * decoder.spec.n_embd
+    attention = sum(4 * layer.n_head * layer.head_dim for layer in decoder.spec.layers)
+    # torch counts the head for every token, and attention with masked scores
+    expected = counted.get_total_flops() - 11 * head - 12 * (12 - 6) * attention
+    assert prefill_operations(decoder.spec, 12) == expected
 
 
 def test_batch_suite_counts_all_sequences(measured):

@@ -23,7 +23,7 @@ def add_suite_options(group: Any) -> None:
         group.add_argument(flag, metavar=metavar, type=kind, default=argparse.SUPPRESS, help=help)
 
     add("--batch", "B", count, "sequences at once")
-    add("--prompt-tokens", "N", count, "tokens of the prompt")
+    add("--prompt-tokens", "N", listed(count), "tokens of the prompt; several lengths (N,N) for peers and prefill")
     add("--new-tokens", "N", count, "tokens that are generated")
     add("--rounds", "N", count, "rounds, all engines in turn, after one of warm-up")
     add("--levels", "L,L", listed(whole_number(0)), "optimisation levels")
@@ -32,7 +32,7 @@ def add_suite_options(group: Any) -> None:
     add("--criteria", "C,C", names, "criteria of pruning, or 'all'")
     add("--heads", "R,R", ratios, "shares of heads that are removed")
     add("--neurons", "R", ratio, "share of neurons that is removed too (as many as heads)")
-    add("--batches", "B,B", listed(count), "numbers of sequences of the batch suite")
+    add("--batches", "B,B", listed(count), "numbers of sequences of the suites batch and peers")
     add("--calibration", "TEXT", str, "for pruning (the built-in texts' train splits)")
     add("--calibration-tokens", "N", count, "of it")
     add("--text", "TEXT", str, "to judge by (the built-in texts' test splits)")

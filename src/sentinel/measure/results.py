@@ -83,6 +83,7 @@ class Result:
     is "memory", or "cache" where the bytes fit the last-level cache and memory sets no limit. ``mbu`` is the limit's time
     per token over the row's, ``mbu_low`` the lower end of its 95 % interval, and ``mbu_note`` says why it is above 1.
     ``passes`` are the stretches of the run, far apart, that the samples come from, as many of each in turn.
+    ``gops_per_thread`` are the billions of operations a second and thread that a prefill needs, by the model's arithmetic.
     ``acceptance`` is the share of a draft's proposed tokens that were right. ``load_ms`` and ``first_token_ms`` count from
     the start of a process.
     """
@@ -102,6 +103,7 @@ class Result:
     tokens_per_s: float | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    gops_per_thread: float | None = None
     load_ms: float | None = None
     first_token_ms: float | None = None
     loaded_memory_mb: float | None = None

@@ -162,14 +162,40 @@ def what_adapting_costs(results: Sequence[Result]) -> str:
 
 
 def beside_peers(results: Sequence[Result]) -> str:
-    """Our time per token over that of the fastest other engine, for each precision that both have."""
-    said = []
-    for ours in (r for r in results if r.level is not None and r.tpot_ms):
-        peers = [r for r in results if r.level is None and r.precision == ours.precision and r.engine != r.speedup_over]
-        fastest = min((r for r in peers if r.tpot_ms), key=lambda r: r.tpot_ms or 0, default=None)
-        if fastest is not None and fastest.tpot_ms and ours.tpot_ms:
-            said.append(f"{ours.engine} takes {ours.tpot_ms / fastest.tpot_ms:.2f} of the TPOT of {fastest.engine}")
-    return f"{'; '.join(said)}." if said else fastest_engine(results)
+    """Our times over those of the fastest other engine, for each precision that both have and every kind of prompts."""
+    kinds = sorted({(r.batch or 1, r.prompt_tokens or 0) for r in results})
+    said: list[str] = []
+    for batch, length in kinds:
+        rows = [r for r in results if (r.batch or 1, r.prompt_tokens or 0) == (batch, length)]
+        ratios = [one for ours in rows if ours.level is not None for one in _over_fastest_peer(ours, rows)]
+        if ratios:
+            where = f"{batch} x {length} tokens: " if len(kinds) > 1 else ""
+            said.append(where + "; ".join(ratios))
+    return f"{'. '.join(said)}." if said else fastest_engine(results)
+
+
+def _over_fastest_peer(ours: Result, rows: Sequence[Result]) -> list[str]:
+    """A sentence per time that the fastest other engine of the same precision has too."""
+    peers = [r for r in rows if r.level is None and r.precision == ours.precision and r.engine != r.speedup_over]
+    said: list[str] = []
+    for name in ("tpot_ms", "ttft_ms"):
+        own: float | None = getattr(ours, name)
+        fastest = min((r for r in peers if getattr(r, name)), key=lambda r: float(getattr(r, name)), default=None)
+        if own and fastest is not None:
+            share = own / float(getattr(fastest, name))
+            label = name.removesuffix("_ms").upper()
+            said.append(f"{ours.engine} takes {share:.2f} of the {label} of {fastest.engine}")
+    return said
+
+
+def how_fast_prompts_are_read(results: Sequence[Result]) -> str:
+    """Of prefill: the most arithmetic that a thread did."""
+    best = max((r for r in results if r.gops_per_thread), key=lambda r: r.gops_per_thread or 0, default=None)
+    if best is None:
+        return NOTHING
+    return (
+        f"{engine_name(best.engine)} does {best.gops_per_thread:,.0f} GOP/s per thread at {best.prompt_tokens} tokens."
+    )
 
 
 def how_soon_it_answers(results: Sequence[Result]) -> str:
@@ -202,6 +228,7 @@ FINDINGS: dict[str, Callable[[Sequence[Result]], str]] = {
     "attention": what_fusing_gives,
     "scaling": what_adapting_costs,
     "peers": beside_peers,
+    "prefill": how_fast_prompts_are_read,
     "load": how_soon_it_answers,
     "evaluate": how_good,
     "sweep": what_quality_costs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sentinel.measure.results import Result
 from sentinel.report.cells import percent
@@ -26,15 +26,21 @@ def rounds_note(results: Sequence[Result]) -> str:
     )
 
 
+def _numbers(values: Iterable[int | None]) -> str:
+    """Those that there are, once each."""
+    return ", ".join(f"{value:,}" for value in sorted({value for value in values if value is not None}))
+
+
 def generation_note(results: Sequence[Result]) -> str:
     """Of the suites that generate text."""
     first = results[0]
+    batches, prompts = _numbers(r.batch for r in results), _numbers(r.prompt_tokens for r in results)
     masked = any(r.level == 0 and r.heads_pruned for r in results)
     masks = (
         " Level 0 masks pruned heads, which saves nothing; every other level has really removed them." if masked else ""
     )
     return (
-        f"{first.model}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, greedy. "
+        f"{first.model}, batch {batches}, {prompts} prompt tokens, {first.new_tokens} new tokens, greedy. "
         f"{rounds_note(results)} {roofline_note(results)}{masks}{weights_note(results)}"
     )
 
@@ -173,6 +179,14 @@ def scaling_note(results: Sequence[Result]) -> str:
         f"Level {first.level}, batch {first.batch}, {first.prompt_tokens} prompt tokens, {first.new_tokens} new tokens, "
         "greedy. Gates: one per head, in every model here; all: U-Net skips and baseline integration too, at that rank. "
         "The frozen baseline, one more model, counts as memory and not as growth. "
+        f"{rounds_note(results)}{weights_note(results)}"
+    )
+
+
+def prefill_note(results: Sequence[Result]) -> str:
+    return (
+        f"{results[0].model}, batch 1: from the prompt to the first new token. GOP/s: the operations that "
+        "the model's sizes tell, over that time, which holds everything else too. "
         f"{rounds_note(results)}{weights_note(results)}"
     )
 

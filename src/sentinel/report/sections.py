@@ -135,9 +135,24 @@ SECTIONS = (
         ),
     ),
     Section(
+        "prefill",
+        "Prefill",
+        (
+            ("prompt", lambda r: number(r.prompt_tokens, 0)),
+            ENGINE,
+            TTFT,
+            ("GOP/s per thread", lambda r: number(r.gops_per_thread, 0)),
+            SPEEDUP,
+        ),
+        notes.prefill_note,
+        "Hugging Face",
+    ),
+    Section(
         "peers",
         "Beside other engines",
         (
+            ("prompt", lambda r: number(r.prompt_tokens, 0)),
+            ("batch", lambda r: number(r.batch, 0)),
             ENGINE,
             ("weights", lambda r: r.precision or "–"),
             *RUN,

@@ -24,7 +24,8 @@ class Suite:
     """``name`` is the module's too; ``options`` are fields of `SuiteSettings`, ``quick`` their values for a quick run.
 
     A run of several suites spreads the rounds of this one over so many ``passes``; a quick run or a suite alone has one.
-    ``needs_text`` is true of a suite that judges a model's text, which needs real weights and a tokenizer.
+    ``several_prompts`` is true of one that takes several lengths of prompts, ``needs_text`` of one that judges a model's
+    text, which needs real weights and a tokenizer.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Suite:
     quick: Mapping[str, Any] = field(default_factory=dict)
     needs_text: bool = False
     in_report: bool = True
+    several_prompts: bool = False
     passes: int = 1
 
     @property
@@ -143,10 +145,24 @@ _SUITES = (
     ),
     Suite(
         "peers",
-        "generation by other engines that are installed, beside levels 2 and 3",
-        {**_GENERATION, "precision": ("int8", "int4")},
+        "generation by other engines that are installed, beside levels 2 and 3, per length of prompt and batch",
+        {"batches": (1,), "prompt_tokens": (64,), "new_tokens": 20, "rounds": 6, "precision": ("int8", "int4")},
         {"rounds": 3},
         in_report=False,
+        several_prompts=True,
+    ),
+    Suite(
+        "prefill",
+        "the first token after prompts of several lengths, and the arithmetic done for it",
+        {
+            "prompt_tokens": (16, 64, 256, 480),
+            "rounds": 6,
+            "levels": (1, 2, 3),
+            "precision": ("int8", "int4"),
+        },
+        {"rounds": 3, "prompt_tokens": (64, 480), "precision": ("int8",)},
+        in_report=False,
+        several_prompts=True,
     ),
     Suite(
         "integration",

@@ -36,7 +36,7 @@ def _peak_memory(request: Request, one: Generated) -> float | None:
         request.source,
         request.random_weights,
         subject.name,
-        settings.prompt_tokens,
+        settings.prompt,
         settings.new_tokens,
         settings.batch,
         device=str(request.loaded.decoder.device),

@@ -31,7 +31,7 @@ def run(request: Request) -> list[Result]:
     request.require_cpu("drafts are run")
     loaded.require_real_weights("the share of tokens that are proposed rightly")
     check_fits(request)
-    texts, size = load_texts(settings.text, "test"), settings.prompt_tokens
+    texts, size = load_texts(settings.text, "test"), settings.prompt
     prompts = sample_windows(texts, loaded.require_tokenizer(), PROMPTS * size, size).tokens.tolist()
     subjects: dict[str, Subject] = {}
     for subject in (request.engines.hugging_face(), request.engines.at(2)):
@@ -56,7 +56,7 @@ def run(request: Request) -> list[Result]:
     runs: dict[str, Run] = {name: functools.partial(once, name, subject) for name, subject in subjects.items()}
     reference = next(iter(subjects))
     described = functools.partial(request.row, "draft", batch=1, speedup_over=reference)
-    sizes = {"prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens}
+    sizes = {"prompt_tokens": settings.prompt, "new_tokens": settings.new_tokens}
     label = ", ".join(text.label for text in texts)
     rows = {name: replace(described(s, **sizes), engine=name, text=label) for name, s in subjects.items()}
     samples = request.in_turn(runs, rows, "Suite draft")

@@ -23,7 +23,7 @@ class Generated:
 
 def check_fits(request: Request) -> None:
     """Refuse prompts and new tokens that do not fit the model's context; worth asking before engines are made."""
-    request.check_context(request.settings.prompt_tokens + request.settings.new_tokens)
+    request.check_context(max(request.settings.prompt_tokens) + request.settings.new_tokens)
 
 
 def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], *, batch: int) -> list[Generated]:
@@ -33,8 +33,8 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
     """
     settings = request.settings
     check_fits(request)
-    prompts = random_prompts(request.loaded.spec.vocab_size, batch, settings.prompt_tokens)
-    context = settings.prompt_tokens + settings.new_tokens // 2
+    prompts = random_prompts(request.loaded.spec.vocab_size, batch, settings.prompt)
+    context = settings.prompt + settings.new_tokens // 2
     tokens: dict[str, list[list[int]]] = {}
 
     def once(subject: Subject) -> Sample:
@@ -44,7 +44,7 @@ def generate_in_turn(request: Request, suite: str, subjects: Sequence[Subject], 
     runs: dict[str, Run] = {subject.name: functools.partial(once, subject) for subject in subjects}
     reference = subjects[0].name
     described = functools.partial(request.row, suite, batch=batch, speedup_over=reference)
-    sizes = {"prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens}
+    sizes = {"prompt_tokens": settings.prompt, "new_tokens": settings.new_tokens}
     rows = {subject.name: described(subject, **sizes) for subject in subjects}
     samples = request.in_turn(runs, rows, f"Suite {suite}")
     found = []

@@ -27,7 +27,7 @@ def run(request: Request) -> list[Result]:
     """Rows for Hugging Face, level 1 from an fp32 folder, and level 3 in int8 from what was kept of the model."""
     settings = request.settings
     request.require_cpu("suite load measures")
-    request.check_context(settings.prompt_tokens + 1)
+    request.check_context(settings.prompt + 1)
     subjects: dict[Kind, Subject] = {
         "hugging-face": request.engines.hugging_face(),
         "sentinel": request.engines.at(1),
@@ -38,13 +38,13 @@ def run(request: Request) -> list[Result]:
         for kind, subject in subjects.items():
             with working(f"Writing the model for {subject.name}"):
                 folder = _written(request, kind, Path(scratch) / kind)
-            runs[kind] = functools.partial(measure_load, kind, folder, settings.prompt_tokens, request.engines.threads)
+            runs[kind] = functools.partial(measure_load, kind, folder, settings.prompt, request.engines.threads)
         samples = interleave(runs, settings.rounds, "Loading")
     reference = samples["hugging-face"]
     rows = []
     for kind, subject in subjects.items():
         own = samples[kind]
-        row = request.row("load", subject, batch=1, prompt_tokens=settings.prompt_tokens, new_tokens=1)
+        row = request.row("load", subject, batch=1, prompt_tokens=settings.prompt, new_tokens=1)
         row = replace(
             row,
             speedup_over=subjects["hugging-face"].name,

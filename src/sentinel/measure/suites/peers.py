@@ -35,17 +35,26 @@ def compare(request: Request, peers: Sequence[Peer]) -> list[Result]:
     """The suite with these ``peers``. Raises `InputError` when none of them is installed or can run the model."""
     request.require_cpu("other engines are run")
     check_fits(request)
-    settings, loaded = request.settings, request.loaded
-    threads = request.engines.threads or torch.get_num_threads()
-    wanted = PeerSettings(threads, settings.batch, settings.prompt_tokens + settings.new_tokens)
-    chosen = usable(peers, settings.batch)
+    settings = request.settings
+    usable_at = {batch: usable(peers, batch) for batch in settings.batches}
     ours = [*_hugging_face(request), request.engines.at(2)]
     ours += [request.engines.at(3, precision) for precision in settings.precision]
-    with prepared(loaded.decoder, chosen, wanted) as runners:
+    return [row for batch, chosen in usable_at.items() for row in _rows(request, ours, chosen, batch)]
+
+
+def _rows(request: Request, ours: Sequence[Subject], peers: Sequence[Peer], batch: int) -> list[Result]:
+    """Rows of every length of prompt at one batch."""
+    settings, loaded = request.settings, request.loaded
+    threads = request.engines.threads or torch.get_num_threads()
+    wanted = PeerSettings(threads, batch, max(settings.prompt_tokens) + settings.new_tokens)
+    rows: list[Result] = []
+    with prepared(loaded.decoder, peers, wanted) as runners:
         theirs = [Subject(runner, loaded.spec, precision=precision) for precision, runner in runners]
-        found = generate_in_turn(request, "peers", [*ours, *theirs], batch=settings.batch)
-    reference = found[0].tokens
-    return [replace(one.row, same_tokens_as_reference=one.tokens == reference) for one in found]
+        for length in settings.prompt_tokens:
+            one = replace(request, settings=replace(settings, prompt_tokens=(length,)))
+            found = generate_in_turn(one, "peers", [*ours, *theirs], batch=batch)
+            rows += [replace(each.row, same_tokens_as_reference=each.tokens == found[0].tokens) for each in found]
+    return rows
 
 
 def _hugging_face(request: Request) -> list[Subject]:

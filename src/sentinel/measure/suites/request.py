@@ -20,15 +20,16 @@ from sentinel.progress import say
 class SuiteSettings:
     """All options of all suites; a suite reads those that its line in the table names.
 
-    heads, neurons: ratios that are removed; ``neurons`` None is "as many as heads". batch, batches: sequences at once.
-    lengths: tokens of context. eval_tokens: per text. rounds: after one of warm-up. passes: what the
-    run spreads these rounds over, no option; where they do not come out even, there are more rounds. expand_kv: repeat
-    grouped keys and values before pruning. shapes: names of known shapes, which get random weights. recovery_steps: of
-    every model before it is judged; 0 judges nothing. drafts: what proposes tokens (`DraftChoice.parse`, or lookup).
+    prompt_tokens: several where the suite says so. heads, neurons: ratios that are removed; ``neurons`` None is "as many
+    as heads". batch, batches: sequences at once. lengths: tokens of context. eval_tokens: per text. rounds: after one of
+    warm-up. passes: what the run spreads these rounds over, no option; where they do not come out even, there are more
+    rounds. expand_kv: repeat grouped keys and values before pruning. shapes: names of known shapes, which get random
+    weights. recovery_steps: of every model before it is judged; 0 judges nothing. drafts: what proposes tokens
+    (`DraftChoice.parse`, or lookup).
     """
 
     batch: int = 1
-    prompt_tokens: int = 64
+    prompt_tokens: tuple[int, ...] = (64,)
     new_tokens: int = 20
     rounds: int = 5
     passes: int = 1
@@ -47,6 +48,12 @@ class SuiteSettings:
     shapes: tuple[str, ...] = ()
     recovery_steps: int = 0
     drafts: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt, in a suite that takes one length."""
+        (only,) = self.prompt_tokens
+        return only
 
     @property
     def rounds_of_pass(self) -> int:
@@ -145,4 +152,10 @@ def settings_of(suite: Suite, given: Mapping[str, Any], *, quick: bool = False) 
     unknown = sorted(set(given) - set(suite.options))
     if unknown:
         raise InputError(f"suite {suite.name} takes no --{unknown[0].replace('_', '-')}; it takes {suite.flags}")
-    return SuiteSettings(**{**suite.options, **(suite.quick if quick else {}), **given})
+    chosen: dict[str, Any] = {**suite.options, **(suite.quick if quick else {}), **given}
+    prompts = chosen.get("prompt_tokens")
+    if isinstance(prompts, int):
+        chosen["prompt_tokens"] = prompts = (prompts,)
+    if prompts is not None and len(prompts) != 1 and not suite.several_prompts:
+        raise InputError(f"suite {suite.name} takes one length of prompts, not {len(prompts)}; run it once for each")
+    return SuiteSettings(**chosen)

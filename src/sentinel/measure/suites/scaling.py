@@ -74,7 +74,7 @@ def _rows_of(request: Request) -> list[Result]:
             request.source,
             request.random_weights,
             f"level {LEVEL}",
-            settings.prompt_tokens,
+            settings.prompt,
             settings.new_tokens,
             settings.batch,
             configuration=one.subject.configuration,
