@@ -63,5 +63,8 @@ GGUF = dataclasses.replace(
     biases={"use_qkv_bias": ("attn_q", "attn_k", "attn_v")},
     rotary="part",
     more=_more,
+    own=lambda spec: {"use_parallel_residual": spec.block.parallel},
+    needs=("output.weight",),
+    square=True,
 )
 FAMILY = Family("stablelm", "StableLmForCausalLM", read, write, llama.rules, llama.EMBEDDING, llama.rename, GGUF)
