@@ -11,7 +11,14 @@ from torch import Tensor
 from sentinel.errors import InputError
 from sentinel.formats.gguf.config import config_of
 from sentinel.formats.gguf.held import Held, require_same, who
-from sentinel.formats.gguf.padding import in_blocks, one_head_size, padded, with_biases
+from sentinel.formats.gguf.rewriting import (
+    in_blocks,
+    one_group_size,
+    one_head_size,
+    padded,
+    with_biases,
+    with_scaled_queries,
+)
 from sentinel.formats.gguf.rope import rope_fields
 from sentinel.models.families import family_of, family_of_gguf
 from sentinel.models.families.family import Family
@@ -44,24 +51,28 @@ def held(spec: ModelSpec, state: State, block: int, *, pad: bool) -> Held:
         raise InputError(f"llama.cpp has no architecture for models of family {spec.family}")
     name = who(layout.architecture)
     require_supported(spec, SUPPORTS, name)
+    one_head_size(spec, name)
     sizes = _sizes(spec, layout, block, name)
     if sizes != _own_sizes(spec, block) and not pad:
         raise InputError(f"{name} can't do this model: its layers differ, or have fewer heads than it wants")
-    larger, state = padded(spec, state, *sizes, name)
+    larger, state = padded(spec, state, *sizes, one_group_size(spec, name))
     larger, state = _with_what_it_needs(larger, state, layout, name)
-    fields = _fields(larger, layout)
-    of_rope, extra = _rope(larger, layout)
-
-    def tensors(values: State) -> Iterator[tuple[str, Tensor]]:
-        return _tensors(family, layout, larger, values)
-
-    made = Held(layout.architecture, larger, state, {**of_rope, **fields}, extra, tensors)
-    require_same(larger, _read_back(made, family), layout.architecture)
+    made = _made(family, layout, larger, state)
+    told = _read_back(made)
+    larger, state = with_scaled_queries(larger, state, [layer.attention.scale for layer in told.layers])
+    require_same(larger, told, layout.architecture)
+    made = replace(made, spec=larger, state=state)
     if pad:
         say(
             f"{name} has layers of one size: heads and neurons of zeros fill them up, so that pruning saves nothing there"
         )
     return made
+
+
+def _made(family: Family, layout: GGUFLayout, spec: ModelSpec, state: State) -> Held:
+    of_rope, extra = _rope(spec, layout)
+    fields = {**of_rope, **_fields(spec, layout)}
+    return Held(layout.architecture, spec, state, fields, extra, lambda values: _tensors(family, layout, spec, values))
 
 
 def _own_sizes(spec: ModelSpec, block: int) -> tuple[list[int], list[int]]:
@@ -72,13 +83,17 @@ def _own_sizes(spec: ModelSpec, block: int) -> tuple[list[int], list[int]]:
 def _sizes(spec: ModelSpec, layout: GGUFLayout, block: int, name: str) -> tuple[list[int], list[int]]:
     """Groups and neurons of each layer in the file: of all layers as many."""
     groups, neurons = _own_sizes(spec, block)
-    group_size = max(max(layer.group_size for layer in spec.layers), 1)
     most = max(*groups, 1)
     if layout.square:
-        whole, rest = divmod(spec.n_embd, one_head_size(spec, name) * group_size)
+        whole, rest = divmod(spec.n_embd, one_head_size(spec, name) * one_group_size(spec, name))
         if rest or whole < most:
             raise InputError(f"{name} can't do this model: its heads are not as wide as the model together")
         most = whole
+    if set(groups) != {most} and any(layer.attention.qk_norm == "whole" for layer in spec.layers):
+        raise InputError(
+            f"{name} can't do this model: it has layers of one size, and heads of zeros would change what norms over "
+            "all heads divide by"
+        )
     return [most] * spec.n_layer, [max(*neurons, block)] * spec.n_layer
 
 
@@ -138,7 +153,7 @@ def _tensors(family: Family, layout: GGUFLayout, spec: ModelSpec, state: State) 
         yield f"blk.{tensor.index}.{kind}.{part}" if "{i}" in module else f"{kind}.{part}", values
 
 
-def _read_back(made: Held, family: Family) -> ModelSpec:
+def _read_back(made: Held) -> ModelSpec:
     """What a reader makes of the file."""
     name = who(made.architecture)
     fields = GGUFFields(name, made.architecture, made.fields, made.names())

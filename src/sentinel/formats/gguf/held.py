@@ -72,15 +72,12 @@ def _differences(spec: ModelSpec, told: ModelSpec) -> Iterator[tuple[str, object
     yield from _fields(spec, told, "", {"family", "layers", "integration"})
     for index, (ours, theirs) in enumerate(zip(spec.layers, told.layers, strict=True)):
         place = f" in layer {index}"
-        yield from _fields(ours.attention, theirs.attention, place, {*BIASES, "scale", "rope"})
+        yield from _fields(ours.attention, theirs.attention, place, {*BIASES, "rope"})
         yield from _fields(ours.mlp, theirs.mlp, place, {*BIASES})
         for name in BIASES:
             part, other = (ours.attention, theirs.attention) if name in BIASES[:2] else (ours.mlp, theirs.mlp)
             if getattr(part, name) and not getattr(other, name):
                 yield f"{name}{place}", True, False
-        scale, other_scale = ours.attention.score_scale, theirs.attention.score_scale
-        if not math.isclose(scale, other_scale, rel_tol=1e-6):
-            yield f"an attention scale{place}", scale, other_scale
         yield from _rope_differences(ours.attention.rope, theirs.attention.rope, place)
 
 

@@ -91,7 +91,7 @@ def _surround(tokenizer: Tokenizer, get: Get, tokens: Sequence[str], path: objec
 
 
 def byte_level_splits(split: str) -> tuple[pre_tokenizers.PreTokenizer, bool]:
-    """How a text is cut before bytes are joined, by llama.cpp's name; and whether whole words of the vocabulary are taken."""
+    """How a text is cut before bytes are joined, by llama.cpp's name, and whether words of the vocabulary stay whole."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split not in SPLITS)
     whole = split in WITH_BOS
     if split in PLAIN:

@@ -16,11 +16,8 @@ from sentinel.models.tokenizer import TextTokenizer
 # A name of each of the splits that llama.cpp keeps. Of several with the same split, the one of the most models.
 SPLITS = ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "tekken", "gpt-4o")
 NORMALISERS = (None, "NFC")  # the second one changes only what nobody types; llama.cpp leaves it out
-SPELLED = (
-    "Hello, it's 12345  tests\n\n of   naïve 東京 e\u0301 \u00a0\t0.5% don't I'LL HTTPServer\r\n  x_y(z) -> \U0001f642 "
-)
 TEXTS = (
-    SPELLED,
+    "Hello, it's 12345  tests\n\n of   naïve 東京 e\u0301 \u00a0\t0.5% don't I'LL HTTPServer\r\n  x_y(z) -> \U0001f642 ",
     " a",
     "a",
     "  two spaces",
@@ -55,7 +52,7 @@ def tokenizer_fields(tokenizer: TextTokenizer | None, vocab_size: int) -> dict[s
     else:
         fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _split(fast, data)}
         fields["tokenizer.ggml.merges"] = merges
-    fields |= _special(tokenizer, len(tokens))
+    fields |= _special(tokenizer, data, len(tokens))
     if tokenizer.chat_template is not None:
         fields["tokenizer.chat_template"] = tokenizer.chat_template
     _require_same(fast, fields)
@@ -115,27 +112,31 @@ def _sentencepiece(data: dict[str, Any], tokens: Sequence[str], merges: Sequence
     }
 
 
-def _special(tokenizer: TextTokenizer, n_token: int) -> dict[str, Any]:
+def _special(tokenizer: TextTokenizer, data: dict[str, Any], n_token: int) -> dict[str, Any]:
     """Ids of special tokens, and which of them are put around a text."""
-    fast, found = tokenizer.fast, dict[str, Any]()
-    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-    ids = {theirs: tokenizer.special_id(ours) for theirs, ours in names.items()}
+    fast = tokenizer.fast
+    ids = {
+        theirs: tokenizer.special_id(ours)
+        for theirs, ours in {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}.items()
+    }
     ends = list(dict.fromkeys(tokenizer.eos_ids))
     if ends and ids["eos"] not in ends:
         ids["eos"] = ends[0]
     others = [end for end in ends if end != ids["eos"]]
-    ids |= dict(zip(("eot", "eom"), others, strict=False))
     if len(others) > 2:
-        raise InputError(
-            f"a GGUF file can't hold this tokenizer: it has {len(ends)} tokens that end a text, not 3 or fewer"
-        )
-    for name, index in ids.items():
-        if index is not None and index < n_token:
-            found[f"tokenizer.ggml.{name}_token_id"] = index
+        raise InputError(f"a GGUF file can't hold this tokenizer: {len(ends)} tokens end a text, and 3 can")
+    ids |= dict(zip(("eot", "eom"), others, strict=False))
+    if ids["unknown"] is None and data["model"].get("unk_token"):
+        ids["unknown"] = fast.token_to_id(data["model"]["unk_token"])
     bare, around = fast.encode("a", add_special_tokens=False).ids, fast.encode("a").ids
-    start = len(around) > len(bare) and around[0] == ids["bos"] and around[0] != bare[0]
-    end = len(around) > len(bare) + start
-    found["tokenizer.ggml.add_bos_token"], found["tokenizer.ggml.add_eos_token"] = start, end
+    start = around[: len(around) - len(bare)] != [] and around[0] != bare[0]
+    if start and ids["bos"] is None:
+        ids["bos"] = around[0]
+    found: dict[str, Any] = {
+        f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None and index < n_token
+    }
+    found["tokenizer.ggml.add_bos_token"] = start
+    found["tokenizer.ggml.add_eos_token"] = len(around) > len(bare) + start
     return found
 
 
@@ -146,7 +147,9 @@ def _require_same(fast: Tokenizer, fields: dict[str, Any]) -> None:
         return fields.get(name, default)
 
     again = build_tokenizer(get, "the GGUF file")
-    special = [added.content for added in fast.get_added_tokens_decoder().values()][:3]
-    for text in (*TEXTS, *(f"a {token}b" for token in special)):
+    texts = [*TEXTS, *(f"a {added.content}b" for added in list(fast.get_added_tokens_decoder().values())[:3])]
+    if fields.get("tokenizer.ggml.add_space_prefix"):  # before spaces and behind special tokens, readers differ in it
+        texts = [text for text in TEXTS if not text.startswith(" ")]
+    for text in texts:
         if again.encode(text).ids != fast.encode(text).ids:
             raise InputError(f"a GGUF file can't hold this tokenizer: {text!r} would become other tokens")

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from sentinel.errors import InputError
 from sentinel.formats.gguf.held import Held, require_same, who
-from sentinel.formats.gguf.padding import in_blocks, one_head_size, padded, with_biases, without_output_bias
+from sentinel.formats.gguf.rewriting import (
+    in_blocks,
+    one_head_size,
+    padded,
+    with_biases,
+    with_scaled_queries,
+    without_attention_biases,
+)
 from sentinel.formats.gguf.rope import Values, rope_fields, rope_parameters
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.gguf import PAIRS, UNEQUAL_LAYERS, GGUFFields
@@ -66,7 +73,7 @@ def held(spec: ModelSpec, state: State, block: int) -> Held:
     spec, state = _with_moved_biases(spec, state)
     groups = [max(layer.n_kv_head, int(index == 0)) for index, layer in enumerate(spec.layers)]
     neurons = [in_blocks(max(layer.intermediate_size, 1), block) for layer in spec.layers]
-    spec, state = padded(spec, state, groups, neurons, NAME)
+    spec, state = padded(spec, state, groups, neurons, group_size=1)
     rope = next(layer.attention.rope for layer in spec.layers if layer.attention.rope is not None)
     of_rope, extra = rope_fields(rope, head_dim)
     fields: dict[str, Any] = {
@@ -96,31 +103,22 @@ def _with_scales_folded(spec: ModelSpec, state: State) -> tuple[ModelSpec, State
             state["lm_head.weight"] = state["embed.weight"]
         state["embed.weight"] = state["embed.weight"] * spec.embed_scale
         spec = replace(spec, tied_head=False, embed_scale=1.0)
-    layers: list[LayerSpec] = []
-    for index, layer in enumerate(spec.layers):
-        attention, by = layer.attention, layer.attention.score_scale * layer.head_dim**0.5
-        if attention.scale is not None and attention.n_head:
-            for name in (f"layers.{index}.attn.qkv_proj.{part}" for part in ("weight", "bias")):
-                if name in state:
-                    query, key, value = split_qkv(state[name], layer)
-                    state[name] = fuse_qkv(query * by, key, value, layer)
-        layers.append(replace(layer, attention=replace(attention, scale=None)))
-    block = replace(spec.block, residual_scale=1.0)
-    return replace(spec, layers=tuple(layers), block=block, logit_scale=1.0), state
+    spec, state = with_scaled_queries(spec, state, [None] * spec.n_layer)
+    return replace(spec, block=replace(spec.block, residual_scale=1.0), logit_scale=1.0), state
 
 
 def _with_moved_biases(spec: ModelSpec, state: State) -> tuple[ModelSpec, State]:
     """The bias of the attention output of a layer without heads, which nothing reads before the next norm, is added by the
     MLP of the layer before. The first layer keeps it, and a head."""
-    lone = [i for i, y in enumerate(spec.layers) if i and not y.n_head and y.attention.out_bias]
-    down = [layer.mlp.down_bias or index + 1 in lone for index, layer in enumerate(spec.layers)]
+    empty = [index for index, layer in enumerate(spec.layers) if index and not layer.n_head]
+    moved = [index for index in empty if spec.layers[index].attention.out_bias]
+    down = [layer.mlp.down_bias or index + 1 in moved for index, layer in enumerate(spec.layers)]
     spec, state = with_biases(spec, state, [{"down_bias": there} for there in down])
     state = dict(state)
-    for index in lone:
+    for index in moved:
         before = f"layers.{index - 1}.mlp.down_proj.bias"
         state[before] = state[before] + state.pop(f"layers.{index}.attn.out_proj.bias")
-        spec = without_output_bias(spec, index)
-    return spec, state
+    return without_attention_biases(spec, empty), state
 
 
 def _tensors(spec: ModelSpec, state: State) -> Iterator[tuple[str, Tensor]]:

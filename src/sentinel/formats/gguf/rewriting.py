@@ -1,41 +1,29 @@
-"""The same function in other sizes: layers padded with heads and neurons of zeros, and biases of zeros."""
+"""The same function by other weights: more heads, neurons and biases, of zeros, and scaled queries."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from sentinel.errors import InputError
-from sentinel.models.families.weights import State
+from sentinel.models.families.weights import State, fuse_qkv, split_qkv
 from sentinel.models.spec import LayerSpec, ModelSpec
 from sentinel.models.tensors import tensors_of
 
 
 def padded(
-    spec: ModelSpec, state: State, groups: Sequence[int], neurons: Sequence[int], who: str
+    spec: ModelSpec, state: State, groups: Sequence[int], neurons: Sequence[int], group_size: int
 ) -> tuple[ModelSpec, State]:
     """The model with so many head groups and neurons in each layer, of which the first are its own.
 
-    Raises `InputError` that names ``who`` for groups of several sizes, and for norms over all heads, which count the heads.
+    A layer that had no heads gets groups of ``group_size``.
     """
-    attention = [layer.attention for layer in spec.layers]
-    if list(groups) == [part.n_kv_head for part in attention]:
-        group_size = 1  # of no use: no heads are added
-    else:
-        group_size = _one({part.group_size for part in attention if part.n_head}, "heads per key/value head", who, 1)
-        if any(part.qk_norm == "whole" for part in attention):
-            raise InputError(
-                f"{who} can't do this model: its layers have unequal heads, and heads of zeros would change "
-                "what the norms over all heads divide by"
-            )
     layers: list[LayerSpec] = []
     for layer, wanted, width in zip(spec.layers, groups, neurons, strict=True):
         part = layer.attention
-        if wanted != part.n_kv_head:
-            part = replace(part, n_head=wanted * group_size, n_kv_head=wanted)
+        part = replace(part, n_head=wanted * (part.group_size or group_size), n_kv_head=wanted)
         layers.append(LayerSpec(part, replace(layer.mlp, intermediate_size=width)))
     larger = replace(spec, layers=tuple(layers))
     return larger, _filled(spec, larger, state)
@@ -54,10 +42,36 @@ def with_biases(spec: ModelSpec, state: State, flags: Sequence[Mapping[str, bool
     return larger, _filled(spec, larger, state)
 
 
+def with_scaled_queries(spec: ModelSpec, state: State, scales: Sequence[float | None]) -> tuple[ModelSpec, State]:
+    """The model with these scales of scores (`AttentionSpec.scale`), for which its queries make up."""
+    state = dict(state)
+    layers: list[LayerSpec] = []
+    for index, (layer, scale) in enumerate(zip(spec.layers, scales, strict=True)):
+        part = replace(layer.attention, scale=scale)
+        by = layer.attention.score_scale / part.score_scale
+        names = ("q_norm.weight",) if part.qk_norm else ("qkv_proj.weight", "qkv_proj.bias")
+        for name in (f"layers.{index}.attn.{name}" for name in names):
+            if by == 1.0 or name not in state or not layer.n_head:
+                continue
+            if part.qk_norm:
+                state[name] = state[name] * by
+            else:
+                query, key, value = split_qkv(state[name], layer)
+                state[name] = fuse_qkv(query * by, key, value, layer)
+        layers.append(replace(layer, attention=part))
+    return replace(spec, layers=tuple(layers)), state
+
+
 def one_head_size(spec: ModelSpec, who: str) -> int:
     """The size of the heads of all layers that have some."""
     sizes = {layer.head_dim for layer in spec.layers if layer.n_head} or {spec.layers[0].head_dim}
-    return _one(sizes, "head sizes", who, 0)
+    return _one(sizes, "head sizes", who)
+
+
+def one_group_size(spec: ModelSpec, who: str) -> int:
+    """How many query heads a key/value head has in all layers that have some."""
+    sizes = {layer.group_size for layer in spec.layers if layer.n_head} or {1}
+    return _one(sizes, "query heads per key/value head", who)
 
 
 def in_blocks(neurons: int, block: int) -> int:
@@ -65,10 +79,12 @@ def in_blocks(neurons: int, block: int) -> int:
     return -(-neurons // block) * block
 
 
-def _one(values: set[int], name: str, who: str, default: int) -> int:
+def _one(values: set[int], name: str, who: str) -> int:
     if len(values) > 1:
-        raise InputError(f"{who} can't do this model: its layers have {name} {sorted(values)}, and must have one")
-    return values.pop() if values else default
+        raise InputError(
+            f"{who} can't do this model: its layers have {name} of {sorted(values)}, and may have one only"
+        )
+    return values.pop()
 
 
 def _filled(spec: ModelSpec, larger: ModelSpec, state: State) -> State:
@@ -93,8 +109,10 @@ def _filled(spec: ModelSpec, larger: ModelSpec, state: State) -> State:
     return found
 
 
-def without_output_bias(spec: ModelSpec, index: int) -> ModelSpec:
-    """The model without the bias of the attention output in one layer."""
+def without_attention_biases(spec: ModelSpec, indices: Sequence[int]) -> ModelSpec:
+    """The model without biases of the attention in these layers."""
     layers = list(spec.layers)
-    layers[index] = replace(layers[index], attention=dataclasses.replace(layers[index].attention, out_bias=False))
+    for index in indices:
+        part = replace(layers[index].attention, qkv_bias=False, out_bias=False)
+        layers[index] = replace(layers[index], attention=part)
     return replace(spec, layers=tuple(layers))
