@@ -18,7 +18,7 @@ FAMILIES = (
     *(name for name in CONFIGS if name not in ("gpt2-relu-untied", "gpt2-gelu")),
     *("llama-yarn", "llama-dynamic", "llama-longrope", "mistral", "qwen2", "qwen3", "smollm3", "phi3-longrope"),
     *("phi3-partial", "granite", "olmo2", "gemma", "gpt_neox", "gpt_neox-sequential", "phi", "stablelm"),
-    *("stablelm-parallel", "gpt_bigcode", "gemma2", "gemma2-no-caps", "gemma3", "gemma3-scaled"),
+    *("stablelm-parallel", "gpt_bigcode", "gemma2", "gemma3", "gemma3-scaled"),
     *CHANGED,
 )
 

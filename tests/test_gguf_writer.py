@@ -166,6 +166,7 @@ GPT2 = spec_of("gpt2")
         (spec_named("mistral-window"), "architecture llama .* attention windows"),
         (spec_named("qwen2-window"), "architecture qwen2 .* attention windows in layer 2"),
         (spec_named("olmo2-bias"), "architecture olmo2 .* a bias of the attention output in layer 0"),
+        (spec_named("gemma2-no-caps"), "soft_cap of None, only of"),
         (spec_named("gpt_bigcode-multi-head"), "n_kv_head in layer 0 of 4, only of 1"),
         (spec_named("llama-yarn-mscale"), "beta_fast of rotary positions in layer 0 of 16.0, only of 32.0"),
         (dataclasses.replace(spec_named("gemma"), tied_head=False), "an LM head of its own"),

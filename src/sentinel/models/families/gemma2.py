@@ -96,12 +96,12 @@ def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own(spec: ModelSpec) -> dict[str, Any]:
-    """Inverse of `_more`."""
-    return {
-        "attn_logit_softcapping": spec.layers[0].attention.soft_cap or 0.0,
-        "final_logit_softcapping": spec.logit_soft_cap or 0.0,
-        **windows(spec, every=2),
+    """Inverse of `_more`; llama.cpp divides by the caps, so that a file without them has its defaults."""
+    caps = {
+        "attn_logit_softcapping": spec.layers[0].attention.soft_cap,
+        "final_logit_softcapping": spec.logit_soft_cap,
     }
+    return {**{name: cap for name, cap in caps.items() if cap is not None}, **windows(spec, every=2)}
 
 
 def windows(spec: ModelSpec, every: int) -> dict[str, Any]:
