@@ -45,7 +45,7 @@ def written(spec: ModelSpec, write: Callable[[Decoder], object]) -> str | None:
             return None
         if "no architecture" in found:
             return "llama.cpp has no such architecture"
-        return re.sub(r".*does not support (.*?)( in layer.*| of rotary positions.*)?( \(nor .*)?$", r"\1", found)
+        return re.sub(r".*does not support (.*?)( in layer.*| of [^,]*, only of .*)?( \(nor .*)?$", r"\1", found)
     return None
 
 

@@ -25,11 +25,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import build
+from sentinel.formats.gguf import unequal
 from sentinel.formats.gguf.export import write_gguf
 from sentinel.formats.gguf.reader import GGUFFile
 from sentinel.formats.sources import load
 from sentinel.models.decoder import Decoder
 from sentinel.models.families import family_of
+from sentinel.models.families.gguf import GGUFFields
+from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import console
 
@@ -75,6 +78,49 @@ def test_layers_that_differ(name, tmp_path):
     for index, (ours, theirs) in enumerate(zip(decoder.spec.layers, again.spec.layers, strict=True)):
         assert theirs.n_head == (ours.n_head or (index == 0))  # the first layer keeps a head
         assert theirs.intermediate_size == max(ours.intermediate_size, 1)
+
+
+def read_fields(*without: str, tensors: tuple[str, ...] = (), **changed: object) -> ModelSpec:
+    """What is read of the fields of a file of layers that differ, some of which are left out or changed ("__" for ".")."""
+    decoder = filled_decoder(UNEQUAL["heads"])
+    made = unequal.held(decoder.spec, decoder.state_dict(), 1)
+    fields = {**made.fields, **{name.replace("__", "."): value for name, value in changed.items()}}
+    fields = {name: value for name, value in fields.items() if name not in without}
+    return unequal.read_spec(
+        GGUFFields("f", "deci", fields, [*made.names(), *tensors]), lambda name: made.extra[name], 320
+    )
+
+
+def test_files_of_other_writers_of_layers_that_differ():
+    assert read_fields("attention.key_length", "attention.value_length", "vocab_size") == read_fields()
+    assert read_fields(attention__head_count=6).layers[1].n_head == 6
+    assert read_fields(tensors=("output.weight",)).tied_head is False
+    no_heads = {"attention__head_count": [0, 2, 6], "attention__head_count_kv": [0, 1, 3]}
+    for left_out, changed, said in (
+        ((), {"attention__head_count_kv": [2, 0, 3]}, "layer 1 has a linear map"),
+        ((), {"feed_forward_length": [96, 96]}, "2 entries for 3 layers"),
+        ((), {"attention__head_count": [4, -2, 6]}, "at least 0"),
+        ((), {"attention__value_length": 8}, "value_length"),
+        ((), {"expert_count": 4}, "expert_count"),
+        (("attention.key_length",), no_heads, "key_length"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read_fields(*left_out, **changed)
+
+
+def test_tensors_that_are_missing_or_too_many_are_named(tmp_path):
+    spec = read_fields()
+    decoder = filled_decoder(spec)
+    made = unequal.held(spec, decoder.state_dict(), 1)
+    tensors = dict(made.tensors(made.state))
+    assert set(unequal.read_state(spec, tensors)) == set(decoder.state_dict())
+    for name in ("blk.1.attn_k.weight", "blk.2.ffn_norm.weight", "output_norm.weight"):
+        with pytest.raises(InputError, match=f"lack the tensor '{name}'"):
+            unequal.read_state(spec, {other: tensor for other, tensor in tensors.items() if other != name})
+    with pytest.raises(InputError, match=r"'blk\.0\.attn_q_norm\.weight' is not supported"):
+        unequal.read_state(spec, {**tensors, "blk.0.attn_q_norm.weight": torch.ones(16)})
+    with pytest.raises(InputError, match="does not fit the heads of layer 2"):
+        unequal.read_state(spec, {**tensors, "blk.2.attn_q.weight": torch.ones(5, 64)})
 
 
 def test_the_whole_of_an_elastic_model_is_written(elastic, tmp_path):

@@ -15,6 +15,7 @@ from torch import Tensor
 from sentinel.errors import InputError
 from sentinel.models.families.weights import State
 from sentinel.models.tokenizer import read_json
+from sentinel.plain import is_object
 
 INDEX = ".index.json"  # behind the name of the single file
 
@@ -55,10 +56,9 @@ def read_pickled(file: Path) -> State:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{file} is damaged or truncated ({reason}); fetch it again") from error
-    entries: dict[Any, Any] = found if isinstance(found, dict) else {}
-    if not entries or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in entries.items()):
+    if not is_object(found) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise InputError(f"{file} holds no table of tensors by name; give the weights of a model")
-    return dict(entries)
+    return dict(found)
 
 
 READERS: dict[str, Callable[[Path], State]] = {"model.safetensors": read_tensors, "pytorch_model.bin": read_pickled}

@@ -16,6 +16,7 @@ from sentinel.errors import InputError
 from sentinel.models.families.weights import State
 from sentinel.models.features import features
 from sentinel.models.spec import ModelSpec, RopeSpec
+from sentinel.plain import is_row
 
 BIASES = ("qkv_bias", "out_bias", "up_bias", "down_bias")
 
@@ -104,6 +105,6 @@ def _alike(a: Any, b: Any) -> bool:
         return math.isclose(a, b, rel_tol=1e-6)
     if dataclasses.is_dataclass(a) and type(a) is type(b):
         return not list(_fields(a, b, "", set()))
-    if isinstance(a, tuple) and isinstance(b, tuple):
+    if is_row(a) and is_row(b):
         return len(a) == len(b) and all(map(_alike, a, b))
     return bool(a == b)

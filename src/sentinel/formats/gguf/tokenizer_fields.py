@@ -82,7 +82,8 @@ def _tokens(fast: Tokenizer, data: dict[str, Any], vocab_size: int) -> tuple[lis
 
 def _split(fast: Tokenizer, data: dict[str, Any]) -> str:
     """The name by which llama.cpp knows how this tokenizer cuts a text before it joins bytes."""
-    normaliser = (data.get("normalizer") or {}).get("type")
+    cleaning: dict[str, Any] | None = data.get("normalizer")
+    normaliser = None if cleaning is None else cleaning["type"]
     before = fast.pre_tokenizer
     if normaliser in NORMALISERS and before is not None:
         ours = [before.pre_tokenize_str(text) for text in TEXTS]

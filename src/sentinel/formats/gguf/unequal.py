@@ -149,10 +149,10 @@ def _tensors(spec: ModelSpec, state: State) -> Iterator[tuple[str, Tensor]]:
 def read_spec(fields: GGUFFields, values: Values, vocab_size: int) -> ModelSpec:
     """The specification that the fields and the names of the tensors tell; `InputError` for what is not supported."""
     n_layer, context = fields.count("block_count"), fields.count("context_length")
-    head_dim = fields.count("attention.key_length")
-    fields.only("attention.value_length", head_dim)
     heads = fields.counts("attention.head_count", n_layer)
     groups = fields.counts("attention.head_count_kv", n_layer)
+    head_dim = fields.count("attention.key_length", fields.count("embedding_length") // heads[0] if heads[0] else None)
+    fields.only("attention.value_length", head_dim)
     neurons = fields.counts("feed_forward_length", n_layer)
     given = rope_parameters(fields, values, head_dim, context, "whole")
     rope = rope_from(ConfigReader("llama", {}), given, context, head_dim)
