@@ -59,7 +59,8 @@ def greedy(llama: Any, prompt: Sequence[int], new: int) -> list[int]:
 
 
 def assert_runs(decoder: Decoder, folder: Path) -> None:
-    """The largest difference of logits is below 1e-3, and greedy text is the same.
+    """The largest difference of logits is below 1e-3, and greedy text is the same; llama.cpp's GELU is a table in fp16, so
+    that with it the difference is below 1e-3 of the largest logit.
 
     With longrope llama.cpp takes the factors of long texts as soon as the context that it is given is long.
     """
@@ -70,11 +71,13 @@ def assert_runs(decoder: Decoder, folder: Path) -> None:
     with torch.no_grad():
         ours = decoder(tokens)[0].numpy()
     prompt = tokens[0].tolist()
+    gelu = any("gelu" in part.mlp.activation for part in decoder.spec.layers)
+    scale = max(1.0, np.abs(ours).max()) if gelu else 1.0
     new = min(NEW, decoder.spec.max_seq_len - len(prompt))
     expected = [row[0] for row in generate_tokens(make_engine(decoder, 1), [prompt], new)]
     with loaded(folder / "m.gguf") as llama:
         theirs = logits_of(llama, prompt)
-        assert np.abs(ours - theirs).max() < 1e-3 * max(1.0, np.abs(ours).max())
+        assert np.abs(ours - theirs).max() < 1e-3 * scale
         assert greedy(llama, prompt, new) == expected
 
 

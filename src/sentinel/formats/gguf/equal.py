@@ -28,9 +28,8 @@ from sentinel.models.features import EVERY_GROUP, INTEGRATION, require_supported
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import say
 
-SUPPORTS = (
-    EVERY_GROUP - INTEGRATION
-)  # of one architecture or other; what the family's lacks is found by reading it back
+# Of one architecture or other; what the family's own lacks is found by reading the file back.
+SUPPORTS = EVERY_GROUP - INTEGRATION
 KINDS = {  # of projections, by the field of their bias; and how it is called
     "qkv_bias": (QKV, "a bias of queries, keys and values"),
     "out_bias": (OUTPUT, "a bias of the attention output"),
