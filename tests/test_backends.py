@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import gguf
 import pytest
 from conftest import spec_of
 from helpers import filled_decoder, layer_of, with_layers
 
 from sentinel.errors import InputError
-from sentinel.formats.gguf import writer
+from sentinel.formats.gguf.export import SUPPORTS as GGUF
+from sentinel.formats.gguf.export import write_gguf
 from sentinel.formats.hugging_face import model as hugging_face
 from sentinel.formats.hugging_face.export import write_hugging_face
 from sentinel.infer.native import weights
@@ -52,9 +52,7 @@ BACKENDS = {
     "the reference (level 0)": lambda model, folder: ReferenceDecoder(model),
     "the native engine (levels 2 and 3)": lambda model, folder: make_engine(model, 2),
     "Hugging Face's own class": lambda model, folder: hugging_face.to_hugging_face(model),
-    "llama.cpp's architecture llama": lambda model, folder: writer.write_gguf(
-        model, folder / "model.gguf", gguf.GGMLQuantizationType.F32
-    ),
+    "llama.cpp's architecture llama": lambda model, folder: write_gguf(model, None, folder / "model.gguf", "fp32"),
     "ctranslate2": ctranslate2,
     "this ONNX graph": onnx,
 }
@@ -91,7 +89,7 @@ def test_so_it_is_by_every_peer(peer, monkeypatch, capsys):
 def test_what_is_claimed_exists_and_the_decoder_its_oracle_and_the_native_engine_do_all_of_it():
     for module in (decoder, reference, weights):
         assert module.SUPPORTS == ALL
-    for claimed in (hugging_face.SUPPORTS, *writer.SUPPORTS.values(), *(peer.SUPPORTS for peer in PEERS)):
+    for claimed in (hugging_face.SUPPORTS, GGUF, *(peer.SUPPORTS for peer in PEERS)):
         assert claimed < ALL
 
 

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -26,8 +25,8 @@ from sentinel.cli import main
 from sentinel.commands.arguments import DTYPES as CHOICES
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
+from sentinel.formats.gguf.export import write_gguf
 from sentinel.formats.gguf.reader import GGUFFile
-from sentinel.formats.gguf.writer import write_gguf
 from sentinel.formats.hugging_face.model import SentinelForCausalLM, to_hugging_face
 from sentinel.formats.sources import load, random_decoder
 from sentinel.infer.opening import open_engine
@@ -143,10 +142,12 @@ def test_packed_weights_are_those_of_fp32(level, precision, halves):
     assert np.array_equal(engine.packed.data, packed[0].data)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("Q8_0", torch.float32)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("q8_0", torch.float32)]
+)
 def test_a_gguf_file_keeps_its_halves(kind, dtype, tmp_path):
     spec = spec_of("llama-grouped")
-    write_gguf(random_decoder(spec, 0), tmp_path / "m.gguf", gguf.GGMLQuantizationType[kind])
+    write_gguf(random_decoder(spec, 0), None, tmp_path / "m.gguf", kind)
     file = GGUFFile(tmp_path / "m.gguf")
     assert file.stored_dtype() == dtype
     halves, exact = file.weights(file.stored_dtype()), file.weights()

@@ -193,6 +193,45 @@ def test_rounded_weights_are_told(tmp_path):
     assert load(str(write(tmp_path / "n.gguf", model))).description == ""
 
 
+def is_read(kind: gguf.GGMLQuantizationType) -> bool:
+    """Whether the gguf package de-quantises it."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    try:
+        gguf.dequantize(np.zeros((1, size), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return block > 1
+
+
+KINDS = [kind for kind in gguf.GGMLQuantizationType if is_read(kind)]
+
+
+def some_blocks(kind: gguf.GGMLQuantizationType, rows: int, columns: int) -> np.ndarray:
+    """Random bytes of blocks [rows, bytes] of which every value is finite."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(0)
+    found = random.integers(0, 256, (rows * columns // block, size), np.uint8)
+    with np.errstate(all="ignore"):
+        while len(bad := np.flatnonzero(~(np.abs(gguf.dequantize(found, kind)) < 1e3).all(-1))):
+            found[bad] = random.integers(0, 256, (len(bad), size), np.uint8)
+    return found.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_type_of_rounded_weights_is_read(kind, tmp_path):
+    model = hugging_face(hidden_size=256, num_attention_heads=8)
+    blocks = some_blocks(kind, 80, 256)
+    path = write(tmp_path / "m.gguf", model, tensors={"blk.0.ffn_up.weight": (blocks, kind)})
+    loaded = load(str(path))
+    read = loaded.decoder.state_dict()["layers.0.mlp.up_proj.weight"].numpy()
+    assert np.array_equal(read, gguf.dequantize(blocks, kind)) and len(np.unique(read)) > 2
+    assert loaded.description == f"de-quantised from {kind.name}"
+
+
+def test_the_types_are_those_that_llama_cpp_writes():
+    assert {"Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "TQ2_0", "MXFP4"} <= {kind.name for kind in KINDS}
+
+
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}
 
 

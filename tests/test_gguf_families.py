@@ -340,5 +340,5 @@ def test_other_architectures_are_refused_by_name(architecture, tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(InputError, match=rf"architecture '{architecture}' is not supported \(gemma, "):
+    with pytest.raises(InputError, match=rf"architecture '{architecture}' is not supported \(deci, gemma, "):
         load(str(tmp_path / "m.gguf"))

@@ -19,6 +19,7 @@ COMMAND_MODULES = {f"sentinel.commands.{name}" for name in (*COMMANDS, "lm_eval"
 SHARED = {  # what tests may import from tests
     "conftest",
     "family_configs",
+    "gguf_models",
     "helpers",
     "native_oracle",
     "synthetic_results",

@@ -274,7 +274,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing_half_written(tmp
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("sentinel.formats.checkpoint.save_file", full)
+    monkeypatch.setattr("sentinel.formats.weight_files.save_file", full)
     dense = teacher_model()
     with pytest.raises(InputError, match=r"can't be written .*No space left"):
         recover(pruned(dense), dense, windows(16), windows(4, seed=1), SHORT, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Model folders: safetensors and a JSON file that says what is in them; written whole or not at all.
+"""Model folders: weights and a JSON file that says what is in them; written whole or not at all.
 
 A sentinel checkpoint is ``config.json`` (``model_type: sentinel``, with the `ModelSpec`), ``model.safetensors`` and the
 tokenizer's files. Folders of the supported Hugging Face families are read as they are.
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config
+from sentinel.formats.weight_files import read_stored, read_tensors, write_tensors
 from sentinel.models.decoder import Decoder
 from sentinel.models.dtypes import stored_dtype
 from sentinel.models.elastic import StoredWidth
@@ -28,7 +27,7 @@ from sentinel.models.families.others import text_part, text_tensors
 from sentinel.models.families.weights import State, read_weights, settle_head
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
-from sentinel.models.tokenizer import TextTokenizer, read_json
+from sentinel.models.tokenizer import TextTokenizer
 from sentinel.models.width import Width
 from sentinel.progress import say
 
@@ -125,7 +124,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float3
     """
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
-    state = read_safetensors(folder)
+    state = read_stored(folder)
     ours, family = config["model_type"] == MODEL_TYPE, family_of(spec.family)
     if ours:
         state = {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
@@ -180,52 +179,3 @@ def require_finite(state: State, source: object) -> None:
         # The sum needs no memory, and is finite unless a value is not or the sum itself overflows.
         if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
             raise InputError(f"{source}: tensor {name!r} holds NaN or infinity; mend the weights")
-
-
-def read_safetensors(folder: Path) -> State:
-    """All tensors of ``model.safetensors``, or of the shards that its index names."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.exists():
-        return read_tensors(single)
-    if not index.exists():
-        other = next((p.name for p in folder.glob("*.bin")), None)
-        hint = f"; {other} is of an older format, re-save it with safe_serialization=True" if other else ""
-        raise InputError(f"{folder} has no model.safetensors{hint}")
-    shards = _shards(index)
-    state: State = {}
-    for file in sorted(set(shards.values())):
-        tensors = read_tensors(folder / file)
-        if missing := sorted(n for n, place in shards.items() if place == file and n not in tensors):
-            raise InputError(
-                f"{folder / file} lacks tensor {missing[0]!r}, which {index.name} places there; fetch it again"
-            )
-        if twice := sorted(set(tensors) & set(state)):
-            raise InputError(f"{folder}: tensor {twice[0]!r} is in two files; fetch the model again")
-        state.update(tensors)
-    return state
-
-
-def _shards(index: Path) -> dict[str, str]:
-    """The file of each tensor, by an index of shards."""
-    found: dict[str, Any] | None = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        raise InputError(f"{index} has no 'weight_map' from tensors to files; fetch it again")
-    return found
-
-
-def write_tensors(tensors: State, file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write one safetensors file; `OSError` when the disk is full, as for any other file."""
-    try:
-        save_file(tensors, file, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-
-
-def read_tensors(file: Path) -> State:
-    """All tensors of one safetensors file; `InputError` when it is missing or damaged."""
-    try:
-        return load_file(file)
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged or truncated ({error}); fetch it again") from error

@@ -25,6 +25,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: safetensors, and where there are none, those of earlier PyTorch."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
 def read_record(folder: Path) -> Record:
     """How the model in ``folder`` was made; without steps for a folder that sentinel did not write.
 

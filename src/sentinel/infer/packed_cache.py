@@ -32,7 +32,7 @@ NAME = re.compile(r"[0-9a-f]{24}")
 SCRATCH = re.compile(r"\.[0-9a-f]{24}\..*\.part")
 DIGESTS = "digests.json"
 # Files of a model folder that decide about weights or tokenizer.
-DECISIVE = (".safetensors", ".json", ".txt", ".model", ".jinja")
+DECISIVE = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 # Code that decides what is packed.
 CODE = (
     "models/**/*.py", "formats/**/*.py", "infer/pack.py", "infer/quantised.py", "infer/native/**/*.py",

@@ -102,6 +102,11 @@ class TextTokenizer:
         """
         return list(self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
 
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token ("bos", "eos", "unk", "pad"); None where there is none."""
+        token = self._settings.get(f"{name}_token")
+        return None if token is None else self._tokenizer.token_to_id(str(token))
+
     @property
     def fast(self) -> Tokenizer:
         """The object of the tokenizers library."""

@@ -19,7 +19,7 @@ from sentinel.adapt.cycles.budget import CostTable
 from sentinel.adapt.cycles.masked import Head
 from sentinel.errors import InputError
 from sentinel.files import write_into
-from sentinel.formats.checkpoint import read_tensors, write_tensors
+from sentinel.formats.weight_files import read_tensors, write_tensors
 
 SCHEMA_VERSION = 1
 FILE, WEIGHTS = "adaptation.json", "state.safetensors"

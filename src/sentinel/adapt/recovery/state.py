@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sentinel.adapt.recovery.likelihood import finite, perplexity_of
 from sentinel.errors import InputError
 from sentinel.files import claim_folder, remove_written, write_file
-from sentinel.formats.checkpoint import write_tensors
+from sentinel.formats.weight_files import write_tensors
 
 STATE, BEST, METRICS, TEACHER = "state.safetensors", "best.safetensors", "metrics.jsonl", "teacher-{rank}.bin"
 

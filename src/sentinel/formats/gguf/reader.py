@@ -1,9 +1,9 @@
-"""Reads a GGUF file of any family that says how llama.cpp keeps it: config, weights de-quantised to fp32, tokenizer."""
+"""Reads a GGUF file of any family that says how llama.cpp keeps it, or of layers that differ; weights are de-quantised."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sentinel.errors import InputError
+from sentinel.formats.gguf import unequal
 from sentinel.formats.gguf.config import EMBEDDING, config_of, has_bias
 from sentinel.formats.gguf.rope import TENSORS as ROPE_TENSORS
 from sentinel.formats.gguf.tokenizer import build_tokenizer
-from sentinel.models.families import family_of_gguf
-from sentinel.models.families.gguf import GGUFFields
-from sentinel.models.families.weights import State
+from sentinel.models.families import family_of, family_of_gguf
+from sentinel.models.families.family import Family
+from sentinel.models.families.gguf import UNEQUAL_LAYERS, GGUFFields, GGUFLayout
+from sentinel.models.families.weights import State, read_weights
 from sentinel.models.spec import ModelSpec
+from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import track
 
 
@@ -35,10 +38,16 @@ class GGUFFile:
         except (ValueError, IndexError, KeyError, OverflowError, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is damaged, truncated or not a GGUF file ({error})") from error
         self.architecture = str(self._get("general.architecture"))
-        self.family, self._layout = family_of_gguf(self.architecture, self._own(), path)
+        self.family, self._layout = self._family()
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         if EMBEDDING not in self._tensors:
             raise InputError(f"{path}: GGUF tensor {EMBEDDING!r} is missing")
+
+    def _family(self) -> tuple[Family, GGUFLayout | None]:
+        """The family of the file and how it is held; without the latter where layers may differ."""
+        if self.architecture == UNEQUAL_LAYERS:
+            return family_of("llama"), None
+        return family_of_gguf(self.architecture, self._own(), self.path)
 
     def _get(self, key: str, default: Any = None) -> Any:
         field = self._reader.fields.get(key)
@@ -56,8 +65,9 @@ class GGUFFile:
 
     def config(self) -> dict[str, Any]:
         """The file's settings as a Hugging Face config of its family."""
-        vocab_size = int(self._tensors[EMBEDDING].shape[1])
-        config = config_of(self.family, self._layout, self._fields(), self._values, vocab_size)
+        if self._layout is None:
+            raise InputError(f"{self.path}: its layers may differ, which no config of Hugging Face tells")
+        config = config_of(self.family, self._layout, self._fields(), self._values, self._vocab_size)
         ends = self.eos_ids()
         if ends:
             config["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
@@ -67,7 +77,20 @@ class GGUFFile:
 
     def spec(self) -> ModelSpec:
         """The specification of the file's model."""
+        if self._layout is None:
+            return unequal.read_spec(self._fields(), self._values, self._vocab_size)
         return self.family.spec_from_config(self.config())
+
+    def state(self, dtype: torch.dtype = torch.float32) -> State:
+        """The decoder's state in ``dtype``."""
+        spec = self.spec()
+        if self._layout is not None:
+            return read_weights(self.family.rules(spec), spec, self.weights(dtype), dtype)
+        return unequal.read_state(spec, {name: self._tensor(name).to(dtype) for name in self._names()})
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self._tensors[EMBEDDING].shape[1])
 
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end a text, a turn or a message."""
@@ -100,52 +123,64 @@ class GGUFFile:
 
     def weights(self, dtype: torch.dtype = torch.float32) -> State:
         """All tensors in ``dtype`` under Hugging Face's names; a bias that only some projections have is 0 in others."""
-        spec = self.spec()
+        spec, layout = self.spec(), self._layout
+        assert layout is not None  # or there would be no such names
         state: State = {}
-        names = [name for name in self._tensors if name not in ROPE_TENSORS]
-        for name in track(names, "De-quantising", len(names)):
-            state[self._name(name)] = self._restored(name, spec).to(dtype)
-        for theirs, rows in list(self._lacking_biases(state)):
+        for name in self._names():
+            state[self._name(layout, name)] = self._restored(layout, name, spec).to(dtype)
+        for theirs, rows in list(self._lacking_biases(layout, state)):
             state[theirs] = torch.zeros(rows, device="cpu")
         return state
 
-    def _name(self, name: str) -> str:
+    def _names(self) -> Iterable[str]:
+        """Of all weights, with their progress."""
+        names = [name for name in self._tensors if name not in ROPE_TENSORS]
+        return track(names, "De-quantising", len(names))
+
+    def _name(self, layout: GGUFLayout, name: str) -> str:
         """Hugging Face's name of a tensor."""
         layer, kind, part = _parts(name)
-        module = self._layout.tensors.get(kind)
+        module = layout.tensors.get(kind)
         if module is None or part not in ("weight", "bias") or (layer is None) == ("{i}" in module):
             raise InputError(f"{self.path}: GGUF tensor {name!r} is not supported")
         return f"{module.format(i=layer)}.{part}"
 
-    def _restored(self, name: str, spec: ModelSpec) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(self._values(name)), device="cpu")
+
+    def _restored(self, layout: GGUFLayout, name: str, spec: ModelSpec) -> Tensor:
         """A tensor as the family has it."""
         layer, kind, _ = _parts(name)
-        tensor = torch.as_tensor(np.ascontiguousarray(self._values(name)), device="cpu")
-        restore = self._layout.restore.get(kind)
-        if restore is None:
-            return tensor
+        conversion = layout.conversions.get(kind)
+        if conversion is None:
+            return self._tensor(name)
         index = 0 if layer is None else int(layer)
         try:
-            return restore(tensor, spec.layers[index])
+            return conversion.read(self._tensor(name), spec.layers[index])
         except (RuntimeError, IndexError) as error:
             raise InputError(f"{self.path}: GGUF tensor {name!r} does not fit the heads of layer {index}") from error
 
-    def _lacking_biases(self, state: State) -> Iterator[tuple[str, int]]:
+    def _lacking_biases(self, layout: GGUFLayout, state: State) -> Iterator[tuple[str, int]]:
         """Names and rows of the biases that only other projections have."""
-        for kinds in self._layout.biases.values():
+        for kinds in layout.biases.values():
             if not has_bias(self._fields(), kinds):
                 continue
             for name in self._tensors:
                 _, kind, part = _parts(name)
                 if kind in kinds and part == "weight":
-                    theirs = self._name(name)
+                    theirs = self._name(layout, name)
                     bias = theirs.removesuffix("weight") + "bias"
                     if bias not in state:
                         yield bias, len(state[theirs])
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer stored in the file."""
-        return build_tokenizer(self._get, self.path)
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer stored in the file, None where it says that there is none."""
+        return None if self._get("tokenizer.ggml.model") == "none" else build_tokenizer(self._get, self.path)
+
+    def text_tokenizer(self) -> TextTokenizer | None:
+        """The same with the ids that end a text, special tokens and chat template."""
+        found = self.tokenizer()
+        return None if found is None else TextTokenizer(found, self.eos_ids(), settings=self.tokenizer_config())
 
     def tokenizer_config(self) -> dict[str, Any]:
         """What Hugging Face's ``tokenizer_config.json`` says of the tokenizer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,3 +115,24 @@ def _llama3(fields: GGUFFields, listed: NDArray[np.float32], theta: float, dim: 
             settings = {"rope_type": "llama3", "factor": factor, **LLAMA3, "rope_theta": theta}
             return {**settings, "original_max_position_embeddings": int(length)}
     raise InputError(f"{fields.path}: tensor {FREQUENCIES!r} is not the scaling of Llama 3, the only one supported")
+
+
+def rope_fields(rope: RopeSpec, head_dim: int) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Inverse of `rope_parameters`: fields and tensors of a file. What a file can't tell of them is left out."""
+    dim = rope.dim_of(head_dim)
+    found: dict[str, Any] = {"rope.dimension_count": dim, "rope.freq_base": rope.theta}
+    if rope.type == "default":
+        return found, {}
+    found[ORIGINAL] = rope.original_max_seq_len
+    if rope.type == "llama3":  # llama.cpp goes by the tensor alone; readers of it by the field too
+        plain = frequencies(RopeSpec(rope.theta), dim)
+        return found, {FREQUENCIES: (plain / frequencies(replace(rope, dim=None), dim)).astype(np.float32)}
+    found["rope.scaling.type"] = rope.type
+    if rope.type == "longrope":
+        found["rope.scaling.attn_factor"] = rope.attention_factor
+        return found, {
+            LONG: np.array(rope.long_factors, np.float32),
+            SHORT: np.array(rope.short_factors, np.float32),
+        }
+    found["rope.scaling.factor"] = rope.factor
+    return found, {}

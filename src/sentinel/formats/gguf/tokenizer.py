@@ -90,18 +90,23 @@ def _surround(tokenizer: Tokenizer, get: Get, tokens: Sequence[str], path: objec
         )
 
 
+def byte_level_splits(split: str) -> tuple[pre_tokenizers.PreTokenizer, bool]:
+    """How a text is cut before bytes are joined, by llama.cpp's name, and whether words of the vocabulary stay whole."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split not in SPLITS)
+    whole = split in WITH_BOS
+    if split in PLAIN:
+        return byte_level, whole
+    if split in DIGITS:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]), whole
+    pieces = pre_tokenizers.Split(Regex(SPLITS[split]), behavior="isolated")
+    return pre_tokenizers.Sequence([pieces, byte_level]), whole
+
+
 def _byte_level(vocabulary: dict[str, int], merges: Sequence[str], split: str) -> Tokenizer:
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    ignore = split in WITH_BOS  # these take a word of the vocabulary whole, as llama.cpp does
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=ignore))  # pyright: ignore
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split not in SPLITS)
-    if split in PLAIN:
-        tokenizer.pre_tokenizer = byte_level
-    elif split in DIGITS:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    else:
-        pieces = pre_tokenizers.Split(Regex(SPLITS[split]), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, byte_level])
+    cut, whole = byte_level_splits(split)
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=whole))  # pyright: ignore
+    tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

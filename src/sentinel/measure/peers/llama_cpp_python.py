@@ -6,11 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import gguf
 import numpy as np
 
-from sentinel.formats.gguf.writer import SUPPORTS as GGUF
-from sentinel.formats.gguf.writer import write_gguf
+from sentinel.formats.gguf.export import SUPPORTS, write_gguf
 from sentinel.infer.generate import Timings
 from sentinel.measure.peers.peer import PeerSettings, Runner
 from sentinel.models.decoder import Decoder
@@ -20,14 +18,16 @@ NAME = "llama-cpp-python"
 MODULES = ("llama_cpp",)
 REQUIREMENTS = ("llama-cpp-python",)
 VARIANTS = {"F32": "fp32", "Q8_0": "int8", "Q4_0": "int4"}
+FILES = {"F32": "fp32", "Q8_0": "q8_0", "Q4_0": "q4_0"}  # precisions of the file
 MAX_BATCH = 1  # `Llama.eval` takes one sequence
-SUPPORTS = GGUF["gpt2"] | GGUF["llama"]  # what it has in one architecture or other; the file refuses the rest
+
+__all__ = ["SUPPORTS", "LlamaCpp", "prepare"]  # what it supports is what the file holds, which refuses the rest
 
 
 def prepare(decoder: Decoder, folder: Path, variant: str, settings: PeerSettings) -> LlamaCpp:
     """A runner of ``decoder`` in the file type ``variant``."""
     path = folder / f"{variant}.gguf"
-    streamed = write_gguf(decoder, path, gguf.GGMLQuantizationType[variant])
+    streamed = write_gguf(decoder, None, path, FILES[variant])
     return LlamaCpp(f"{NAME} {variant}", path, decoder.spec, streamed, settings)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sentinel.errors import InputError
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import GGUFLayout
+from sentinel.models.families.gguf import UNEQUAL_LAYERS, GGUFLayout
 from sentinel.models.families.others import kind_of, kind_of_gguf, text_part
 from sentinel.models.spec import ModelSpec
 
@@ -60,6 +60,6 @@ def family_of_gguf(architecture: str, fields: Mapping[str, object], path: object
     if kind is not None:
         raise InputError(f"{path} (GGUF architecture {architecture!r}) is {kind}, and only dense decoders are taken")
     if architecture not in found:
-        supported = ", ".join(sorted(found))
+        supported = ", ".join(sorted({*found, UNEQUAL_LAYERS}))
         raise InputError(f"{path}: GGUF architecture {architecture!r} is not supported ({supported} are)")
     return found[architecture]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
-from sentinel.models.families.gguf import without_one
+from sentinel.models.families.gguf import LESS_ONE
 from sentinel.models.families.weights import Rule, plus_one
 from sentinel.models.spec import ModelSpec
 
@@ -64,7 +64,8 @@ GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="gemma",
     family="gemma",
-    restore=dict.fromkeys(("output_norm", "attn_norm", "ffn_norm"), without_one),
+    conversions=dict.fromkeys(("output_norm", "attn_norm", "ffn_norm"), LESS_ONE),
+    own_head=False,
 )
 FAMILY = dataclasses.replace(
     llama.FAMILY, model_type="gemma", architecture="GemmaForCausalLM", read=read, write=write, rules=rules, gguf=GGUF

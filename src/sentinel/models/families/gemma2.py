@@ -7,7 +7,7 @@ from typing import Any
 
 from sentinel.models.families import gemma, llama
 from sentinel.models.families.config import ConfigReader
-from sentinel.models.families.gguf import GGUFFields, in_layers, without_one
+from sentinel.models.families.gguf import LESS_ONE, GGUFFields, in_layers
 from sentinel.models.families.weights import Rule, plus_one
 from sentinel.models.families.windows import layer_types, with_windows
 from sentinel.models.spec import BlockSpec, ModelSpec
@@ -95,6 +95,24 @@ def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _own(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `_more`; llama.cpp divides by the caps, so that a file without them has its defaults."""
+    caps = {
+        "attn_logit_softcapping": spec.layers[0].attention.soft_cap,
+        "final_logit_softcapping": spec.logit_soft_cap,
+    }
+    return {**{name: cap for name, cap in caps.items() if cap is not None}, **windows(spec, every=2)}
+
+
+def windows(spec: ModelSpec, every: int) -> dict[str, Any]:
+    """What a GGUF file says of windows: the layers that have one, where it is not all but each ``every``-th."""
+    found = [layer.attention.window for layer in spec.layers]
+    pattern = [window is not None for window in found]
+    usual = [(index + 1) % every != 0 for index in range(spec.n_layer)]
+    listed = {} if pattern == usual else {"attention.sliding_window_pattern": pattern}
+    return {"attention.sliding_window": max(window or 0 for window in found), **listed}
+
+
 def score_scalar(config: dict[str, Any], largest: int) -> int:
     """As llama.cpp has it: the size of a head, but the width over the heads in the largest model, told by its layers."""
     if config["num_hidden_layers"] == largest:
@@ -114,7 +132,8 @@ GGUF = dataclasses.replace(
     family="gemma2",
     tensors={**gemma.GGUF.tensors, **GGUF_NORMS},
     more=_more,
-    restore={**gemma.GGUF.restore, **dict.fromkeys(GGUF_NORMS, without_one)},
+    own=_own,
+    conversions={**gemma.GGUF.conversions, **dict.fromkeys(GGUF_NORMS, LESS_ONE)},
 )
 FAMILY = dataclasses.replace(
     llama.FAMILY, model_type="gemma2", architecture="Gemma2ForCausalLM", read=read, write=write, rules=rules, gguf=GGUF

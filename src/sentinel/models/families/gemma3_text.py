@@ -8,7 +8,7 @@ from typing import Any
 
 from sentinel.models.families import gemma2, llama
 from sentinel.models.families.config import ConfigReader
-from sentinel.models.families.gguf import GGUFFields, without_one
+from sentinel.models.families.gguf import LESS_ONE, GGUFFields
 from sentinel.models.families.rope import rope_from, write_rope
 from sentinel.models.families.windows import with_windows
 from sentinel.models.spec import ModelSpec
@@ -75,13 +75,26 @@ def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _own(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `_more`."""
+    found = gemma2.windows(spec, every=6)
+    if spec.logit_soft_cap is not None:
+        found["final_logit_softcapping"] = spec.logit_soft_cap
+    for attention in (layer.attention for layer in spec.layers):
+        if attention.window is not None and attention.rope is not None:
+            found["rope.freq_base_swa"] = attention.rope.theta
+    return found
+
+
 GGUF = dataclasses.replace(
     gemma2.GGUF,
     architecture="gemma3",
     family="gemma3_text",
     tensors={**gemma2.GGUF.tensors, **llama.GGUF_QK_NORMS},
     more=_more,
-    restore={**gemma2.GGUF.restore, **dict.fromkeys(llama.GGUF_QK_NORMS, without_one)},
+    own=_own,
+    conversions={**gemma2.GGUF.conversions, **dict.fromkeys(llama.GGUF_QK_NORMS, LESS_ONE)},
+    own_head=True,
 )
 FAMILY = dataclasses.replace(
     gemma2.FAMILY, model_type="gemma3_text", architecture="Gemma3ForCausalLM", read=read, write=write, gguf=GGUF

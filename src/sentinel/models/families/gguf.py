@@ -1,4 +1,7 @@
-"""What llama.cpp's converter (``convert_hf_to_gguf.py``) makes of a family: names, fields and the order of rows."""
+"""What llama.cpp's converter (``convert_hf_to_gguf.py``) makes of a family: names, fields and the order of rows.
+
+Read and written by ``formats/gguf``.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,21 @@ import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
-from sentinel.models.families.weights import fuse_qkv, halves_of_pairs
-from sentinel.models.spec import LayerSpec
+from sentinel.models.families.weights import fuse_qkv, halves_of_pairs, pairs_of_halves, split_qkv
+from sentinel.models.spec import LayerSpec, ModelSpec
 
-# A tensor of a layer as the family has it, from that of the file.
-Restore = Callable[[Tensor, LayerSpec], Tensor]
+UNEQUAL_LAYERS = "deci"  # the architecture whose layers may differ; it is of no family
+
+Change = Callable[[Tensor, LayerSpec], Tensor]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a tensor of a layer becomes that of the file (``write``), and back (``read``)."""
+
+    read: Change
+    write: Change
+
 
 # What a field that nobody asked for may hold without changing what the model computes.
 HARMLESS: dict[str, Any] = {
@@ -78,6 +91,17 @@ class GGUFFields:
             raise self.refuse(name, f"must be a whole number of at least 1, not {count!r}")
         return count
 
+    def counts(self, name: str, layers: int) -> list[int]:
+        """A size of each layer, which may be 0; a single value is that of all."""
+        value = self.get(name)
+        found = cast("list[Any]", value) if isinstance(value, list) else [value] * layers
+        if len(found) != layers:
+            raise self.refuse(name, f"has {len(found)} entries for {layers} layers")
+        for count in found:
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise self.refuse(name, f"must hold whole numbers of at least 0, not {count!r}")
+        return found
+
     def window(self, default: int | None = None) -> int | None:
         """The attention window; 0 is none."""
         name = "attention.sliding_window"
@@ -127,6 +151,17 @@ def nothing_more(_: GGUFFields, __: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def nothing_of_its_own(_: ModelSpec) -> dict[str, Any]:
+    """No fields of the family's own."""
+    return {}
+
+
+# Kinds of projections.
+QKV = ("attn_q", "attn_k", "attn_v", "attn_qkv")
+OUTPUT, NEURONS, DOWN = ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",)
+EVERY_PROJECTION = (*QKV, *OUTPUT, *NEURONS, *DOWN)
+
+
 @dataclass(frozen=True)
 class GGUFLayout:
     """How the files of one architecture hold a family.
@@ -135,8 +170,12 @@ class GGUFLayout:
     modules by llama.cpp's names, in layers without "blk.N.". sizes: fields of the config by the file's. eps: the file's
     field of the norms' eps and the config's. biases: fields of the config that say whether some projections have biases;
     where one of them has, those without get zeros. rotary: "whole" heads are turned, or a "part" of each, or there are
-    none. more: fields of the family's own, given those found so far, over which they win.
-    restore: what the converter did to a tensor, undone.
+    none. more: fields of the config that the family has of its own, given those found so far, over which they win.
+    own: the inverse of that, fields of the file. conversions: what the converter does to tensors.
+
+    What llama.cpp makes of the architecture (``src/models`` there): bias_kinds are the projections whose biases it reads,
+    those in layers without "blk.N."; needs are tensors without which it loads no file; own_head: whether the LM head may
+    be another tensor than the embedding. square: the heads of a layer are as wide as the model.
     """
 
     architecture: str
@@ -147,7 +186,12 @@ class GGUFLayout:
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     rotary: str | None = "whole"
     more: Callable[[GGUFFields, dict[str, Any]], dict[str, Any]] = nothing_more
-    restore: Mapping[str, Restore] = field(default_factory=dict[str, Restore])
+    own: Callable[[ModelSpec], dict[str, Any]] = nothing_of_its_own
+    conversions: Mapping[str, Conversion] = field(default_factory=dict[str, Conversion])
+    bias_kinds: Collection[str] = QKV
+    needs: Collection[str] = ()
+    own_head: bool = True
+    square: bool = False
 
 
 def in_layers(layer: str, **modules: str) -> dict[str, str]:
@@ -155,23 +199,24 @@ def in_layers(layer: str, **modules: str) -> dict[str, str]:
     return {kind: f"{layer}.{module}" for kind, module in modules.items()}
 
 
-def from_pairs(rows: Tensor, layer: LayerSpec) -> Tensor:
-    """Queries or keys [heads * D, ...] whose two halves are interleaved in the file."""
-    return halves_of_pairs(rows, layer.head_dim, layer.head_dim // 2)
-
-
-def without_one(weight: Tensor, _: LayerSpec) -> Tensor:
-    """The weight of a norm that the family stores less 1."""
-    return weight - 1
-
-
-def as_in_out(weight: Tensor, _: LayerSpec) -> Tensor:
-    """A weight that the family stores as [in, out]; a bias as it is."""
-    return weight.T.contiguous() if weight.dim() > 1 else weight
-
-
-def by_head(rows: Tensor, layer: LayerSpec) -> Tensor:
-    """Queries, keys and values of a head one after the other; in the file all queries come first."""
+def _by_head(rows: Tensor, layer: LayerSpec) -> Tensor:
     sizes = [heads * layer.head_dim for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head)]
     query, key, value = torch.split(rows, sizes)
     return fuse_qkv(query, key, value, layer)
+
+
+def _turned(weight: Tensor, _: LayerSpec) -> Tensor:
+    return weight.T.contiguous() if weight.dim() > 1 else weight
+
+
+# Queries or keys [heads * D, ...] whose two halves are interleaved in the file.
+PAIRS = Conversion(
+    lambda rows, layer: halves_of_pairs(rows, layer.head_dim, layer.head_dim // 2),
+    lambda rows, layer: pairs_of_halves(rows, layer.head_dim, layer.head_dim // 2),
+)
+# The weight of a norm that the family stores less 1.
+LESS_ONE = Conversion(lambda weight, _: weight - 1, lambda weight, _: weight + 1)
+# A weight that the family stores as [in, out]; a bias as it is.
+IN_OUT = Conversion(_turned, _turned)
+# Queries, keys and values of a head one after the other; in the file all queries come first.
+BY_HEAD = Conversion(_by_head, lambda rows, layer: torch.cat(split_qkv(rows, layer)))

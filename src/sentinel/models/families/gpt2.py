@@ -7,7 +7,7 @@ from typing import Any
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import GGUFLayout, as_in_out, in_layers
+from sentinel.models.families.gguf import EVERY_PROJECTION, IN_OUT, GGUFLayout, in_layers
 from sentinel.models.families.weights import Rule, State, same, stacked_qkv, transposed
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
@@ -122,6 +122,9 @@ GGUF = GGUFLayout(
     },
     eps=("attention.layer_norm_epsilon", "layer_norm_epsilon"),
     rotary=None,
-    restore=dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), as_in_out),
+    conversions=dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), IN_OUT),
+    bias_kinds=EVERY_PROJECTION,
+    needs=("attn_qkv.bias", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"),
+    square=True,
 )
 FAMILY = Family("gpt2", "GPT2LMHeadModel", read, write, rules, EMBEDDING, rename, GGUF)

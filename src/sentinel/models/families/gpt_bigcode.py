@@ -58,9 +58,14 @@ def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
     return {"multi_query": True}
 
 
+def _own(_: ModelSpec) -> dict[str, Any]:
+    """Inverse of `_more`."""
+    return {"attention.head_count_kv": 1}
+
+
 # With one head for keys and values, theirs is no field of the config.
 SIZES = {**gpt2.GGUF.sizes, "attention.head_count_kv": "num_key_value_heads"}
 GGUF = dataclasses.replace(
-    gpt2.GGUF, architecture="starcoder", family="gpt_bigcode", sizes=SIZES, more=_more, restore={}
+    gpt2.GGUF, architecture="starcoder", family="gpt_bigcode", sizes=SIZES, more=_more, conversions={}, own=_own
 )
 FAMILY = Family("gpt_bigcode", "GPTBigCodeForCausalLM", read, write, rules, gpt2.EMBEDDING, gpt2.rename, GGUF)

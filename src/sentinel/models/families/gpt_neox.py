@@ -7,7 +7,7 @@ from typing import Any
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import SIZES, GGUFLayout, by_head, in_layers
+from sentinel.models.families.gguf import BY_HEAD, EVERY_PROJECTION, SIZES, GGUFLayout, in_layers
 from sentinel.models.families.rope import read_rope, write_rope
 from sentinel.models.families.weights import Rule, State, same
 from sentinel.models.spec import AttentionSpec, BlockSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
@@ -119,6 +119,10 @@ GGUF = GGUFLayout(
     biases={"attention_bias": ("attn_qkv", "attn_output")},
     rotary="part",
     more=lambda fields, _: {"use_parallel_residual": fields.flag("use_parallel_residual")},
-    restore={"attn_qkv": by_head},
+    own=lambda spec: {"use_parallel_residual": spec.block.parallel},
+    conversions={"attn_qkv": BY_HEAD},
+    bias_kinds=EVERY_PROJECTION,
+    needs=("attn_qkv.bias", "attn_output.bias", "ffn_up.bias", "ffn_down.bias", "output.weight"),
+    square=True,
 )
 FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", read, write, rules, EMBEDDING, rename, GGUF)

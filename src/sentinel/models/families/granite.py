@@ -50,11 +50,21 @@ def _multipliers(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _own(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `_multipliers`."""
+    return {
+        "attention.scale": spec.layers[0].attention.score_scale,
+        "residual_scale": spec.block.residual_scale,
+        "embedding_scale": spec.embed_scale,
+        "logit_scale": 1 / spec.logit_scale,
+    }
+
+
 FAMILY = dataclasses.replace(
     llama.FAMILY,
     model_type="granite",
     architecture="GraniteForCausalLM",
     read=read,
     write=write,
-    gguf=dataclasses.replace(llama.GGUF, architecture="granite", family="granite", more=_multipliers),
+    gguf=dataclasses.replace(llama.GGUF, architecture="granite", family="granite", more=_multipliers, own=_own),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import GGUFLayout, from_pairs, in_layers
+from sentinel.models.families.gguf import EVERY_PROJECTION, PAIRS, QKV, GGUFLayout, in_layers
 from sentinel.models.families.rope import read_rope, write_rope
 from sentinel.models.families.weights import Rule, State, same, separate_qkv
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
@@ -43,11 +43,12 @@ GGUF = GGUFLayout(
         ),
     },
     biases=BIASES,
-    restore={"attn_q": from_pairs, "attn_k": from_pairs},
+    conversions={"attn_q": PAIRS, "attn_k": PAIRS},
+    bias_kinds=EVERY_PROJECTION,
 )
 GGUF_QK_NORMS = in_layers("model.layers.{i}", attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm")
 # Families whose queries and keys llama.cpp turns as Hugging Face does.
-GGUF_HALVES = dataclasses.replace(GGUF, restore={}, biases={})
+GGUF_HALVES = dataclasses.replace(GGUF, conversions={}, biases={}, bias_kinds=QKV)
 
 
 def read(config: ConfigReader) -> ModelSpec:

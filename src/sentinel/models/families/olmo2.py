@@ -50,6 +50,8 @@ GGUF = dataclasses.replace(
         ),
     },
     biases={"attention_bias": llama.BIASES["attention_bias"]},
+    needs=("output.weight",),
+    square=True,
 )
 FAMILY = dataclasses.replace(
     llama.FAMILY, model_type="olmo2", architecture="Olmo2ForCausalLM", read=read, write=write, rules=rules, gguf=GGUF

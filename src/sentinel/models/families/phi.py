@@ -8,7 +8,7 @@ from sentinel.errors import InputError
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import GGUFLayout, in_layers
+from sentinel.models.families.gguf import EVERY_PROJECTION, GGUFLayout, in_layers
 from sentinel.models.families.weights import Rule, same
 from sentinel.models.spec import BlockSpec, ModelSpec, NormSpec
 
@@ -80,5 +80,8 @@ GGUF = GGUFLayout(
     },
     eps=("attention.layer_norm_epsilon", "layer_norm_eps"),
     rotary="part",
+    bias_kinds=EVERY_PROJECTION,
+    needs=("attn_output.bias", "ffn_up.bias", "ffn_down.bias", "output.weight", "output.bias"),
+    square=True,
 )
 FAMILY = Family("phi", "PhiForCausalLM", read, write, rules, llama.EMBEDDING, llama.rename, GGUF)

@@ -56,6 +56,12 @@ def _more(fields: GGUFFields, config: dict[str, Any]) -> dict[str, Any]:
     return {"sliding_window": fields.window(), "original_max_position_embeddings": original}
 
 
+def _own(spec: ModelSpec) -> dict[str, Any]:
+    """Inverse of `_more`, but for a window within the context, which llama.cpp does not follow in this architecture."""
+    window = spec.layers[0].attention.window
+    return {} if window is None or window < spec.max_seq_len else {"attention.sliding_window": window}
+
+
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="phi3",
@@ -72,6 +78,8 @@ GGUF = dataclasses.replace(
     },
     rotary="part",
     more=_more,
+    own=_own,
+    square=True,
 )
 FAMILY = dataclasses.replace(
     llama.FAMILY, model_type="phi3", architecture="Phi3ForCausalLM", read=read, write=write, rules=rules, gguf=GGUF

@@ -35,5 +35,5 @@ FAMILY = dataclasses.replace(
     architecture="Qwen2ForCausalLM",
     read=read,
     write=write,
-    gguf=dataclasses.replace(llama.GGUF_HALVES, architecture="qwen2", family="qwen2"),
+    gguf=dataclasses.replace(llama.GGUF_HALVES, architecture="qwen2", family="qwen2", square=True),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
+from sentinel.models.families.gguf import QKV
 from sentinel.models.families.windows import window_fields, with_windows
 from sentinel.models.spec import ModelSpec
 
@@ -56,5 +57,5 @@ FAMILY = dataclasses.replace(
     architecture="SmolLM3ForCausalLM",
     read=read,
     write=write,
-    gguf=dataclasses.replace(llama.GGUF, architecture="smollm3", family="smollm3"),
+    gguf=dataclasses.replace(llama.GGUF, architecture="smollm3", family="smollm3", bias_kinds=QKV),
 )

@@ -55,6 +55,11 @@ def _more(fields: GGUFFields, _: dict[str, Any]) -> dict[str, Any]:
     return {"use_parallel_residual": "blk.0.ffn_norm.weight" not in fields.tensors}
 
 
+def _own(spec: ModelSpec) -> dict[str, Any]:
+    """What the field says of it nevertheless."""
+    return {"use_parallel_residual": spec.block.parallel}
+
+
 GGUF = dataclasses.replace(
     llama.GGUF_HALVES,
     architecture="stablelm",
@@ -63,5 +68,8 @@ GGUF = dataclasses.replace(
     biases={"use_qkv_bias": ("attn_q", "attn_k", "attn_v")},
     rotary="part",
     more=_more,
+    own=_own,
+    needs=("output.weight",),
+    square=True,
 )
 FAMILY = Family("stablelm", "StableLmForCausalLM", read, write, llama.rules, llama.EMBEDDING, llama.rename, GGUF)

@@ -9,7 +9,7 @@ from sentinel.errors import InputError
 from sentinel.models.families import llama
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import GGUFFields, in_layers
+from sentinel.models.families.gguf import EVERY_PROJECTION, GGUFFields, in_layers
 from sentinel.models.families.weights import Rule
 from sentinel.models.spec import ModelSpec, NormSpec
 
@@ -83,5 +83,8 @@ GGUF = dataclasses.replace(
     eps=("attention.layer_norm_epsilon", "norm_epsilon"),
     biases={"use_bias": PROJECTIONS},
     more=_more,
+    bias_kinds=EVERY_PROJECTION,
+    needs=("attn_output.bias", "ffn_up.bias", "ffn_down.bias"),
+    square=True,
 )
 FAMILY = Family("starcoder2", "Starcoder2ForCausalLM", read, write, rules, llama.EMBEDDING, llama.rename, GGUF)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -133,6 +133,7 @@ class _Placed:
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     rule: Rule
+    index: int
     layer: LayerSpec
 
 
@@ -141,7 +142,7 @@ def _expanded(rules: Sequence[Rule], spec: ModelSpec) -> list[_Placed]:
     for rule in rules:
         for i in range(spec.n_layer if "{i}" in rule.ours[0] else 1):
             ours, theirs = (tuple(name.format(i=i) for name in names) for names in (rule.ours, rule.theirs))
-            out.append(_Placed(ours, theirs, rule, spec.layers[i]))
+            out.append(_Placed(ours, theirs, rule, i, spec.layers[i]))
     return out
 
 
@@ -194,11 +195,29 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State, dtype: t
     return ours
 
 
-def write_weights(rules: Sequence[Rule], spec: ModelSpec, ours: State) -> State:
-    """Inverse of `read_weights`; gates are folded into the output projections."""
-    theirs: State = {}
+@dataclass(frozen=True)
+class Written:
+    """A tensor of the family: its name is ``template`` with the layer's number for ``{i}``."""
+
+    template: str
+    index: int
+    layer: LayerSpec
+    tensor: Tensor
+
+    @property
+    def name(self) -> str:
+        return self.template.format(i=self.index)
+
+
+def written(rules: Sequence[Rule], spec: ModelSpec, ours: State) -> Iterator[Written]:
+    """Inverse of `read_weights`, tensor by tensor; gates are folded into the output projections."""
     folded = with_gates_folded(ours, spec)
     for placed in _expanded(rules, spec):
-        written = placed.rule.write([folded[name] for name in placed.ours], placed.layer)
-        theirs.update(zip(placed.theirs, written, strict=True))
-    return theirs
+        tensors = placed.rule.write([folded[name] for name in placed.ours], placed.layer)
+        for template, tensor in zip(placed.rule.theirs, tensors, strict=True):
+            yield Written(template, placed.index, placed.layer, tensor)
+
+
+def write_weights(rules: Sequence[Rule], spec: ModelSpec, ours: State) -> State:
+    """All of `written`, by name."""
+    return {tensor.name: tensor.tensor for tensor in written(rules, spec, ours)}
