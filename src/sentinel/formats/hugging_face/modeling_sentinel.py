@@ -233,7 +233,6 @@ class SentinelDecoderForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = True
     _no_split_modules = ["Layer"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = list(NORMS)  # noqa: RUF012
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
 
     def __init__(self, config: SentinelDecoderConfig) -> None:
@@ -252,6 +251,8 @@ class SentinelDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        norms = {name.rpartition(".")[2] for name, module in self.named_modules() if isinstance(module, Norm)}
+        self._keep_in_fp32_modules_strict = sorted(norms)  # transformers 4 refuses names that are not there
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
