@@ -83,7 +83,7 @@ EXPORT_FORMATS: Mapping[str, ExportFormat] = {
         ),
         ExportFormat(
             "gguf",
-            ("fp32", "fp16", "bf16", "q8_0", "q4_0"),
+            ("fp32", "fp16", "bf16", "q8_0", "q4_1", "q4_0"),
             "sentinel.formats.gguf.export:write_gguf",
             _run_gguf,
             suffix=".gguf",

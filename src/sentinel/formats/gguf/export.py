@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sentinel.errors import InputError
 from sentinel.files import write_file
 from sentinel.formats.gguf import equal, unequal
-from sentinel.formats.gguf.config import EMBEDDING
+from sentinel.formats.gguf.config import EMBEDDING, HEAD
 from sentinel.formats.gguf.held import Held
 from sentinel.formats.gguf.tokenizer_fields import tokenizer_fields
 from sentinel.models.decoder import Decoder
@@ -27,12 +27,21 @@ from sentinel.progress import track
 __all__ = ["PRECISIONS", "SUPPORTS", "write_gguf"]
 
 Kind = gguf.GGMLQuantizationType
-PRECISIONS = {"fp32": Kind.F32, "fp16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0}
+PRECISIONS = {
+    "fp32": Kind.F32,
+    "fp16": Kind.F16,
+    "bf16": Kind.BF16,
+    "q8_0": Kind.Q8_0,
+    "q4_1": Kind.Q4_1,
+    "q4_0": Kind.Q4_0,
+}
+_ENDS = {Kind.Q4_1: Kind.Q8_0, Kind.Q4_0: Kind.Q8_0}  # of embeddings and LM head, where not as the rest
 FILE_TYPES = {
     "fp32": gguf.LlamaFileType.ALL_F32,
     "fp16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
 }
 SUPPORTS = equal.SUPPORTS | unequal.SUPPORTS  # what one architecture or other has
@@ -42,7 +51,7 @@ def write_gguf(decoder: Decoder, tokenizer: TextTokenizer | None, path: str | Pa
     """Write ``decoder`` to the file ``path`` with matrices of ``precision`` (of `PRECISIONS`); returns the bytes of weights
     that one decoded token reads.
 
-    Vectors stay in fp32, and so do matrices whose rows do not divide into blocks of 32; neurons are filled up with zeros to
+    Embeddings and LM head of the 4-bit ones are Q8_0. Vectors stay in fp32, and so do matrices whose rows do not divide into blocks of 32; neurons are filled up with zeros to
     whole blocks. Without a tokenizer token ids go in and come out. Gates and scales become part of the weights. Raises
     `InputError` for what no architecture of llama.cpp has, and for a tokenizer that a file can't hold, by name.
     """
@@ -55,7 +64,7 @@ def write_gguf(decoder: Decoder, tokenizer: TextTokenizer | None, path: str | Pa
         writer = gguf.GGUFWriter(str(temporary), made.architecture)
         try:
             writer.add_file_type(FILE_TYPES[precision])
-            if kind in (Kind.Q8_0, Kind.Q4_0):
+            if kind in (Kind.Q8_0, Kind.Q4_1, Kind.Q4_0):
                 writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             _add_fields(writer, {f"{made.architecture}.{name}": value for name, value in made.fields.items()} | words)
             return _write(writer, made, kind)
@@ -98,7 +107,7 @@ def _write(writer: gguf.GGUFWriter, made: Held, kind: Kind) -> int:
     streamed = 0
     shapes = [(name, tuple(tensor.shape)) for name, tensor in made.shapes()]
     for name, shape in shapes:
-        stored = _kind_of(shape, kind)
+        stored = _kind_of(name, shape, kind)
         size = quant_shape_to_byte_shape(shape, stored)
         nbytes = int(np.prod(size))
         writer.add_tensor_info(name, size, np.dtype(np.uint8), nbytes, raw_dtype=stored)
@@ -112,13 +121,15 @@ def _write(writer: gguf.GGUFWriter, made: Held, kind: Kind) -> int:
     for name, tensor in track(made.tensors(made.state), "Writing", len(shapes)):
         array = tensor.float().cpu().numpy()
         assert (name, array.shape) == shapes.pop(0)
-        writer.write_tensor_data(_stored(array, _kind_of(array.shape, kind)))
+        writer.write_tensor_data(_stored(array, _kind_of(name, array.shape, kind)))
     for array in made.extra.values():
         writer.write_tensor_data(array)
     return streamed
 
 
-def _kind_of(shape: tuple[int, ...], kind: Kind) -> Kind:
+def _kind_of(name: str, shape: tuple[int, ...], kind: Kind) -> Kind:
+    if name in (EMBEDDING, HEAD):
+        kind = _ENDS.get(kind, kind)
     block, _ = gguf.GGML_QUANT_SIZES[kind]
     return Kind.F32 if len(shape) == 1 or shape[-1] % block else kind
 

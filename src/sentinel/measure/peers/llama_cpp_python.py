@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python: GGUF files in fp32, Q8_0 and Q4_0 (LM head included)."""
+"""llama.cpp through llama-cpp-python: GGUF files in fp32, Q8_0 and Q4_0 (with the LM head in Q8_0)."""
 
 from __future__ import annotations
 
