@@ -51,9 +51,10 @@ def write_gguf(decoder: Decoder, tokenizer: TextTokenizer | None, path: str | Pa
     """Write ``decoder`` to the file ``path`` with matrices of ``precision`` (of `PRECISIONS`); returns the bytes of weights
     that one decoded token reads.
 
-    Embeddings and LM head of the 4-bit ones are Q8_0. Vectors stay in fp32, and so do matrices whose rows do not divide into blocks of 32; neurons are filled up with zeros to
-    whole blocks. Without a tokenizer token ids go in and come out. Gates and scales become part of the weights. Raises
-    `InputError` for what no architecture of llama.cpp has, and for a tokenizer that a file can't hold, by name.
+    Embeddings and LM head of the 4-bit ones are Q8_0. Vectors stay in fp32, and so do matrices whose rows do not divide
+    into blocks of 32; neurons are filled up with zeros to whole blocks. Without a tokenizer token ids go in and come out.
+    Gates and scales become part of the weights. Raises `InputError` for what no architecture of llama.cpp has, and for a
+    tokenizer that a file can't hold, by name.
     """
     if precision not in PRECISIONS:
         raise InputError(f"GGUF files are not written in precision {precision!r} ({', '.join(PRECISIONS)} are)")
