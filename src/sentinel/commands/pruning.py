@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sentinel.adapt.pruning.prune import PruningSettings
 
 DEFAULT_TEXT = "built-in"
+DEFAULT_CALIBRATION = "self"  # as `sentinel.infer.calibration_text.SELF`
 
 
 def ratio(text: str) -> float:
@@ -41,8 +42,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         help=f"how units are ranked: {', '.join(criteria.NAMES)} (default {criteria.DEFAULT})",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration", metavar="TEXT", default=DEFAULT_TEXT,
-        help=f"text files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their train splits)",
+        "--calibration", metavar="TEXT", default=DEFAULT_CALIBRATION,
+        help="self (default: text that the model writes), text files, folders or built-in texts, with commas between",
     )  # fmt: skip
     parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=24_576, help="default 24576")
     parser.add_argument("--statistics", metavar="FILE", help="keep calibration sums here, and go on from them")

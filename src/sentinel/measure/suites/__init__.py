@@ -67,7 +67,7 @@ _SUITES = (
             "criteria": ("stepwise", "random"),  # the best one and chance; "all" takes three times as long
             "precision": ("int8", "int4"),
             "heads": (0.3, 0.5, 0.7),
-            "calibration": "built-in",
+            "calibration": "self",
             "calibration_tokens": 4096,
             "text": "built-in",
             "eval_tokens": 4096,
@@ -157,7 +157,7 @@ _SUITES = (
             "levels": (1, 3),
             "heads": (0.0, 0.5),
             "recovery_steps": 10,
-            "calibration": "built-in",
+            "calibration": "self",
             "calibration_tokens": 2048,
             "text": "built-in",
             "eval_tokens": 4096,

@@ -39,7 +39,7 @@ class SuiteSettings:
     batches: tuple[int, ...] = (1,)
     lengths: tuple[int, ...] = ()
     criteria: tuple[str, ...] = ()
-    calibration: str = "built-in"
+    calibration: str = "self"
     calibration_tokens: int = 8192
     text: str = "built-in"
     eval_tokens: int = 4096
