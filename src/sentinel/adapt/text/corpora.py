@@ -107,8 +107,13 @@ def _judge(kind: str, split: str) -> Text:
     if not folder.is_dir():
         with scratch_folder() as scratch, kept_in_cache(folder, JUDGED) as temporary:
             (temporary / JUDGED).mkdir()
-            for name, text in JUDGES[kind].documents(scratch):
-                (temporary / JUDGED / f"{name}.txt").write_text(text.strip() + "\n", encoding="utf-8")
+            found = [(name, text.strip()) for name, text in JUDGES[kind].documents(scratch) if text.strip()]
+            if not found:
+                raise InputError(
+                    f"the text {kind!r} is not where it was in {JUDGES[kind].source}; use another or a file"
+                )
+            for name, text in found:
+                (temporary / JUDGED / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
     return Text(kind, _documents(sorted((folder / JUDGED).glob("*.txt"))))
 
 

@@ -66,7 +66,7 @@ def _dictionary(scratch: Path) -> Iterator[Named]:
 
 def _manual(scratch: Path) -> Iterator[Named]:
     folder = debian_package("debian-reference-en", "manual", scratch) / "usr/share/debian-reference"
-    text = read_text(folder / "debian-reference.en.txt.gz")
+    text = read_text(folder / "debian-reference.en.txt.gz").replace("\xa0", " ")
     for number, chapter in enumerate(re.split(r"\n(?=Chapter \d+\. )", text)[1:]):
         blocks = [block.strip("\n") for block in re.split(r"\n\s*\n", chapter)]
         plain = [block for block in blocks if not re.search(r"[|+]\s*$|^\s*[-+|]{3}", block, re.MULTILINE)]  # no tables
