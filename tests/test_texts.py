@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_kinds_are_judged_each_alone_with_their_geometric_mean(kinds, worded, el
     assert geometric_mean([row.perplexity_ratio for row in rows]) == pytest.approx(mean)
     assert "geometric mean" in said and f"{mean:.3f}x" in said
     assert geometric_mean([1.0, None]) is None and geometric_mean([]) is None
+
+
+def test_pruning_is_told_by_kind(kinds, worded, tmp_path, capsys):
+    random = ["--criterion", "random", "--no-compensate", "--expand-kv", "--elastic", "0.3,0.5"]
+    assert main(["prune", worded, *random, "--text", "judges", "--eval-tokens", "64", "-o", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {
+        line.split()[0]: re.findall(r"([\d.]+)x", line)
+        for line in lines
+        if re.match("early|late|geometric", line.strip())
+    }
+    assert [len(ratios) for ratios in found.values()] == [2, 2, 2]
+    for early, late, mean in zip(*found.values(), strict=True):
+        assert float(mean) == pytest.approx((float(early) * float(late)) ** 0.5, abs=2e-3)
 
 
 def test_every_kind_names_its_source_and_licence():
