@@ -18,13 +18,12 @@ from sentinel.api.model import Model, as_model
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer import calibration_text
-from sentinel.infer.calibration_text import SELF
 from sentinel.infer.native import Precision
 from sentinel.infer.quantise import DEFAULT_TOKENS, calibration_windows, quantise
 from sentinel.infer.quantised import QuantisedModel
 from sentinel.measure.latency import measure_latencies
 from sentinel.models.decoder import Decoder
-from sentinel.models.record import Integrated, Quantised
+from sentinel.models.record import SELF, Integrated, Quantised
 
 
 def prune(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from sentinel.adapt.pruning import criteria
 from sentinel.commands.arguments import share, whole_number
 from sentinel.files import check_output_file
+from sentinel.models.record import SELF
 from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from sentinel.adapt.pruning.prune import PruningSettings
 
 DEFAULT_TEXT = "built-in"
-DEFAULT_CALIBRATION = "self"  # as `sentinel.infer.calibration_text.SELF`
 
 
 def ratio(text: str) -> float:
@@ -42,7 +42,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         help=f"how units are ranked: {', '.join(criteria.NAMES)} (default {criteria.DEFAULT})",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration", metavar="TEXT", default=DEFAULT_CALIBRATION,
+        "--calibration", metavar="TEXT", default=SELF,
         help="self (default: text that the model writes), text files, folders or built-in texts, with commas between",
     )  # fmt: skip
     parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=24_576, help="default 24576")

@@ -12,8 +12,9 @@ from sentinel.commands.arguments import (
     load_model,
     whole_number,
 )
-from sentinel.commands.pruning import DEFAULT_CALIBRATION, ratio
+from sentinel.commands.pruning import ratio
 from sentinel.errors import InputError
+from sentinel.models.record import SELF
 
 DEFAULT_TOKENS = 16_384  # as `sentinel.quantize`
 
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         options.precision,
         heads=options.heads,
         neurons=options.neurons,
-        calibration=None if options.no_calibration else options.calibration or DEFAULT_CALIBRATION,
+        calibration=None if options.no_calibration else options.calibration or SELF,
         calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
     )
     made.save(options.output, force=options.force)

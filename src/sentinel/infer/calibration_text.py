@@ -14,8 +14,8 @@ from sentinel.adapt.text.corpora import (
 )
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer.own_text import own_text
+from sentinel.models.record import SELF
 
-SELF = "self"
 WINDOW = 512
 
 

@@ -22,11 +22,12 @@ from sentinel.adapt.text.corpora import Text, load_texts
 from sentinel.errors import InputError
 from sentinel.files import check_output_file
 from sentinel.formats.sources import load
-from sentinel.infer.calibration_text import SELF, calibration_texts, calibration_windows
+from sentinel.infer.calibration_text import calibration_texts, calibration_windows
 from sentinel.measure import environment
 from sentinel.measure.judge import Judge
 from sentinel.measure.results import Result, ResultSet
 from sentinel.models.decoder import Decoder
+from sentinel.models.record import SELF
 
 SUITE = "sweep"
 MODELS_AT_ONCE = 4  # pruned models in a job's memory

@@ -18,6 +18,7 @@ from sentinel.errors import InputError
 from sentinel.plain import is_mapping, is_row
 
 VERSION = 1
+SELF = "self"  # among the names of texts: what the model wrote itself
 Weights = Literal["real", "random"]
 
 
