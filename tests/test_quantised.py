@@ -210,8 +210,12 @@ def test_int4_calibration_on_the_command_line(tmp_path, capsys):
         assert main([*base, "-o", str(tmp_path / "c"), *wrong]) == 2
         assert word in capsys.readouterr().err
     save_checkpoint(filled_decoder(spec), tmp_path / "mute", None, Record())
-    assert main(["quantize", str(tmp_path / "mute"), "--precision", "int4", "-o", str(tmp_path / "c")]) == 2
+    mute = ["quantize", str(tmp_path / "mute"), "--precision", "int4", "-o", str(tmp_path / "c")]
+    assert main([*mute, *calibrated]) == 2
     assert "--no-calibration" in capsys.readouterr().err
+    assert main([*mute, "--calibration-tokens", "512"]) == 0  # what it writes itself needs no tokenizer
+    (step,) = read_record(tmp_path / "c").steps
+    assert isinstance(step, Quantised) and step.texts == "self" and step.tokens == 512 == step.own_text["tokens"]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

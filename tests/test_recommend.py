@@ -100,6 +100,9 @@ def test_compensated_models_are_judged_first():
     assert found.commands[0] == "sentinel prune m -o m-elastic --elastic 0.5 --criterion fisher"
     grouped = ResultSet(PLACE, rows, {"pruning": {"expand_kv": True}})
     assert recommend(grouped, "m", Demand()).commands[0].endswith(" --expand-kv")
+    for text, option in (("self", "fisher"), ("built-in", "fisher --calibration built-in"), ("a b", "'a b'")):
+        named = ResultSet(PLACE, rows, {"quality": {"calibration": text}})
+        assert recommend(named, "m", Demand()).commands[0].endswith(f" {option}")
     assert found.commands[1] == 'sentinel generate m-elastic "PROMPT" --level 2 --heads 0.5'
 
 

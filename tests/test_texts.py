@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import (
@@ -12,8 +15,12 @@ from helpers import (
 )
 from tokenizers import processors
 
-from sentinel.adapt.text.corpora import Document, Text, load_texts, sample_windows
+from sentinel.adapt.text.corpora import BUILT_IN, Document, Text, load_texts, sample_windows
+from sentinel.adapt.text.judges import JUDGES, JudgeKind
+from sentinel.cli import main
 from sentinel.errors import InputError
+from sentinel.measure.evaluation import geometric_mean
+from sentinel.measure.results import ResultSet
 from sentinel.models.tokenizer import TextTokenizer
 
 
@@ -93,3 +100,79 @@ def test_files_that_hold_no_text_are_refused_by_name(tmp_path, name, content, sa
     with pytest.raises(InputError, match=said) as refusal:
         load_texts(str(tmp_path / name), "train")
     assert name in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def kinds(monkeypatch, tmp_path):
+    """Two kinds of text to judge by, and one that can't be had."""
+
+    def kind(letters):
+        def documents(scratch):
+            assert scratch.is_dir()
+            return ((f"d{number}", " ".join(letters[number:] * 4)) for number in range(len(letters)))
+
+        return JudgeKind("letters", "here", "none", documents)
+
+    def missing(scratch):
+        raise InputError("not here")
+
+    found = {"early": kind("abcdefgh"), "late": kind("ijklmnop"), "none": JudgeKind("", "", "", missing)}
+    found["empty"] = JudgeKind("", "a package", "", lambda scratch: iter([("d", " ")]))
+    monkeypatch.setattr("sentinel.adapt.text.corpora.JUDGES", found)
+    monkeypatch.setattr("sentinel.adapt.text.judges.JUDGES", found)
+    monkeypatch.setattr("sentinel.adapt.text.corpora.place_of", lambda name, last: tmp_path / "cache" / name)
+    return found
+
+
+def test_kinds_to_judge_by_are_kept_and_nothing_learns_from_them(kinds, capsys, monkeypatch):
+    texts = load_texts("judges", "test")
+    assert [(text.label, len(text.documents)) for text in texts] == [("early", 8), ("late", 8)]
+    said = capsys.readouterr().err
+    assert "not here" in said and "not where it was in a package" in said
+    monkeypatch.setitem(kinds, "late", kinds["none"])  # what is kept is not fetched again
+    assert load_texts("late", "test")[0].documents == texts[1].documents
+    for names in ("early", "judges", "late:train"):
+        with pytest.raises(InputError, match="kept to judge by alone"):
+            load_texts(names, "train")
+    with pytest.raises(InputError, match="kept to judge by alone"):
+        load_texts("early:valid", "test")
+
+
+def test_kinds_are_judged_each_alone_with_their_geometric_mean(kinds, worded, elastic, tmp_path, capsys):
+    file = tmp_path / "kinds.json"
+    half = ["--heads", "0.5", "--neurons", "0.5", "--teacher", worded, "--context", "16", "--json", str(file)]
+    assert main(["evaluate", elastic, "--text", "judges", *half]) == 0
+    rows = ResultSet.read(file).results
+    assert [row.text for row in rows] == ["early", "late"]
+    for row in rows:
+        assert main(["evaluate", worded, "--text", row.text, "--context", "16", "--json", str(file)]) == 0
+        (dense,) = ResultSet.read(file).results
+        assert row.perplexity_ratio == pytest.approx(row.perplexity / dense.perplexity, rel=1e-5)
+    capsys.readouterr()
+    assert main(["evaluate", elastic, "--text", "judges", *half]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    mean = (rows[0].perplexity_ratio * rows[1].perplexity_ratio) ** 0.5
+    assert geometric_mean([row.perplexity_ratio for row in rows]) == pytest.approx(mean)
+    assert "geometric mean" in said and f"{mean:.3f}x" in said
+    assert geometric_mean([1.0, None]) is None and geometric_mean([]) is None
+
+
+def test_pruning_is_told_by_kind(kinds, worded, tmp_path, capsys):
+    random = ["--criterion", "random", "--no-compensate", "--expand-kv", "--elastic", "0.3,0.5"]
+    assert main(["prune", worded, *random, "--text", "judges", "--eval-tokens", "64", "-o", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {
+        line.split()[0]: re.findall(r"([\d.]+)x", line)
+        for line in lines
+        if re.match("early|late|geometric", line.strip())
+    }
+    assert [len(ratios) for ratios in found.values()] == [2, 2, 2]
+    for early, late, mean in zip(*found.values(), strict=True):
+        assert float(mean) == pytest.approx((float(early) * float(late)) ** 0.5, abs=2e-3)
+
+
+def test_every_kind_names_its_source_and_licence():
+    assert len(JUDGES) >= 4 and not set(JUDGES) & set(BUILT_IN)
+    assert all(kind.what and kind.source and kind.licence for kind in JUDGES.values())
+    documents = list(JUDGES["code"].documents(Path()))  # of this Python: nothing is fetched
+    assert len(documents) > 20 and sum("\ndef " in text or "\nclass " in text for _, text in documents) > 20

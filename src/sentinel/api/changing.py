@@ -13,16 +13,17 @@ from sentinel.adapt.pruning.compact import expand_kv as with_expanded_kv
 from sentinel.adapt.pruning.fit_to import fit_to, megabytes
 from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
-from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts, refuse_seen_text, refuse_shared_documents
+from sentinel.adapt.text.corpora import load_texts, refuse_seen_text
 from sentinel.api.model import Model, as_model
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
+from sentinel.infer import calibration_text
 from sentinel.infer.native import Precision
 from sentinel.infer.quantise import DEFAULT_TOKENS, calibration_windows, quantise
 from sentinel.infer.quantised import QuantisedModel
 from sentinel.measure.latency import measure_latencies
 from sentinel.models.decoder import Decoder
-from sentinel.models.record import Integrated, Quantised
+from sentinel.models.record import SELF, Integrated, Quantised
 
 
 def prune(
@@ -34,7 +35,7 @@ def prune(
     speedup: float | None = None,
     max_memory: float | None = None,
     expand_kv: bool = False,
-    calibration: str = EVERY_BUILT_IN,
+    calibration: str = SELF,
     judged_by: str | None = None,
     settings: PruningSettings | None = None,
 ) -> Model:
@@ -43,8 +44,8 @@ def prune(
     Say what to remove by one of: the ratios ``heads`` and ``neurons``; ``elastic``, ratios of heads that one model stores
     and switches at run time; ``speedup``, times as fast at level 1 as measured here; ``max_memory``, MB of fp32 weights.
     ``expand_kv`` repeats grouped keys and values first, so that every head stands alone, which makes the model larger
-    before it gets smaller. ``calibration`` names texts; none of those of ``judged_by`` may be among them. Criterion,
-    amounts and seed are in ``settings``.
+    before it gets smaller. ``calibration`` names texts, ``self`` being text that the model writes itself; none of those of
+    ``judged_by`` may be among them. Criterion, amounts and seed are in ``settings``.
 
     Raises `InputError` for ratios outside of 0..1, a target that can't be met, and text that the model has seen.
     """
@@ -93,9 +94,10 @@ def make_pruner(
         loaded.require_tokenizer()  # refused now, not when the result is to be judged
     if not settings.needs_text:
         return Pruner(dense, settings, None)
-    texts = load_texts(calibration, "train")
-    refuse_shared_documents((d.fingerprint for text in texts for d in text.documents), judges)
-    return Pruner.from_texts(dense, loaded.require_tokenizer(), lambda: texts, settings)
+    windows = calibration_text.calibration_windows(
+        loaded, calibration, settings.tokens, seed=settings.seed, judges=judges
+    )
+    return Pruner(dense, settings, windows)
 
 
 def _fitted(
@@ -119,7 +121,7 @@ def importance(
     model: Model | str | Path,
     *,
     expand_kv: bool = False,
-    calibration: str = EVERY_BUILT_IN,
+    calibration: str = SELF,
     settings: PruningSettings | None = None,
 ) -> RemovalOrder:
     """The order in which heads would be removed, as ranks [groups] per layer: the higher, the later.
@@ -139,12 +141,13 @@ def quantize(
     *,
     heads: float = 0.0,
     neurons: float = 0.0,
-    calibration: str | None = EVERY_BUILT_IN,
+    calibration: str | None = SELF,
     calibration_tokens: int = DEFAULT_TOKENS,
 ) -> Model:
     """A model of packed int8 or int4 weights, which level 3 runs without torch.
 
-    int4 rounds on ``calibration`` text (GPTQ), None rounds each weight for itself; int8 needs none. ``heads`` and
+    int4 rounds on ``calibration`` text (GPTQ), by default the model's own; None rounds each weight for itself; int8 needs
+    none. ``heads`` and
     ``neurons`` keep that stored width of an elastic model alone; without them all stored widths stay.
     """
 
@@ -165,6 +168,7 @@ def quantize(
         texts="" if windows is None else calibration or "",
         tokens=0 if windows is None else windows.tokens.numel(),
         documents=() if windows is None else windows.fingerprints,
+        own_text={} if windows is None else dict(windows.own_text),
     )
     record = loaded.record.then(step)
     return Model(QuantisedModel(loaded.name, native, loaded.tokenizer, record, widths, description=loaded.description))

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     clear.add_argument(
         "--all",
         action="store_true",
-        help="compiled kernels and fetched models and tokenizers too (a download, a minute)",
+        help="compiled kernels, calibration text, and fetched models, tokenizers and texts too (a download, a minute)",
     )
 
 
@@ -52,8 +52,8 @@ def kept() -> Iterator[Kept]:
     """All that sentinel has put into the cache."""
     from functools import partial
 
-    from sentinel.files import cache_folder
-    from sentinel.formats.packages import CACHED
+    from sentinel.files import cache_folder, remove_written
+    from sentinel.formats.packages import CACHED, kept_texts
     from sentinel.infer import packed_cache
     from sentinel.infer.native.program import code_files
 
@@ -70,6 +70,8 @@ def kept() -> Iterator[Kept]:
         folder = cache_folder() / name
         if (folder / "tokenizer_config.json").exists():
             yield Kept(what, folder, True, partial(packed_cache.remove, folder))
+    for what, place in kept_texts():
+        yield Kept(what, place, True, partial(remove_written if place.is_dir() else _remove_file, place))
 
 
 def _described(entry: Path) -> str:

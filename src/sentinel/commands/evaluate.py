@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sentinel.commands.arguments import add_machine, add_model, whole_number
 from sentinel.commands.engine import add_engine, open_engine
 from sentinel.commands.pruning import DEFAULT_TEXT
+
+if TYPE_CHECKING:
+    from sentinel.measure.results import Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "--text", metavar="TEXT", default=DEFAULT_TEXT,
-        help=f"files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their test splits)",
+        help=f"files, folders, built-in texts or kinds of text, with commas between (default {DEFAULT_TEXT}: their test "
+        "splits); judges: all kinds that nothing learns from, each alone and their geometric mean",
     )  # fmt: skip
     add_engine(parser)
     parser.add_argument("--context", metavar="N", type=whole_number(2), help="tokens seen (default 512, or all it can)")
     parser.add_argument("--stride", metavar="N", type=whole_number(1), help="default: half the context")
-    parser.add_argument("--max-tokens", metavar="N", type=whole_number(1), help="stop after N tokens (default: all)")
+    parser.add_argument(
+        "--max-tokens",
+        metavar="N",
+        type=whole_number(1),
+        help="stop after N tokens (default: all), with judges of each kind",
+    )
     parser.add_argument("--teacher", metavar="MODEL", help="compare predictions with this model")
     parser.add_argument("--json", metavar="FILE", help="write environment and result to FILE")
     add_machine(parser)
@@ -26,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.adapt.text.corpora import load_texts
+    from sentinel.adapt.text.judges import ALL_JUDGES
     from sentinel.files import check_output_file
     from sentinel.formats.sources import load
     from sentinel.measure import environment
@@ -37,16 +49,42 @@ def run(options: argparse.Namespace) -> None:
         check_output_file(options.json)
     texts = load_texts(options.text, "test")  # refused before the model is opened
     opened = open_engine(options)
-    result = evaluate_engine(
-        opened,
-        texts,
-        context=options.context,
-        stride=options.stride,
-        max_tokens=options.max_tokens,
-        teacher=load(options.teacher, device=options.device) if options.teacher is not None else None,
-        width=(options.heads or 0.0, options.neurons or 0.0),
-    )
-    results = ResultSet(environment.describe(options.device), [result])
+    teacher = load(options.teacher, device=options.device) if options.teacher is not None else None
+    by_kind = options.text == ALL_JUDGES
+    found = [
+        evaluate_engine(
+            opened,
+            judges,
+            context=options.context,
+            stride=options.stride,
+            max_tokens=options.max_tokens,
+            teacher=teacher,
+            width=(options.heads or 0.0, options.neurons or 0.0),
+        )
+        for judges in ([[text] for text in texts] if by_kind else [texts])
+    ]
+    results = ResultSet(environment.describe(options.device), found)
     if options.json is not None:
         results.write(options.json)
-    print_tables(results.results)
+    if by_kind:
+        _print_kinds(results.results)
+    else:
+        print_tables(results.results)
+
+
+def _print_kinds(results: Sequence[Result]) -> None:
+    """A row for each kind of text, and the geometric means over them."""
+    from sentinel.adapt.text.judges import JUDGES
+    from sentinel.measure.evaluation import geometric_mean
+    from sentinel.report.cells import number, over_dense, perplexity, times
+    from sentinel.report.terminal import print_table, stdout_console
+
+    rows = [
+        [row.text or "", JUDGES[row.text or ""].what, number(row.tokens, 0), perplexity(row), over_dense(row)]
+        for row in results
+    ]
+    means = [geometric_mean([getattr(row, name) for row in results]) for name in ("perplexity", "perplexity_ratio")]
+    rows.append(["geometric mean", "", "", number(means[0], 2), times(means[1])])
+    columns = ["kind", "what", "tokens", "perplexity", "over teacher"]
+    title = f"{results[0].model}, {results[0].engine}: kinds of text that nothing learns from"
+    print_table(stdout_console(), columns, rows, title)

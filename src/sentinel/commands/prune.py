@@ -28,6 +28,8 @@ from sentinel.commands.pruning import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sentinel.api.model import Model
     from sentinel.measure.judge import Judge
     from sentinel.models.decoder import Decoder
@@ -59,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compensation.add_argument("--compensate", action="store_true", default=True, help="re-solve projections (default)")
     compensation.add_argument("--no-compensate", dest="compensate", action="store_false", help="only remove")
     add_calibration(parser)
-    parser.add_argument("--text", default=DEFAULT_TEXT, metavar="TEXT", help="text to judge by (default: test splits)")
+    parser.add_argument(
+        "--text", default=DEFAULT_TEXT, metavar="TEXT", help="text to judge by (default: test splits; judges)"
+    )
     parser.add_argument("--eval-tokens", metavar="N", type=whole_number(2), default=8192, help="default 8192")
     add_machine(parser)
 
@@ -99,6 +103,7 @@ def run(options: argparse.Namespace) -> None:
 def _print_table(options: argparse.Namespace, before: Model, made: Model) -> None:
     """The model as loaded and the pruned one at each stored width, with a line on each that is not smaller."""
     from sentinel.adapt.text.corpora import load_texts
+    from sentinel.adapt.text.judges import ALL_JUDGES
     from sentinel.measure.judge import Judge
     from sentinel.report.terminal import print_table, stdout_console
 
@@ -108,8 +113,11 @@ def _print_table(options: argparse.Namespace, before: Model, made: Model) -> Non
         each = -(-options.eval_tokens // len(texts))
         judge = Judge(before.decoder, before.require_tokenizer(), texts, before.record, tokens_per_text=each)
     rows, remarks = [_row("as loaded", before.decoder, None, judge)], []
+    by_text: dict[str, list[float | None]] = {}
     for shares, decoder in _widths(made):
         rows.append(_row("pruned", decoder, shares, judge))
+        if judge is not None:
+            by_text[f"-{shares[0]:.0%} heads, -{shares[1]:.0%} neurons"] = judge.by_text(decoder)
         said = not_smaller(before.spec, decoder.spec, before.name, expanded=options.expand_kv)
         if said is not None:
             remarks.append(f"Without {shares[0]:.0%} of heads: {said}" if options.elastic else said)
@@ -122,9 +130,22 @@ def _print_table(options: argparse.Namespace, before: Model, made: Model) -> Non
             "with the standard error of paired differences.",
             style="dim",
         )
+        if options.text == ALL_JUDGES:
+            _print_kinds(console, [text.label for text in judge.texts], by_text)
     for remark in remarks:
         console.print(remark, markup=False, soft_wrap=True)
     print(Path(options.output))
+
+
+def _print_kinds(console: Console, labels: list[str], by_text: dict[str, list[float | None]]) -> None:
+    """Perplexity over dense of each width on each kind of text, and the geometric means."""
+    from sentinel.measure.evaluation import geometric_mean
+    from sentinel.report.cells import times
+    from sentinel.report.terminal import print_table
+
+    rows = [[label, *(times(ratios[i]) for ratios in by_text.values())] for i, label in enumerate(labels)]
+    rows.append(["geometric mean", *(times(geometric_mean(ratios)) for ratios in by_text.values())])
+    print_table(console, ["perplexity over dense", *by_text], rows)
 
 
 def _widths(made: Model) -> Iterator[tuple[tuple[float, float], Decoder]]:

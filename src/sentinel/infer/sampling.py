@@ -91,3 +91,20 @@ def token_probabilities(logits: Logits, settings: SamplingSettings) -> NDArray[n
         probabilities[order[before >= settings.top_p]] = 0.0  # the first token is always kept
         probabilities /= probabilities.sum()
     return probabilities
+
+
+def draw_nucleus(logits: Logits, top_p: float, number: float) -> int:
+    """The token that a uniform ``number`` in [0, 1) draws from the nucleus of ``logits`` [V], at temperature 1.
+
+    The distribution of `token_probabilities`, but only tokens that can be in the nucleus are put in order: those whose
+    probability is below (1 - top_p) / V make less than 1 - top_p together.
+    """
+    likely = np.exp(logits - logits.max())
+    total = float(likely.sum(dtype=np.float64))
+    found = np.flatnonzero(likely >= (1 - top_p) / len(likely) * total)
+    chances = likely[found].astype(np.float64)
+    order = np.argsort(-chances, kind="stable")
+    sums = np.cumsum(chances[order])
+    size = min(int(np.searchsorted(sums, top_p * total)) + 1, len(sums))  # the first token is always kept
+    place = int(np.searchsorted(sums[:size], number * sums[size - 1], side="right"))
+    return int(found[order[min(place, size - 1)]])

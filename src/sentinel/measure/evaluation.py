@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from sentinel.adapt.recovery.likelihood import finite
@@ -48,6 +49,7 @@ def evaluate_engine(
         max_tokens=max_tokens,
         teacher=None if teacher is None else teacher.decoder,
     )
+    over = found.over_teacher
     return Result(
         suite="evaluate",
         model=opened.name,
@@ -66,7 +68,17 @@ def evaluate_engine(
         perplexity=finite(found.perplexity),
         perplexity_stderr=found.perplexity_stderr,
         bits_per_byte=found.bits_per_byte,
+        perplexity_ratio=None if over is None else finite(over[0]),
+        perplexity_ratio_stderr=None if over is None else over[1],
         kl=found.kl,
         top1_agreement=found.top1_agreement,
         **vars(sample_variety(engine, tokenizer, texts)),
     )
+
+
+def geometric_mean(values: Sequence[float | None]) -> float | None:
+    """The geometric mean of perplexities, or of ratios of them; None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return math.exp(sum(map(math.log, known)) / len(known))

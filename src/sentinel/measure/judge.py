@@ -35,6 +35,7 @@ class Judge:
         self.context = min(context, dense.spec.max_seq_len)
         self._tokenizer, self._tokens = tokenizer, tokens_per_text
         self._model, self._dense = dense, self._evaluate(dense)
+        self._last: tuple[Decoder | Scorer, list[Quality]] = dense, self._dense
         self.tokens = sum(q.tokens for q in self._dense)
 
     def _evaluate(self, model: Decoder | Scorer) -> list[Quality]:
@@ -50,12 +51,25 @@ class Judge:
             for text in self.texts
         ]
 
+    def _found(self, model: Decoder | Scorer) -> list[Quality]:
+        """The quality of ``model`` on each text; of the last one that was judged, what was found then."""
+        if model is self._model:
+            return self._dense
+        if model is not self._last[0]:
+            self._last = model, self._evaluate(model)
+        return self._last[1]
+
+    def by_text(self, model: Decoder | Scorer) -> list[float | None]:
+        """Perplexity over the dense model's on each of the texts; None for an infinite one."""
+        pairs = zip(self._found(model), self._dense, strict=True)
+        return [finite(perplexity_ratio([found], [dense])[0]) for found, dense in pairs]
+
     def __call__(self, model: Decoder | Scorer) -> dict[str, Any]:
         """Fields of a `sentinel.measure.results.Result`: means over the texts, weighted by tokens but for the ratio.
 
         None stands for what is unknown: a standard error that a text has none of, and an infinite perplexity or ratio.
         """
-        found = self._dense if model is self._model else self._evaluate(model)
+        found = self._found(model)
         nll = sum(q.nll * q.tokens for q in found) / self.tokens
         perplexity = finite(perplexity_of(nll))
         errors = [q.nll_stderr * q.tokens for q in found if q.nll_stderr is not None]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -78,7 +78,8 @@ class Judged:
 class Quality:
     """Quality over one text. ``nll`` is the mean over tokens in nats, ``nll_stderr`` its standard error (see above).
 
-    ``kl`` (nats a token) and ``top1_agreement`` compare with a teacher, and are None without one.
+    ``kl`` (nats a token), ``top1_agreement`` and ``teacher``, its loss in the same windows, compare with a teacher, and
+    are None without one.
     """
 
     text: str
@@ -91,6 +92,14 @@ class Quality:
     kl: float | None
     top1_agreement: float | None
     windows: tuple[Judged, ...]
+    teacher: tuple[Judged, ...] | None = None
+
+    @property
+    def over_teacher(self) -> tuple[float, float | None] | None:
+        """Perplexity over the teacher's, and its standard error, as `perplexity_ratio`; None without a teacher."""
+        if self.teacher is None:
+            return None
+        return perplexity_ratio([self], [replace(self, windows=self.teacher)])
 
     @property
     def perplexity(self) -> float:
@@ -172,6 +181,7 @@ def evaluate(
     windows = passages(texts, tokenizer, context, stride, max_tokens)
     check_ids(max(int(passage.tokens.max()) for passage in windows), spec.vocab_size)
     judged: list[Judged] = []
+    expected_loss: list[Judged] = []
     kl = agreed = 0.0
     for passage in track(windows, "Evaluating", len(windows)):
         logits = _scored_logits(decoder, passage)
@@ -182,6 +192,8 @@ def evaluate(
         judged.append(Judged(loss, passage.scored, passage.document))
         if teacher is not None:
             expected = _scored_logits(teacher, passage).to(logits.device).log_softmax(-1)
+            theirs = functional.nll_loss(expected, labels, reduction="sum").item()
+            expected_loss.append(Judged(theirs, passage.scored, passage.document))
             kl += functional.kl_div(logits.log_softmax(-1), expected, log_target=True, reduction="sum").item()
             agreed += int((logits.argmax(-1) == expected.argmax(-1)).sum())
     if not math.isfinite(kl):
@@ -200,6 +212,7 @@ def evaluate(
         kl=None if teacher is None else kl / count,
         top1_agreement=None if teacher is None else agreed / count,
         windows=tuple(judged),
+        teacher=None if teacher is None else tuple(expected_loss),
     )
 
 

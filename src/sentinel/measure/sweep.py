@@ -18,18 +18,16 @@ from sentinel.adapt.pruning.compact import expand_kv
 from sentinel.adapt.pruning.criteria import asked_for, criterion_named
 from sentinel.adapt.pruning.plan import PruningPlan, check_ratio
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings
-from sentinel.adapt.text.corpora import (
-    Text,
-    load_texts,
-    refuse_shared_documents,
-)
+from sentinel.adapt.text.corpora import Text, load_texts
 from sentinel.errors import InputError
 from sentinel.files import check_output_file
 from sentinel.formats.sources import load
+from sentinel.infer.calibration_text import calibration_texts, calibration_windows
 from sentinel.measure import environment
 from sentinel.measure.judge import Judge
 from sentinel.measure.results import Result, ResultSet
 from sentinel.models.decoder import Decoder
+from sentinel.models.record import SELF
 
 SUITE = "sweep"
 MODELS_AT_ONCE = 4  # pruned models in a job's memory
@@ -48,7 +46,7 @@ class SweepSettings:
     neurons: tuple[float, ...] = (0.0,)
     compensate: tuple[bool, ...] = (False, True)
     expand_kv: bool = False
-    calibration: str = "built-in"
+    calibration: str = SELF
     calibration_tokens: int = 24_576
     text: str = "built-in"
     eval_tokens: int = 4096
@@ -108,10 +106,7 @@ def plan_jobs(models: Sequence[str], criteria: Sequence[str], seeds: Sequence[in
 
 def check_texts(settings: SweepSettings) -> None:
     """Load the texts once before the workers do, and refuse any that calibration and evaluation share."""
-    calibration = load_texts(settings.calibration, "train")
-    refuse_shared_documents(
-        (document.fingerprint for text in calibration for document in text.documents), load_texts(settings.text, "test")
-    )
+    calibration_texts(settings.calibration, load_texts(settings.text, "test"))
 
 
 def run_job(settings: SweepSettings, job: Job) -> Outcome:
@@ -134,7 +129,7 @@ class _Subject:
         loaded = load(model)
         loaded.require_real_weights("a perplexity")
         self.texts: list[Text] = load_texts(settings.text, "test")
-        self.name, self.settings = model, settings
+        self.name, self.settings, self._loaded = model, settings, loaded
         self.tokenizer = loaded.require_tokenizer()
         self.whole = loaded.decoder
         self.dense = expand_kv(self.whole) if settings.expand_kv else self.whole
@@ -154,8 +149,9 @@ class _Subject:
         if not settings.needs_text:
             return Pruner(self.dense, settings, None)
         if self._calibrated is None or self._calibrated.settings.seed != settings.seed:
-            texts = load_texts(self.settings.calibration, "train")
-            self._calibrated = Pruner.from_texts(self.dense, self.tokenizer, lambda: texts, settings)
+            said = self.settings
+            windows = calibration_windows(self._loaded, said.calibration, settings.tokens, seed=settings.seed)
+            self._calibrated = Pruner(self.dense, settings, windows)
         return self._calibrated.with_settings(settings)
 
     def row(self, model: Decoder, **fields: Any) -> Result:

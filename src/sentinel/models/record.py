@@ -18,6 +18,7 @@ from sentinel.errors import InputError
 from sentinel.plain import is_mapping, is_row
 
 VERSION = 1
+SELF = "self"  # among the names of texts: what the model wrote itself
 Weights = Literal["real", "random"]
 
 
@@ -54,7 +55,21 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned(Step):
+class _Calibrated(Step):
+    """A step that took calibration text. ``own_text`` says how the model wrote what of it is its own (the model's weights,
+    seed, sampling, the text's fingerprint); empty where none is."""
+
+    own_text: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    def _text(self, tokens: int = 0) -> str:
+        said = super()._text(tokens)
+        if not said or not self.own_text:
+            return said
+        return f"{said}, self being written by {self.own_text.get('model', 'the model')} itself"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned(_Calibrated):
     """Heads and neurons were removed: these shares (several for the levels of an elastic model).
 
     ``removal_ranks`` is by layer and head group the place in the removal order. ``tokens`` are those of calibration.
@@ -143,7 +158,7 @@ class Integrated(_Taught):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantised(Step):
+class Quantised(_Calibrated):
     """Matrices were rounded to ``precision``; ``heads`` and ``neurons`` say which stored width was kept alone."""
 
     kind = "quantised"

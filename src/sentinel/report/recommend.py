@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sentinel.errors import InputError
 from sentinel.measure.results import ResultSet
+from sentinel.models.record import SELF
 from sentinel.report.candidates import (
     EQUAL_QUALITY,
     Candidate,
@@ -199,29 +201,38 @@ def commands(chosen: Candidate, results: ResultSet, model: str) -> list[str]:
     shape = chosen.shape
     folder = model.rsplit("/", 1)[-1]
     run = f"--level {chosen.level}" + (f" --precision {shape.precision}" if chosen.level == 3 else "")
+    text = _calibration(chosen, results)
     if not (shape.heads or shape.neurons):
-        return _run(model, folder, run, shape.precision)
+        return _run(model, folder, run, shape.precision, text)
     criterion = chosen.quality.criterion if chosen.quality is not None else None
     extra = f" --criterion {criterion}" if criterion else ""
     extra += " --no-compensate" if chosen.quality is not None and chosen.quality.compensated is False else ""
     extra += " --expand-kv" if results.runs.get(chosen.speed.suite, {}).get("expand_kv") else ""
+    extra += text
     if shape.neurons:
         made = (
             f"sentinel prune {model} -o {folder}-pruned --heads {shape.heads / 100:g} --neurons {shape.neurons / 100:g}"
         )
-        return [made + extra, *_run(f"{folder}-pruned", f"{folder}-pruned", run, shape.precision)]
+        return [made + extra, *_run(f"{folder}-pruned", f"{folder}-pruned", run, shape.precision, text)]
     made = f"sentinel prune {model} -o {folder}-elastic --elastic {shape.heads / 100:g}{extra}"
     heads = f" --heads {shape.heads / 100:g}"
-    return [made, *_run(f"{folder}-elastic", f"{folder}-elastic", run, shape.precision, heads)]
+    return [made, *_run(f"{folder}-elastic", f"{folder}-elastic", run, shape.precision, text, heads)]
 
 
-def _run(model: str, folder: str, run: str, precision: str, width: str = "") -> list[str]:
+def _calibration(chosen: Candidate, results: ResultSet) -> str:
+    """The option that names the text that a candidate was calibrated on to be judged, where that is not the default."""
+    run = {} if chosen.quality is None else results.runs.get(chosen.quality.suite, {})
+    text = run.get("calibration", SELF)
+    return "" if text == SELF else f" --calibration {shlex.quote(text)}"
+
+
+def _run(model: str, folder: str, run: str, precision: str, text: str, width: str = "") -> list[str]:
     """The commands that run a model. int4 was judged as `sentinel quantize` makes it, on calibration text, so that it is
     made so first; int8 needs no text, and a start makes the same."""
     if precision != "int4":
         return [f'sentinel generate {model} "PROMPT" {run}{width}']
     return [
-        f"sentinel quantize {model} -o {folder}-int4 --precision int4",
+        f"sentinel quantize {model} -o {folder}-int4 --precision int4{text}",
         f'sentinel generate {folder}-int4 "PROMPT"{width}',
     ]
 

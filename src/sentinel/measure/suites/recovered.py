@@ -7,10 +7,11 @@ from typing import Any
 
 from sentinel.adapt.integration import integrate
 from sentinel.adapt.pruning.compact import expand_kv
-from sentinel.adapt.pruning.prune import WINDOW, Pruner, PruningSettings
+from sentinel.adapt.pruning.prune import Pruner, PruningSettings
 from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
-from sentinel.adapt.text.corpora import load_texts, refuse_shared_documents, sample_windows
+from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts, refuse_shared_documents, sample_windows
+from sentinel.infer.calibration_text import WINDOW, calibration_texts, calibration_windows
 from sentinel.measure.judge import Judge
 from sentinel.measure.suites.request import Request
 from sentinel.models.decoder import Decoder
@@ -35,9 +36,10 @@ class Recovered:
         settings, loaded = request.settings, request.loaded
         loaded.require_real_weights("a perplexity")
         tokenizer = loaded.require_tokenizer()
-        texts, training = load_texts(settings.text, "test"), load_texts(settings.calibration, "train")
+        texts = load_texts(settings.text, "test")
+        training = calibration_texts(settings.calibration, texts) or load_texts(EVERY_BUILT_IN, "train")
         context = min(WINDOW, loaded.spec.max_seq_len)
-        calibration = sample_windows(training, tokenizer, settings.calibration_tokens, context)
+        calibration = calibration_windows(loaded, settings.calibration, settings.calibration_tokens)
         self._dense, self._steps = loaded.decoder, settings.recovery_steps
         self._recovery = RecoverySettings(steps=self._steps, evaluations=EVALUATIONS)
         length = min(LENGTH, loaded.spec.max_seq_len)

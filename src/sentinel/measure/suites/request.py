@@ -13,6 +13,7 @@ from sentinel.measure.method import Run, interleave
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites import Suite
 from sentinel.measure.suites.engines import Engines, Subject
+from sentinel.models.record import SELF
 from sentinel.progress import say
 
 
@@ -40,7 +41,7 @@ class SuiteSettings:
     batches: tuple[int, ...] = (1,)
     lengths: tuple[int, ...] = ()
     criteria: tuple[str, ...] = ()
-    calibration: str = "built-in"
+    calibration: str = SELF
     calibration_tokens: int = 8192
     text: str = "built-in"
     eval_tokens: int = 4096
