@@ -192,8 +192,8 @@ class Batcher:
             left -= count
             self._reading.rotate(-1)
             if not answer.unread:
+                self._decoding.append(answer)  # first, so that it is never in neither place
                 self._reading.pop()
-                self._decoding.append(answer)
                 self._take(answer, logits)
 
     def _portion(self, answer: _Answer, left: int) -> int:
