@@ -73,6 +73,7 @@ def test_answers_are_those_of_each_prompt_alone(level, piece, monkeypatch):
     with Batcher(engine, character_tokenizer(), max_batch=4) as batcher:
         found = [heard(events) for events in [ask(batcher, request) for request in requests]]
         assert batcher.idle
+        assert len(engine._open) == len(batcher.cache)
     assert [tokens for tokens, _, _ in found] == expected
     assert all(last.finish is Finish.LENGTH for _, _, last in found)
     assert not engine._open
@@ -125,7 +126,7 @@ def test_a_cancelled_answer_is_not_a_token_longer_and_frees_its_place():
         assert heard(second)[0] == [41, 42]
         assert gate.passes <= 6
         until(lambda: batcher.idle)
-        assert not gate.engine._open
+    assert not gate.engine._open
 
 
 def test_a_long_prompt_is_read_between_the_tokens_of_others(monkeypatch):
@@ -178,6 +179,38 @@ def test_what_fails_fails_alone():
         _, _, last = heard(ask(batcher, Request([11], 9)))
         assert last.finish is Finish.ERROR and "division by zero" in last.message
         assert heard(ask(batcher, Request([30], 2)))[0] == [31, 32]
-        assert not engine._open
+    assert not engine._open
     with pytest.raises(InputError, match="at most 32 sequences"):
         Batcher(make_engine(filled_decoder(SPEC), 2), character_tokenizer(), max_batch=33)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_prompt_that_begins_as_an_earlier_one_is_read_from_there(level):
+    engine = make_engine(filled_decoder(SPEC), level)
+    shared = PROMPTS[6][:25]
+    prompts = [[*shared, 1, 2], [*shared, 3], [*shared, 1, 2, 4, 5], shared, [*shared[:20], *[9] * 9]]
+    expected = [alone(engine, Request(prompt, 10)) for prompt in prompts]
+    with Batcher(engine, character_tokenizer(), max_batch=3) as batcher:
+        assert [heard(ask(batcher, Request(prompt, 10)))[0] for prompt in prompts] == expected
+        assert batcher.cache.n_reused >= 25 + 25 + 24 + 20
+        again = heard(ask(batcher, Request(prompts[0] + expected[0][:5], 5)))[0]  # the next turn of a chat
+        assert again == expected[0][5:]
+    assert not engine._open
+
+
+def test_what_was_not_used_for_longest_goes_first_and_bytes_are_bounded():
+    engine = make_engine(filled_decoder(SPEC), 2)
+    size = engine.spec.kv_bytes_read(32, engine.kv_bytes)
+    texts = [[number] * 30 for number in (1, 2, 3)]
+    with Batcher(engine, character_tokenizer(), cache_mb=2.5 * size / 1e6) as batcher:
+
+        def reused(number: int) -> int:
+            before = batcher.cache.n_reused
+            heard(ask(batcher, Request([*texts[number], 50 + batcher.cache.n_reused % 40], 2)))
+            assert batcher.cache.n_byte <= 2.5 * size and len(batcher.cache) <= 2
+            return batcher.cache.n_reused - before
+
+        assert [reused(number) for number in (0, 1, 0, 2, 1)] == [0, 0, 30, 0, 0]
+    with Batcher(engine, character_tokenizer(), cache_mb=0) as batcher:
+        assert [heard(ask(batcher, Request(texts[0], 2)))[2].finish for _ in range(2)] == [Finish.LENGTH] * 2
+        assert (batcher.cache.n_reused, len(batcher.cache)) == (0, 0) and not engine._open

@@ -244,6 +244,15 @@ def test_the_figures_tell_of_times_and_tokens(server, client):
     assert server.figure('sentinel_http_responses_total{path="/v1/completions",status="200"}') > 0
 
 
+def test_the_next_turn_of_a_chat_is_read_from_where_the_last_one_ended(server, client):
+    before = server.figure("sentinel_prompt_tokens_reused")
+    first = client.chat.completions.create(model="small", messages=asked("a question of mine"), max_tokens=9, seed=1)
+    turns = [*asked("a question of mine"), {"role": "assistant", "content": first.choices[0].message.content}]
+    client.chat.completions.create(model="small", messages=[*turns, *asked("and more")], max_tokens=9)
+    assert server.figure("sentinel_prompt_tokens_reused") - before >= len("user: a question of mine assistant: ")
+    assert server.figure("sentinel_cache_bytes") > 0
+
+
 def test_a_full_queue_is_429_and_a_key_is_asked_for(small):
     with Server(
         small, "--level", "2", "--batch", "1", "--queue", "1", "--api-key", "secret", "--max-prompt", "50"

@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue", metavar="N", type=whole_number(1), default=64, help="requests that wait (default 64)"
     )
+    parser.add_argument(
+        "--cache",
+        metavar="MB",
+        type=real_number,
+        default=256.0,
+        help="of keys and values kept of earlier answers, for prompts that begin alike (default 256)",
+    )
     parser.add_argument("--max-prompt", metavar="N", type=whole_number(1), help="tokens (default: the model's context)")
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=whole_number(1), help="of an answer (default: the model's context)"
@@ -57,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
         api_key=options.api_key if options.api_key is not None else os.environ.get(KEY),
         max_batch=options.batch,
         max_queue=options.queue,
+        cache_mb=options.cache,
         max_prompt=options.max_prompt,
         max_new_tokens=options.max_new_tokens,
         max_body_mb=options.max_body,
@@ -67,7 +75,13 @@ def run(options: argparse.Namespace) -> None:
         opened = open_engine(options)
         engine, tokenizer = opened.engine, opened.require_tokenizer()
         name = options.name or opened.name
-        batcher = Batcher(engine, tokenizer, max_batch=settings.max_batch, max_queue=settings.max_queue)
+        batcher = Batcher(
+            engine,
+            tokenizer,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            cache_mb=settings.cache_mb,
+        )
 
         def ready(address: str) -> None:
             print(f"{name} ({engine.name}) at {address}/v1", flush=True)

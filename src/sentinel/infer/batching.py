@@ -17,6 +17,7 @@ import numpy as np
 from sentinel.errors import InputError
 from sentinel.infer.batch_request import Event, Finish, QueueFullError, Request, ShuttingDownError, Ticket
 from sentinel.infer.engine import Engine, Logits, OpenSequence
+from sentinel.infer.prefix_cache import PrefixCache
 from sentinel.infer.sampling import Sampler, token_chance
 from sentinel.infer.text_stream import TextStream, check_stop
 from sentinel.infer.token_checks import check_prompts
@@ -26,6 +27,8 @@ from sentinel.models.tokenizer import TextTokenizer
 PIECE = 128  # tokens of prompts that are read between two steps; one pass of the native engine
 MAX_BATCH = 16
 MAX_QUEUE = 64
+CACHE_MB = 256  # of keys and values of answers that have ended
+MAX_KEPT = 16
 
 
 class _Answer:
@@ -48,11 +51,19 @@ class _Answer:
 class Batcher:
     """Answers requests together, up to ``max_batch`` at once, while up to ``max_queue`` wait in the order they came.
 
+    Up to ``cache_mb`` of keys and values of answers that have ended are kept, for prompts that begin alike.
+
     Raises `InputError` for a batch that the engine can't hold. `close` ends it; it is a context manager too.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: TextTokenizer, *, max_batch: int = MAX_BATCH, max_queue: int = MAX_QUEUE
+        self,
+        engine: Engine,
+        tokenizer: TextTokenizer,
+        *,
+        max_batch: int = MAX_BATCH,
+        max_queue: int = MAX_QUEUE,
+        cache_mb: float = CACHE_MB,
     ) -> None:
         if max_batch < 1 or max_queue < 1:
             raise InputError(f"batch and queue must be at least 1, not {max_batch} and {max_queue}")
@@ -60,6 +71,8 @@ class Batcher:
             raise InputError(f"{engine.name} takes at most {engine.max_sequences} sequences at once, not {max_batch}")
         self.engine, self.tokenizer = engine, tokenizer
         self.max_batch, self.max_queue = max_batch, max_queue
+        spare = MAX_KEPT if engine.max_sequences is None else engine.max_sequences - max_batch
+        self.cache = PrefixCache(engine, int(cache_mb * 1e6), min(MAX_KEPT, spare))
         self._turns = turns(engine.spec)
         self._waiting: deque[Ticket] = deque()
         self._reading: deque[_Answer] = deque()
@@ -144,8 +157,10 @@ class Batcher:
                 self._round()
             except Exception as error:  # noqa: BLE001  (whoever waits must hear of it, and others come after)
                 traceback.print_exc()
+                self.cache.clear()
                 self._end_all(Finish.ERROR, f"the engine failed ({error})")
         self._end_all(Finish.SHUTDOWN, "the server shuts down")
+        self.cache.clear()
         for ticket in self._waiting:
             _tell(ticket, Event(finish=Finish.SHUTDOWN, message="the server shuts down"))
         self._waiting.clear()
@@ -183,8 +198,9 @@ class Batcher:
         left = PIECE
         while left > 0 and self._reading:
             answer = self._reading[0]
-            count = self._portion(answer, left)
             try:
+                self._begin(answer)
+                count = self._portion(answer, left)
                 logits = self._feed(answer, count)
             except (InputError, MemoryError) as error:  # of this one alone
                 self._finish(answer, Event(finish=Finish.ERROR, message=f"{error}" or "there is not enough memory"))
@@ -195,6 +211,13 @@ class Batcher:
                 self._decoding.append(answer)  # first, so that it is never in neither place
                 self._reading.pop()
                 self._take(answer, logits)
+
+    def _begin(self, answer: _Answer) -> None:
+        """Let an answer whose prompt begins as an earlier one did go on from there."""
+        if answer.sequence is None:
+            found = self.cache.begin(answer.request.prompt, answer.request.max_new_tokens)
+            if found is not None:
+                answer.sequence, answer.n_read = found
 
     def _portion(self, answer: _Answer, left: int) -> int:
         """Tokens to read next. A prompt within which rotary angles turn is read whole: it has those of its length."""
@@ -233,9 +256,12 @@ class Batcher:
             _tell(answer.ticket, Event(piece, token, chance))
 
     def _finish(self, answer: _Answer, event: Event) -> None:
-        """Free an answer's sequence, then tell of its end."""
-        if answer.sequence is not None:
-            self.engine.close(answer.sequence)
+        """Free an answer's place, then tell of its end."""
+        sequence = answer.sequence
+        if sequence is not None and event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED):
+            self.cache.keep(sequence, answer.history[: sequence.length])
+        elif sequence is not None:
+            self.engine.close(sequence)
         for place in (self._reading, self._decoding):
             if answer in place:
                 place.remove(answer)

@@ -25,6 +25,10 @@ class Metrics:
         active.set_function(lambda: batcher.n_active)
         limit = Gauge("sentinel_sequences_max", "answers that may be under way at once", registry=registry)
         limit.set(batcher.max_batch)
+        cached = Gauge("sentinel_cache_bytes", "keys and values kept of answers that have ended", registry=registry)
+        cached.set_function(lambda: batcher.cache.n_byte)
+        reused = Gauge("sentinel_prompt_tokens_reused", "tokens of prompts that were not read again", registry=registry)
+        reused.set_function(lambda: batcher.cache.n_reused)
         self.responses = Counter(
             "sentinel_http_responses", "responses, by path and status", ["path", "status"], registry=registry
         )
