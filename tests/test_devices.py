@@ -43,6 +43,7 @@ from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, SuiteSettings
 from sentinel.measure.text_metrics import sample_variety
 from sentinel.models.record import Record
+from sentinel.progress import console
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +215,8 @@ def test_pruned_level_2_runs_on_the_device_of_the_model(elsewhere, monkeypatch):
     assert subject.engine.spec.n_head_total < elsewhere.loaded.spec.n_head_total
 
 
-def test_levels_of_the_cpu_alone_are_left_out_elsewhere_and_refused_when_asked_for(elsewhere, capsys):
+def test_levels_of_the_cpu_alone_are_left_out_elsewhere_and_refused_when_asked_for(elsewhere, capsys, monkeypatch):
+    monkeypatch.setattr(console, "quiet", False)  # an earlier test may have asked for quiet
     assert elsewhere.levels == (0, 1, 2) and elsewhere.precisions == ()
     assert "level 3 runs on the CPU only, and is left out on meta" in capsys.readouterr().err
     with pytest.raises(InputError, match="level 3 runs on the CPU; on meta there are levels 0 to 2"):

@@ -21,6 +21,8 @@ from sentinel.process import command_line, leave_stdout
 COMMANDS = {
     "info": "sizes, bytes and FLOPs per token of a model",
     "generate": "continue a prompt, streamed, with speed and memory",
+    "serve": "a model over HTTP, for OpenAI's clients, many at once",
+    "chat": "talk to a model, with its chat template and a history",
     "importance": "how much every head matters, as a map",
     "prune": "remove heads and neurons, re-solve what is left, write a smaller model",
     "integrate": "add U-Net skips and baseline integration, or take them off",
@@ -41,6 +43,8 @@ COMMANDS = {
 # Top-level modules of the extra "full"; a quantised folder runs without them.
 FULL = frozenset({"torch", "transformers", "safetensors", "gguf", "huggingface_hub", "altair", "vl_convert"})
 
+# Top-level modules of the extra "serve".
+SERVE = frozenset({"starlette", "uvicorn", "prometheus_client", "prompt_toolkit"})
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -97,6 +101,9 @@ def _main(arguments: list[str]) -> int:
         return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package in SERVE:
+            print(f"sentinel: {package} is missing; pip install 'sentinel-ai[serve]'", file=sys.stderr)
+            return 2
         if package not in FULL:
             raise
         print(

@@ -39,6 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repetition-penalty", metavar="X", type=real_number, default=1.0, help="above 1 discourages repetition"
     )
+    parser.add_argument(
+        "--min-p",
+        metavar="P",
+        type=real_number,
+        default=0.0,
+        help="keep tokens of that share of the likeliest's chance",
+    )
+    parser.add_argument(
+        "--presence-penalty", metavar="X", type=real_number, default=0.0, help="taken from logits of generated tokens"
+    )
+    parser.add_argument(
+        "--frequency-penalty", metavar="X", type=real_number, default=0.0, help="likewise, for each time that one was"
+    )
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="of sampling (default 0)")
     parser.add_argument(
         "--stop", metavar="TEXT", type=plain_text, action="append", default=[], help="end before TEXT; may be repeated"
@@ -64,7 +77,14 @@ def run(options: argparse.Namespace) -> None:
     from sentinel.progress import say
 
     settings = SamplingSettings(
-        options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+        min_p=options.min_p,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
     )
     text = prompt_of(options)
     choice = chosen_engine(options)

@@ -12,11 +12,8 @@ from sentinel.infer.draft import Draft
 from sentinel.infer.engine import Ability, Engine
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.infer.speculation import Proposer, speculative_steps
+from sentinel.infer.text_stream import TextStream, check_stop
 from sentinel.models.tokenizer import TextTokenizer
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-CONTEXT = 4  # tokens of the prompt that decide about a leading space
-MOST_BYTES = 4  # of a character in UTF-8
 
 
 @dataclass
@@ -126,30 +123,23 @@ def stream_text(
 
     Generation ends before the first of the ``stop`` strings, at an end-of-sequence token, or after ``max_new_tokens``.
     """
-    if any(not text for text in stop):
-        raise InputError("a stop string is empty; leave it out")
+    check_stop(stop)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise InputError("the prompt is empty; give some text")
-    told, context = "", _context(tokenizer, ids)
-    new: list[int] = []
+    text = TextStream(tokenizer, ids, stop)
     for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, proposer):
         assert token is not None
         if token in tokenizer.eos_ids:
             if timings is not None:
                 timings.ended = True
             break
-        new.append(token)
-        text = _continuation(tokenizer, context, new)
-        found = [at for at in (text.find(s) for s in stop) if at >= 0]
-        if found:
-            yield text[len(told) : min(found)]
+        piece = text.push(token)
+        if piece:
+            yield piece
+        if text.stopped:
             return
-        safe = len(text) - _held_back(text, stop)
-        if safe > len(told):
-            yield text[len(told) : safe]
-            told = text[:safe]
-    yield _continuation(tokenizer, context, new)[len(told) :]
+    yield text.end()
 
 
 def generate_text(
@@ -162,28 +152,3 @@ def generate_text(
 ) -> str:
     """The continuation of ``prompt`` as one string; see `stream_text`."""
     return "".join(stream_text(engine, tokenizer, prompt, max_new_tokens, settings, stop))
-
-
-def _context(tokenizer: TextTokenizer, prompt: Sequence[int]) -> Sequence[int]:
-    """The last tokens of the prompt, which decide about a leading space. They begin with a whole character: behind half of
-    one, a tokenizer that falls back to bytes takes all bytes that follow for none."""
-    sizes = range(CONTEXT, CONTEXT + MOST_BYTES)
-    found = (prompt[-size:] for size in sizes)
-    whole = (tokens for tokens in found if not tokenizer.decode(tokens).startswith(REPLACEMENT))
-    return next(whole, prompt[-CONTEXT:])
-
-
-def _continuation(tokenizer: TextTokenizer, context: Sequence[int], new: Sequence[int]) -> str:
-    """Text of ``new`` after that of the tokens before."""
-    return tokenizer.decode([*context, *new])[len(tokenizer.decode(context)) :]
-
-
-def _held_back(text: str, stop: Sequence[str]) -> int:
-    """Characters at the end that may still change: an unfinished character, or the beginning of a stop string."""
-    held = len(text) - len(text.rstrip(REPLACEMENT))
-    for string in stop:
-        for size in range(min(len(string) - 1, len(text)), held, -1):
-            if text.endswith(string[:size]):
-                held = size
-                break
-    return held

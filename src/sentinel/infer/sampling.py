@@ -1,8 +1,9 @@
-"""Logits to tokens: greedy, temperature, top-k, top-p (nucleus), repetition penalty; seeded."""
+"""Logits to tokens: greedy, temperature, top-k, top-p (nucleus), min-p, penalties, biases; seeded; log-probabilities."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,11 @@ Logits = NDArray[np.float32]
 class SamplingSettings:
     """How the next token is chosen.
 
-    ``temperature`` 0 is greedy (what is set below then has no effect). ``top_k`` 0 and ``top_p`` 1 keep all tokens.
+    ``temperature`` 0 is greedy (then ``top_k``, ``top_p`` and ``min_p`` have no effect). ``top_k`` 0, ``top_p`` 1 and
+    ``min_p`` 0 keep all tokens; ``min_p`` drops those less likely than that share of the likeliest (Nguyen et al. 2024).
     ``repetition_penalty`` divides positive and multiplies negative logits of tokens seen before (Keskar et al. 2019).
+    ``presence_penalty`` is taken from the logit of every token that was generated before, ``frequency_penalty`` once for
+    each time; tokens of the prompt do not count. ``logit_bias`` holds pairs of a token and what is added to its logit.
     """
 
     temperature: float = 0.0
@@ -27,6 +31,10 @@ class SamplingSettings:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -39,6 +47,14 @@ class SamplingSettings:
             raise InputError(f"repetition penalty must be above 0, not {self.repetition_penalty}")
         if self.seed < 0:
             raise InputError(f"seed must be at least 0, not {self.seed}")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min-p must be from 0 to 1, not {self.min_p}")
+        for name in ("presence", "frequency"):
+            if not math.isfinite(value := getattr(self, f"{name}_penalty")):
+                raise InputError(f"{name} penalty must be a finite number, not {value}")
+        for token, bias in self.logit_bias:
+            if token < 0 or not math.isfinite(bias):
+                raise InputError(f"logit bias must be finite numbers of tokens from 0, not {bias} of {token}")
 
 
 class Sampler:
@@ -47,11 +63,13 @@ class Sampler:
     def __init__(self, settings: SamplingSettings, batch: int) -> None:
         self.settings = settings
         self._streams = [np.random.default_rng((settings.seed, row)) for row in range(batch)]
+        self._prompts: dict[int, int] = {}  # by row: tokens of the prompt, which is the history of the first call
 
     def copy(self) -> Sampler:
         """A sampler that will draw what this one will, and leaves it as it is."""
         other = Sampler(self.settings, 0)
         other._streams = copy.deepcopy(self._streams)
+        other._prompts = dict(self._prompts)
         return other
 
     def __call__(self, logits: Logits, history: Sequence[Sequence[int]]) -> list[int]:
@@ -60,8 +78,13 @@ class Sampler:
 
     def _row(self, row: int, logits: Logits, history: Sequence[int]) -> int:
         settings = self.settings
+        first = self._prompts.setdefault(row, len(history))
         if settings.repetition_penalty != 1.0:
             logits = penalise_repetition(logits, history, settings.repetition_penalty)
+        if settings.presence_penalty or settings.frequency_penalty:
+            logits = penalise_generated(logits, history[first:], settings.presence_penalty, settings.frequency_penalty)
+        if settings.logit_bias:
+            logits = with_bias(logits, settings.logit_bias)
         if settings.temperature == 0:
             return int(np.argmax(logits))
         probabilities = token_probabilities(logits, settings)
@@ -76,8 +99,26 @@ def penalise_repetition(logits: Logits, history: Sequence[int], penalty: float) 
     return changed
 
 
+def penalise_generated(logits: Logits, generated: Sequence[int], presence: float, frequency: float) -> Logits:
+    """A copy of ``logits`` [V], less ``presence`` for each token in ``generated`` and ``frequency`` for each time."""
+    seen, times = np.unique(np.asarray(generated, dtype=np.int64), return_counts=True)
+    changed = logits.copy()
+    changed[seen] -= (presence + frequency * times).astype(np.float32)
+    return changed
+
+
+def with_bias(logits: Logits, bias: Sequence[tuple[int, float]]) -> Logits:
+    """A copy of ``logits`` [V] with what ``bias`` adds to tokens; `InputError` for one that there is not."""
+    changed = logits.copy()
+    for token, value in bias:
+        if token >= len(changed):
+            raise InputError(f"logit bias names token {token}, but there are only {len(changed)}")
+        changed[token] += value
+    return changed
+
+
 def token_probabilities(logits: Logits, settings: SamplingSettings) -> NDArray[np.float64]:
-    """Probabilities [V] after temperature, top-k and top-p, in that order."""
+    """Probabilities [V] after temperature, top-k, top-p and min-p, in that order."""
     with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest go to minus infinity
         scaled = (logits.astype(np.float64) - logits.max()) / settings.temperature
     if 0 < settings.top_k < len(scaled):
@@ -86,11 +127,41 @@ def token_probabilities(logits: Logits, settings: SamplingSettings) -> NDArray[n
     probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     if settings.top_p < 1:
-        order = np.argsort(-probabilities, kind="stable")
+        # Less likely ones weigh less than 1 - top_p all together: they are dropped, and need no sorting.
+        likely = np.flatnonzero(probabilities >= min((1 - settings.top_p) / len(scaled), probabilities.max()))
+        order = likely[np.argsort(-probabilities[likely], kind="stable")]
         before = np.cumsum(probabilities[order]) - probabilities[order]
-        probabilities[order[before >= settings.top_p]] = 0.0  # the first token is always kept
-        probabilities /= probabilities.sum()
+        kept = order[before < settings.top_p]  # the first token is always kept
+        probabilities = _only(probabilities, kept)
+    if settings.min_p > 0:
+        kept = np.flatnonzero(probabilities >= settings.min_p * probabilities.max())
+        probabilities = _only(probabilities, kept)
     return probabilities
+
+
+def _only(probabilities: NDArray[np.float64], kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    found = np.zeros_like(probabilities)
+    found[kept] = probabilities[kept]
+    return found / found.sum()
+
+
+@dataclass(frozen=True)
+class TokenChance:
+    """A token, its natural log-probability, and the likeliest tokens of its place with theirs, the likeliest first."""
+
+    token: int
+    log_probability: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+def token_chance(logits: Logits, token: int, n_likeliest: int) -> TokenChance:
+    """What the model itself gives a token, of ``logits`` [V] before temperature, penalties and biases."""
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    n_likeliest = min(n_likeliest, len(values))
+    top = np.argpartition(-values, n_likeliest - 1)[:n_likeliest] if n_likeliest else np.zeros(0, np.int64)
+    top = top[np.argsort(-values[top], kind="stable")]
+    return TokenChance(token, float(values[token]), tuple((int(t), float(values[t])) for t in top))
 
 
 def draw_nucleus(logits: Logits, top_p: float, number: float) -> int:

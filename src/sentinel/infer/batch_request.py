@@ -1,0 +1,84 @@
+"""What is asked of a `Batcher`, and what it tells: requests, events, and tickets by which an answer is called off."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sentinel.infer.sampling import SamplingSettings, TokenChance
+
+
+class QueueFullError(RuntimeError):
+    """As many requests wait as may; ask again later."""
+
+
+class ShuttingDownError(RuntimeError):
+    """No more requests are taken."""
+
+
+class Finish(Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"  # a token that ends the text, or a stop string
+    LENGTH = "length"  # as many tokens as were asked for
+    CANCELLED = "cancelled"
+    SHUTDOWN = "shutdown"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt (token ids), and how to go on: ``max_new_tokens`` at most, up to a token of ``eos_ids``, before a string of
+    ``stop``. ``n_likeliest`` asks for the chance of each token, and for so many of the likeliest; None for nothing."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    eos_ids: Sequence[int] = ()
+    stop: Sequence[str] = ()
+    n_likeliest: int | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One token more, or an end. ``text`` is certain with it, often empty; ``chance`` is there where it was asked for.
+
+    ``token`` is None where an answer ends without another token; ``message`` says what went wrong.
+    """
+
+    text: str = ""
+    token: int | None = None
+    chance: TokenChance | None = None
+    finish: Finish | None = None
+    message: str = ""
+
+
+class Ticket:
+    """A request that was taken. ``tell`` is called with each `Event`, in the batcher's thread, and must not wait."""
+
+    def __init__(self, request: Request, tell: Callable[[Event], None]) -> None:
+        self.request, self.tell = request, tell
+        self.cancelled = False
+        self.asked = time.perf_counter()
+
+    def cancel(self) -> None:
+        """Call the answer off: not one token more is begun. It ends with `Finish.CANCELLED`, unless it has ended."""
+        self.cancelled = True
+
+
+class Events:
+    """The events of one request for a thread that waits: ``tell`` is its ticket's."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.tell = self._queue.put
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            event = self._queue.get()
+            yield event
+            if event.finish is not None:
+                return

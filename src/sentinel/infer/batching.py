@@ -1,0 +1,279 @@
+"""Continuous batching: many requests share one engine, and each may come and go between any two tokens.
+
+One thread runs rounds. A round reads a piece of the prompts that wait, in turn, and then gives one token to every answer
+under way, so that a long prompt holds nobody up for longer than a piece takes. What an answer says does not depend on the
+others: an engine runs every sequence as if it were alone (`Engine`), and each draws from a random stream of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from sentinel.errors import InputError
+from sentinel.infer.batch_request import Event, Finish, QueueFullError, Request, ShuttingDownError, Ticket
+from sentinel.infer.engine import Engine, Logits, OpenSequence
+from sentinel.infer.prefix_cache import PrefixCache
+from sentinel.infer.sampling import Sampler, token_chance
+from sentinel.infer.text_stream import TextStream, check_stop
+from sentinel.infer.token_checks import check_prompts
+from sentinel.models.rotary import turns
+from sentinel.models.tokenizer import TextTokenizer
+
+PIECE = 128  # tokens of prompts that are read between two steps; one pass of the native engine
+MAX_BATCH = 16
+MAX_QUEUE = 64
+CACHE_MB = 256  # of keys and values of answers that have ended
+MAX_KEPT = 16
+
+
+class _Answer:
+    """A request under way: how much of its prompt is read, and its tokens so far."""
+
+    def __init__(self, ticket: Ticket, tokenizer: TextTokenizer) -> None:
+        self.ticket, self.request = ticket, ticket.request
+        self.history = list(self.request.prompt)
+        self.n_read = self.n_new = 0
+        self.sequence: OpenSequence | None = None
+        self.sampler = Sampler(self.request.settings, 1)
+        self.text = TextStream(tokenizer, self.request.prompt, self.request.stop)
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are still to be read."""
+        return len(self.request.prompt) - self.n_read
+
+
+class Batcher:
+    """Answers requests together, up to ``max_batch`` at once, while up to ``max_queue`` wait in the order they came.
+
+    Up to ``cache_mb`` of keys and values of answers that have ended are kept, for prompts that begin alike.
+
+    Raises `InputError` for a batch that the engine can't hold. `close` ends it; it is a context manager too.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: TextTokenizer,
+        *,
+        max_batch: int = MAX_BATCH,
+        max_queue: int = MAX_QUEUE,
+        cache_mb: float = CACHE_MB,
+    ) -> None:
+        if max_batch < 1 or max_queue < 1:
+            raise InputError(f"batch and queue must be at least 1, not {max_batch} and {max_queue}")
+        if engine.max_sequences is not None and max_batch > engine.max_sequences:
+            raise InputError(f"{engine.name} takes at most {engine.max_sequences} sequences at once, not {max_batch}")
+        self.engine, self.tokenizer = engine, tokenizer
+        self.max_batch, self.max_queue = max_batch, max_queue
+        spare = MAX_KEPT if engine.max_sequences is None else engine.max_sequences - max_batch
+        self.cache = PrefixCache(engine, int(cache_mb * 1e6), min(MAX_KEPT, spare))
+        self._turns = turns(engine.spec)
+        self._waiting: deque[Ticket] = deque()
+        self._reading: deque[_Answer] = deque()
+        self._decoding: list[_Answer] = []
+        self._changed = threading.Condition()  # guards what waits, and the flags
+        self._refusing = self._closing = False
+        self._thread = threading.Thread(target=self._work, name="sentinel-batcher", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # --- for other threads ------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, tell: Callable[[Event], None]) -> Ticket:
+        """Take a request; ``tell`` hears of every token, in the batcher's thread, the last time with a ``finish``.
+
+        Raises `InputError` for a prompt that the model can't take, `QueueFullError`, or `ShuttingDownError`.
+        """
+        return self.submit_all([(request, tell)])[0]
+
+    def submit_all(self, asked: list[tuple[Request, Callable[[Event], None]]]) -> list[Ticket]:
+        """`submit` of several requests, all of them or none."""
+        for request, _ in asked:
+            check_prompts(self.engine.spec, [request.prompt], request.max_new_tokens)
+            check_stop(request.stop)
+            for token, _ in request.settings.logit_bias:
+                if token >= self.engine.spec.vocab_size:
+                    raise InputError(f"logit bias names token {token} of {self.engine.spec.vocab_size}")
+        tickets = [Ticket(request, tell) for request, tell in asked]
+        with self._changed:
+            if self._refusing:
+                raise ShuttingDownError("no more requests are taken, the server shuts down")
+            if len(self._waiting) + len(tickets) > self.max_queue:
+                raise QueueFullError(
+                    f"{len(self._waiting)} requests wait, of at most {self.max_queue}; ask again later"
+                )
+            self._waiting.extend(tickets)
+            self._changed.notify()
+        return tickets
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def n_active(self) -> int:
+        """Requests under way: their sequences are open."""
+        return len(self._reading) + len(self._decoding)
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing is asked for any more."""
+        with self._changed:
+            return not (self._waiting or self.n_active)
+
+    def refuse(self) -> None:
+        """Take no more requests; those that were taken are answered."""
+        with self._changed:
+            self._refusing = True
+
+    def close(self) -> None:
+        """End at once: what is under way or waits finishes with `Finish.SHUTDOWN` within one token."""
+        with self._changed:
+            self._refusing = self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    # --- the worker -------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._waiting or self.n_active)
+                if self._closing:
+                    break
+            try:
+                self._round()
+            except Exception as error:  # noqa: BLE001  (whoever waits must hear of it, and others come after)
+                traceback.print_exc()
+                self.cache.clear()
+                self._end_all(Finish.ERROR, f"the engine failed ({error})")
+        self._end_all(Finish.SHUTDOWN, "the server shuts down")
+        self.cache.clear()
+        for ticket in self._waiting:
+            _tell(ticket, Event(finish=Finish.SHUTDOWN, message="the server shuts down"))
+        self._waiting.clear()
+
+    def _round(self) -> None:
+        self._drop_cancelled()
+        self._admit()
+        self._read()
+        if self._decoding:
+            answers = list(self._decoding)
+            sequences = [answer.sequence for answer in answers if answer.sequence is not None]
+            logits = self.engine.step(sequences, [answer.history[-1] for answer in answers])
+            for row, answer in enumerate(answers):
+                self._take(answer, logits[row])
+
+    def _drop_cancelled(self) -> None:
+        for answer in [a for a in (*self._reading, *self._decoding) if a.ticket.cancelled]:
+            self._finish(answer, Event(finish=Finish.CANCELLED))
+        with self._changed:
+            gone = [ticket for ticket in self._waiting if ticket.cancelled]
+            for ticket in gone:
+                self._waiting.remove(ticket)
+        for ticket in gone:
+            _tell(ticket, Event(finish=Finish.CANCELLED))
+
+    def _admit(self) -> None:
+        while self.n_active < self.max_batch:
+            with self._changed:  # never in neither place: `idle` looks at both
+                if not self._waiting:
+                    return
+                self._reading.append(_Answer(self._waiting.popleft(), self.tokenizer))
+
+    def _read(self) -> None:
+        """Pieces of prompts, in turn, and the first token of those that are read."""
+        left = PIECE
+        while left > 0 and self._reading:
+            answer = self._reading[0]
+            try:
+                self._begin(answer)
+                count = self._portion(answer, left)
+                logits = self._feed(answer, count)
+            except (InputError, MemoryError) as error:  # of this one alone
+                self._finish(answer, Event(finish=Finish.ERROR, message=f"{error}" or "there is not enough memory"))
+                continue
+            left -= count
+            self._reading.rotate(-1)
+            if not answer.unread:
+                self._decoding.append(answer)  # first, so that it is never in neither place
+                self._reading.pop()
+                self._take(answer, logits)
+
+    def _begin(self, answer: _Answer) -> None:
+        """Let an answer whose prompt begins as an earlier one did go on from there."""
+        if answer.sequence is None:
+            found = self.cache.begin(answer.request.prompt, answer.request.max_new_tokens)
+            if found is not None:
+                answer.sequence, answer.n_read = found
+
+    def _portion(self, answer: _Answer, left: int) -> int:
+        """Tokens to read next. A prompt within which rotary angles turn is read whole: it has those of its length."""
+        if any(answer.n_read < turn < len(answer.request.prompt) for turn in self._turns):
+            return answer.unread
+        return min(answer.unread, left)
+
+    def _feed(self, answer: _Answer, count: int) -> Logits:
+        piece = answer.request.prompt[answer.n_read : answer.n_read + count]
+        if answer.sequence is None:
+            room = answer.unread - count + answer.request.max_new_tokens
+            answer.sequence, logits = self.engine.open(piece, room)
+        else:
+            logits = self.engine.extend(answer.sequence, piece)
+        answer.n_read += count
+        return logits
+
+    def _take(self, answer: _Answer, logits: Logits) -> None:
+        """Choose the next token of an answer, and tell of it."""
+        if answer.ticket.cancelled:
+            return
+        request = answer.request
+        (token,) = answer.sampler(logits[np.newaxis], [answer.history])
+        chance = None if request.n_likeliest is None else token_chance(logits, token, request.n_likeliest)
+        answer.history.append(token)
+        answer.n_new += 1
+        if token in request.eos_ids:
+            self._finish(answer, Event(answer.text.end(), token, chance, Finish.STOP))
+            return
+        piece = answer.text.push(token)
+        if answer.text.stopped:
+            self._finish(answer, Event(piece, token, chance, Finish.STOP))
+        elif answer.n_new == request.max_new_tokens:
+            self._finish(answer, Event(piece + answer.text.end(), token, chance, Finish.LENGTH))
+        else:
+            _tell(answer.ticket, Event(piece, token, chance))
+
+    def _finish(self, answer: _Answer, event: Event) -> None:
+        """Free an answer's place, then tell of its end."""
+        sequence = answer.sequence
+        if sequence is not None and event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED):
+            self.cache.keep(sequence, answer.history[: sequence.length])
+        elif sequence is not None:
+            self.engine.close(sequence)
+        for place in (self._reading, self._decoding):
+            if answer in place:
+                place.remove(answer)
+        _tell(answer.ticket, event)
+
+    def _end_all(self, finish: Finish, message: str) -> None:
+        for answer in [*self._reading, *self._decoding]:
+            self._finish(answer, Event(finish=finish, message=message))
+
+
+def _tell(ticket: Ticket, event: Event) -> None:
+    try:
+        ticket.tell(event)
+    except RuntimeError:  # its event loop is gone: nobody listens
+        ticket.cancel()

@@ -1,0 +1,173 @@
+"""The HTTP application: OpenAI's paths, and those by which a server is watched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sentinel.errors import InputError
+from sentinel.infer.batch_request import QueueFullError, ShuttingDownError
+from sentinel.infer.batching import Batcher
+from sentinel.models.tokenizer import TextTokenizer
+from sentinel.serve import requests
+from sentinel.serve.answers import Answers
+from sentinel.serve.errors import ApiError
+from sentinel.serve.fields import Fields, wrong
+from sentinel.serve.gate import Gate
+from sentinel.serve.metrics import Metrics
+from sentinel.serve.requests import Asked, Limits
+from sentinel.serve.running import ClientGoneError, EventStream, Running
+from sentinel.serve.settings import ServeSettings
+
+Reader = Callable[[Fields, TextTokenizer, Limits], Asked]
+CLIENT_GONE = 499  # a status that nobody reads; counted
+
+
+class Service:
+    """One model, called ``name``, that answers through ``batcher``. ``stopping`` is set once the server is to end."""
+
+    def __init__(self, batcher: Batcher, name: str, settings: ServeSettings) -> None:
+        self.batcher, self.name, self.settings = batcher, name, settings
+        self.tokenizer, self.metrics = batcher.tokenizer, Metrics(batcher)
+        self.stopping = False
+        context, started = batcher.engine.spec.max_seq_len, int(time.time())
+        self.limits = Limits(context, settings.max_prompt or context, settings.max_new_tokens or context)
+        self._model = {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "sentinel",
+            "max_model_len": context,
+        }
+
+    def application(self) -> Gate:
+        """What an ASGI server runs."""
+        routes = [
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/metrics", self.figures, methods=["GET"]),
+        ]
+        handlers: dict[Any, Any] = {
+            ApiError: _api_error,
+            InputError: lambda request, error: _api_error(request, ApiError(400, str(error))),
+            QueueFullError: lambda request, error: _api_error(request, ApiError(429, str(error))),
+            ShuttingDownError: lambda request, error: _api_error(request, ApiError(503, str(error))),
+            HTTPException: _http_error,
+            ClientDisconnect: _gone,
+            ClientGoneError: _gone,
+            Exception: lambda request, error: _api_error(
+                request, ApiError(500, "the server failed; its log says more")
+            ),
+        }
+        paths = {route.path.partition("{")[0] for route in routes}
+        return Gate(Starlette(routes=routes, exception_handlers=handlers), self.settings.api_key, self.metrics, paths)
+
+    # --- paths ------------------------------------------------------------------------------------------------------
+
+    async def models(self, request: Request) -> Response:
+        """The one model that there is."""
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    async def model(self, request: Request) -> Response:
+        """That model by its name."""
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._model)
+
+    async def health(self, request: Request) -> Response:
+        """200 as long as requests are taken."""
+        if self.stopping:
+            raise ApiError(503, "the server shuts down")
+        return JSONResponse({"status": "ok"})
+
+    async def figures(self, request: Request) -> Response:
+        """For Prometheus."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def completions(self, request: Request) -> Response:
+        """Texts that go on."""
+        return await self._answer(request, requests.completion)
+
+    async def chat(self, request: Request) -> Response:
+        """The next message of a chat."""
+        return await self._answer(request, requests.chat)
+
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of ``prompt``, or of ``messages`` in the chat template."""
+        fields = await self._fields(request)
+        read = requests.chat_prompt if fields.get("messages") is not None else _prompt
+        tokens = await asyncio.to_thread(read, fields, self.tokenizer)
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self.limits.context})
+
+    async def detokenize(self, request: Request) -> Response:
+        """Text of ``tokens``; special tokens are left out."""
+        tokens = (await self._fields(request)).get("tokens")
+        largest = self.batcher.engine.spec.vocab_size
+        if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < largest for token in tokens):
+            raise wrong("tokens", f"a list of token ids below {largest}", tokens)
+        return JSONResponse({"prompt": await asyncio.to_thread(self.tokenizer.decode, tokens)})
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: Request, read: Reader) -> Response:
+        fields = await self._fields(request)
+        self._check_model(fields.text("model"))
+        asked = await asyncio.to_thread(read, fields, self.tokenizer, self.limits)
+        running = Running(self.batcher, self.metrics, asked)
+        answers = Answers(asked, self.tokenizer, self.name)
+        if asked.stream:
+            return EventStream(running, answers)
+        async with aclosing(running.events(request.receive)) as events:
+            async for index, event in events:
+                answers.add(index, event)
+        return JSONResponse(answers.whole())
+
+    def _check_model(self, name: str) -> None:
+        if name != self.name:
+            message = f"there is no model {name!r:.100} here; the one that there is is {self.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def _fields(self, request: Request) -> Fields:
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a page of another site can send other types without asking
+            raise ApiError(415, f"the body must be application/json, not {kind!r:.80}")
+        most, body = int(self.settings.max_body_mb * 1e6), bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most:
+                raise ApiError(413, f"the body is larger than {self.settings.max_body_mb:g} MB")
+        try:
+            return Fields(json.loads(bytes(body).decode("utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"the body is not valid JSON ({error})", code="invalid_json") from error
+
+
+def _prompt(fields: Fields, tokenizer: TextTokenizer) -> list[int]:
+    return tokenizer.encode(fields.text("prompt"))
+
+
+def _api_error(request: Request, error: ApiError) -> Response:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+def _http_error(request: Request, error: HTTPException) -> Response:
+    said = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(said.body, error.status_code, error.headers)
+
+
+def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
