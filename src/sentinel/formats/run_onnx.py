@@ -23,7 +23,7 @@ class OnnxDecoder:
     """The graph in ``folder`` with its cache; ``threads`` 0 leaves their number to onnxruntime."""
 
     def __init__(self, folder: str | Path, threads: int = 0) -> None:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
