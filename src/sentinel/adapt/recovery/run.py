@@ -126,6 +126,7 @@ class RecoveryRun:
         metrics.close()
         self.accelerator.wait_for_everyone()
         self._load(self.folder.read(BEST))
+        self.accelerator.wait_for_everyone()  # who goes on may remove what the others still read
         return progress
 
     def _update(self) -> Step:
