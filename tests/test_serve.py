@@ -157,6 +157,12 @@ def test_eight_greedy_answers_at_once_are_those_alone(client):
 
 GOOD = {"model": "small", "prompt": "abc", "max_tokens": 2}
 WRONG = [
+    ("/v1/completions", {"prompt": "a\ud800"}, 400, "invalid_json"),
+    ("/v1/completions", {"temperature": 10**400}, 400, "invalid_value"),
+    ("/v1/completions", {"logit_bias": {"9" * 5000: 1}}, 400, "invalid_type"),
+    ("/v1/completions", {"logit_bias": {"\u0663": 1}}, 400, "invalid_type"),
+    ("/v1/chat/completions", {"messages": [{"role": "\ud800", "content": "\udfff"}]}, 400, "invalid_json"),
+    ("/tokenize", {"prompt": "\ud800"}, 400, "invalid_json"),
     ("/v1/completions", {"model": "other"}, 404, "model_not_found"),
     ("/v1/completions", {"model": None}, 400, "invalid_type"),
     ("/v1/completions", {"prompt": {"a": 1}}, 400, "invalid_type"),
@@ -191,7 +197,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("path", "change", "status", "code"), WRONG)
 def test_errors_have_their_status_and_openais_shape(path, change, status, code, server):
-    found = server.http.post(path, json={**GOOD, **change})
+    body = json.dumps({**GOOD, **change})  # in ASCII: what is no text must be written with escapes
+    found = server.http.post(path, content=body, headers={"content-type": "application/json"})
     assert (found.status_code, found.json()["error"]["code"]) == (status, code), found.text
     assert set(found.json()["error"]) == {"message", "type", "param", "code"} and found.json()["error"]["message"]
 

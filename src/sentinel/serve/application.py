@@ -151,7 +151,10 @@ class Service:
             if len(body) > most:
                 raise ApiError(413, f"the body is larger than {self.settings.max_body_mb:g} MB")
         try:
-            return Fields(json.loads(bytes(body).decode("utf-8")))
+            fields = Fields(json.loads(bytes(body).decode("utf-8")))
+            if b"\\u" in body:  # halves of a pair, which no text can hold, may be written so
+                json.dumps(fields.body, ensure_ascii=False).encode("utf-8")
+            return fields
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is not valid JSON ({error})", code="invalid_json") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any
 
@@ -43,10 +42,10 @@ class Fields:
         value = self.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise wrong(name, "a number", value)
-        if not low <= value <= high:
-            raise ApiError(400, f"{name} must be from {low:g} to {high:g}, not {value:g}", param=name)
+        if not low <= value <= high:  # as it is: a whole number may be too large for a float
+            raise ApiError(400, f"{name} must be from {low:g} to {high:g}, not {value!r:.80}", param=name)
         return float(value)
 
     def whole(self, name: str, default: int | None, low: int, high: int) -> int | None:

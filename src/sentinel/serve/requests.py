@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from sentinel.plain import is_list, is_object
 from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
 
+TOKEN_ID = re.compile(r"[0-9]{1,9}")
 MOST_CHOICES = 16  # answers to one request
 MOST_STOPS = 16
 MOST_LIKELIEST = 20
@@ -162,7 +164,7 @@ def _new_tokens(length: int, wanted: int | None, limits: Limits) -> int:
 def _sampling(fields: Fields) -> SamplingSettings:
     seed = fields.whole("seed", None, -(2**63), 2**63)
     bias = fields.get("logit_bias") or {}
-    if not is_object(bias) or not all(token.isdecimal() for token in bias):
+    if not is_object(bias) or not all(TOKEN_ID.fullmatch(token) for token in bias):
         raise wrong("logit_bias", "an object of numbers by token id", bias)
     values = Fields(bias)
     return SamplingSettings(
