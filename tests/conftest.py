@@ -13,7 +13,8 @@ from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.text.corpora import Windows
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.packages import smollm2_folder
-from sentinel.formats.sources import LoadedModel, load, random_decoder
+from sentinel.formats.random_weights import random_decoder
+from sentinel.formats.sources import LoadedModel, load
 from sentinel.models.families import family_of
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec, NormSpec, RopeSpec

@@ -17,8 +17,8 @@ from sentinel.cli import COMMANDS, main
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.folder import read_record
 from sentinel.formats.packages import gpt2_tokenizer_folder
+from sentinel.formats.random_weights import random_decoder
 from sentinel.formats.shapes import KNOWN_SHAPES
-from sentinel.formats.sources import random_decoder
 from sentinel.models.families import family_of
 from sentinel.models.record import Integrated, Pruned, Record
 from sentinel.models.tokenizer import TextTokenizer

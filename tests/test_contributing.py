@@ -12,7 +12,7 @@ import torch
 from conftest import LLAMA, spec_of
 from helpers import filled_decoder, some_tokens
 
-from sentinel.formats.sources import random_decoder
+from sentinel.formats.random_weights import random_decoder
 from sentinel.models import families
 from sentinel.models.families import family_of
 from sentinel.models.features import ALL, features, require_supported

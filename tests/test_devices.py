@@ -209,7 +209,7 @@ def elsewhere(model):
 
 def test_pruned_level_2_runs_on_the_device_of_the_model(elsewhere, monkeypatch):
     monkeypatch.setattr("sentinel.measure.suites.engines.warm_up", lambda _: None)
-    monkeypatch.setattr("sentinel.formats.checkpoint.require_finite", lambda *_: None)  # meta holds no values
+    monkeypatch.setattr("sentinel.models.rows.require_finite", lambda *_: None)  # meta holds no values
     subject = elsewhere.engines.at(2, heads=0.5)
     assert isinstance(subject.engine, StaticTorchEngine) and subject.engine.decoder.device.type == "meta"
     assert subject.engine.spec.n_head_total < elsewhere.loaded.spec.n_head_total

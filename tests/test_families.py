@@ -16,7 +16,7 @@ from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.text.corpora import Windows
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
-from sentinel.formats.sources import random_decoder
+from sentinel.formats.random_weights import random_decoder
 from sentinel.infer.native import NativeEngine
 from sentinel.infer.opening import make_engine
 from sentinel.infer.pack import pack

@@ -24,7 +24,6 @@ from helpers import (
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sentinel.errors import InputError
-from sentinel.formats.checkpoint import build
 from sentinel.formats.gguf import unequal
 from sentinel.formats.gguf.export import write_gguf
 from sentinel.formats.gguf.reader import GGUFFile
@@ -38,8 +37,7 @@ from sentinel.progress import console
 
 
 def read(path: Path) -> Decoder:
-    file = GGUFFile(path)
-    return build(file.spec(), file.state(), path)
+    return GGUFFile(path).stored().decoder()
 
 
 def written(decoder: Decoder, path: Path) -> Decoder:

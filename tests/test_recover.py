@@ -29,7 +29,7 @@ from sentinel.errors import InputError
 from sentinel.files import MANIFEST
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.folder import read_record
-from sentinel.formats.sources import random_decoder
+from sentinel.formats.random_weights import random_decoder
 from sentinel.models.decoder import Decoder
 from sentinel.models.parts.head import Head
 from sentinel.models.record import Pruned, Record, Recovered

@@ -16,10 +16,10 @@ from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.text.corpora import load_texts, refuse_seen_text
 from sentinel.api.model import Model, as_model
 from sentinel.errors import InputError
-from sentinel.formats.sources import LoadedModel
+from sentinel.formats.sources import LoadedModel, StoredModel, open_stored
 from sentinel.infer import calibration_text
 from sentinel.infer.native import Precision
-from sentinel.infer.quantise import DEFAULT_TOKENS, calibration_windows, quantise
+from sentinel.infer.quantise import DEFAULT_TOKENS, calibration_windows, can_calibrate, quantise
 from sentinel.infer.quantised import QuantisedModel
 from sentinel.measure.latency import measure_latencies
 from sentinel.models.decoder import Decoder
@@ -136,7 +136,7 @@ def importance(
 
 
 def quantize(
-    model: Model | str | Path,
+    model: Model | StoredModel | str | Path,
     precision: str = "int8",
     *,
     heads: float = 0.0,
@@ -149,29 +149,37 @@ def quantize(
     int4 rounds on ``calibration`` text (GPTQ), by default the model's own; None rounds each weight for itself; int8 needs
     none. ``heads`` and
     ``neurons`` keep that stored width of an elastic model alone; without them all stored widths stay.
+
+    A model that is named, or opened by `sources.open_stored`, is read tensor by tensor: memory is taken by the packed
+    weights alone. Calibration and a single width take the whole model in fp32 beside them.
     """
 
     if precision not in ("int8", "int4"):
         raise InputError(f"precision {precision!r} is not known; it is int8 or int4")
-    loaded = as_model(model, "auto").loaded
-    windows = None
-    if precision == "int4" and calibration is not None:
-        windows = calibration_windows(loaded, calibration, calibration_tokens)
-        loaded = loaded if windows is None else loaded.in_fp32()  # the sums of products over text are its own
-    decoder = loaded.decoder.at_width(heads, neurons) if heads or neurons else loaded.decoder
-    native, widths = quantise(decoder, cast(Precision, precision), windows)
+    given = model.loaded if isinstance(model, Model) else model
+    if not isinstance(given, (LoadedModel, StoredModel)):
+        given = open_stored(str(given))
+    texts = calibration if precision == "int4" and calibration is not None and can_calibrate(given) else None
+    windows, source = None, given.stored if isinstance(given, StoredModel) else given.decoder
+    if texts is not None or heads or neurons:
+        loaded = given.load() if isinstance(given, StoredModel) else given
+        if texts is not None:
+            windows = calibration_windows(loaded, texts, calibration_tokens)
+            loaded = loaded.in_fp32()  # the sums of products over text are its own
+        source = loaded.decoder.at_width(heads, neurons) if heads or neurons else loaded.decoder
+    native, widths = quantise(source, cast(Precision, precision), windows)
     step = Quantised(
-        source=loaded.name,
+        source=given.name,
         precision=precision,
         heads=heads,
         neurons=neurons,
-        texts="" if windows is None else calibration or "",
+        texts=texts or "",
         tokens=0 if windows is None else windows.tokens.numel(),
         documents=() if windows is None else windows.fingerprints,
         own_text={} if windows is None else dict(windows.own_text),
     )
-    record = loaded.record.then(step)
-    return Model(QuantisedModel(loaded.name, native, loaded.tokenizer, record, widths, description=loaded.description))
+    record = given.record.then(step)
+    return Model(QuantisedModel(given.name, native, given.tokenizer, record, widths, description=given.description))
 
 
 def integrate(

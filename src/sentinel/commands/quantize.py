@@ -9,7 +9,6 @@ from sentinel.commands.arguments import (
     add_model,
     add_output,
     check_model_output,
-    load_model,
     whole_number,
 )
 from sentinel.commands.pruning import ratio
@@ -47,12 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.api.changing import quantize
-    from sentinel.api.model import Model
+    from sentinel.formats.sources import open_stored
 
     if options.precision == "int8" and (options.calibration or options.calibration_tokens or options.no_calibration):
         raise InputError("int8 needs no calibration; leave the calibration options out, or ask for --precision int4")
     check_model_output(options.output, options.force, options.model)
-    model = Model(load_model(options, "auto"), options.model)
+    model = open_stored(options.model, random_weights=options.random_weights, dtype=options.dtype or "auto")
     made = quantize(
         model,
         options.precision,

@@ -7,7 +7,6 @@ tokenizer's files. Folders of the supported Hugging Face families are read as th
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ from torch import Tensor
 from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config
-from sentinel.formats.weight_files import read_stored, read_tensors, write_tensors
+from sentinel.formats.stored import StoredWeights, WidthFile
+from sentinel.formats.weight_files import open_safetensors, open_stored, write_tensors
 from sentinel.models.decoder import Decoder
 from sentinel.models.dtypes import stored_dtype
-from sentinel.models.elastic import StoredWidth
 from sentinel.models.families import family_of, spec_of
 from sentinel.models.families.others import text_part, text_tensors
-from sentinel.models.families.weights import State, read_weights, settle_head
+from sentinel.models.families.weights import Stored, read_weights, settle_head
 from sentinel.models.record import Record
+from sentinel.models.rows import Rows, changed, finite
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.models.width import Width
@@ -81,21 +81,19 @@ def listed_widths(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(config.get("widths") or config.get("levels") or ())
 
 
-def read_widths(folder: Path, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> list[StoredWidth]:
-    """The stored widths of the model in ``folder`` with that ``config.json``, in ``dtype``."""
-    listed = listed_widths(config)
+def open_widths(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> list[WidthFile]:
+    """The stored widths of the model in ``folder`` with that ``config.json``, to be read in ``dtype`` or as they are."""
+    found: list[WidthFile] = []
     try:
-        widths: list[StoredWidth] = []
-        for entry in listed:
+        for entry in listed_widths(config):
             counts = entry.get("width") or {"groups": entry["kept_groups"], "neurons": entry["kept_neurons"]}
             width = Width(tuple(counts["groups"]), tuple(counts["neurons"]))
-            tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(folder / entry["file"]).items()}
-            widths.append(StoredWidth(float(entry["heads"]), float(entry["neurons"]), width, tensors))
+            file = folder / entry["file"]
+            projections = {name: finite(t, name, file) for name, t in open_safetensors(file).items()}
+            found.append(WidthFile(float(entry["heads"]), float(entry["neurons"]), width, projections, dtype))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'}: its stored widths are damaged ({error})") from error
-    for stored, entry in zip(widths, listed, strict=True):
-        require_finite(stored.projections, folder / entry["file"])
-    return widths
+    return found
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -116,15 +114,16 @@ def read_spec(folder: Path) -> ModelSpec:
     return spec_of(config)
 
 
-def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Decoder:
-    """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, on the CPU.
+def open_checkpoint(folder: str | Path, dtype: torch.dtype | None = None, *, most: bool = False) -> StoredWeights:
+    """The weights of the model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, to be read.
 
-    It is in ``dtype``, None for that which most of it is stored in. Weights of RMS norms that multiply by 1 + what a family
-    stores are in fp32, as are those that a sentinel checkpoint holds so.
+    They are given in ``dtype``, None for each as it is stored, or with ``most`` for that which most of them are stored in.
+    Weights of RMS norms that multiply by 1 + what a family stores are in fp32, as are those that a sentinel checkpoint
+    holds so.
     """
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
-    state = read_stored(folder)
+    state = open_stored(folder)
     ours, family = config["model_type"] == MODEL_TYPE, family_of(spec.family)
     if ours:
         state = {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
@@ -135,47 +134,38 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float3
             state = text_tensors(state)
         state = family.rename(state)
     _require_floats(state, folder)
-    dtype = stored_dtype(state.values()) if dtype is None else dtype
+    dtype = stored_dtype(state.values()) if most else dtype
     if ours:
-        state = _in(dtype, spec, state)
+        state = state if dtype is None else _in(dtype, spec, state)
     else:
         spec, state = settle_head(spec, state, family.embedding)
         state = read_weights(family.rules(spec), spec, state, dtype)
-    decoder = build(spec, state, folder)
-    decoder.store_widths(read_widths(folder, config, dtype))
-    return decoder
+    return StoredWeights(spec, state, folder, open_widths(folder, config, dtype))
 
 
-def _require_floats(state: State, source: object) -> None:
+def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Decoder:
+    """The model of `open_checkpoint` on the CPU; ``dtype`` None is that which most of it is stored in."""
+    return open_checkpoint(folder, dtype, most=dtype is None).decoder()
+
+
+def _require_floats(state: Stored, source: object) -> None:
     for name, tensor in state.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise InputError(f"{source}: tensor {name!r} is of type {tensor.dtype}, not of floating-point weights")
 
 
-def _in(dtype: torch.dtype, spec: ModelSpec, state: State) -> State:
+def _in(dtype: torch.dtype, spec: ModelSpec, state: Stored) -> Stored:
     """The decoder's state in ``dtype``; weights of RMS norms that are stored in fp32 stay so."""
 
-    def stays(name: str, tensor: Tensor) -> bool:
+    def stays(name: str, tensor: Rows) -> bool:
         return spec.norm.kind == "rmsnorm" and name.endswith("norm.weight") and tensor.dtype == torch.float32
 
-    return {name: tensor if stays(name, tensor) else tensor.to(dtype) for name, tensor in state.items()}
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype)
+
+    return {name: tensor if stays(name, tensor) else changed(tensor, cast, dtype) for name, tensor in state.items()}
 
 
-def build(spec: ModelSpec, state: State, source: object) -> Decoder:
+def build(spec: ModelSpec, state: Mapping[str, Tensor], source: object) -> Decoder:
     """A decoder that holds exactly the tensors of ``state``; `InputError` names ``source`` when they don't fit."""
-    decoder = Decoder.empty(spec)
-    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
-    wrong = sorted(set(shapes) ^ set(state)) or sorted(n for n in shapes if shapes[n] != state[n].shape)
-    if wrong:
-        raise InputError(f"{source}: tensor {wrong[0]!r} does not fit the specification; the checkpoint is damaged")
-    require_finite(state, source)
-    decoder.load_state_dict(state, assign=True)
-    return decoder.eval()
-
-
-def require_finite(state: State, source: object) -> None:
-    """Raise `InputError` for a tensor with NaN or infinity, of which every result would be NaN."""
-    for name, tensor in state.items():
-        # The sum needs no memory, and is finite unless a value is not or the sum itself overflows.
-        if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
-            raise InputError(f"{source}: tensor {name!r} holds NaN or infinity; mend the weights")
+    return StoredWeights(spec, dict(state), source).decoder()

@@ -148,6 +148,7 @@ def smollm2_folder() -> Path:
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     from sentinel.formats.gguf.reader import GGUFFile
+    from sentinel.models.rows import held
 
     say(f"{SMOLLM2_ALIAS}: 93 MB are fetched into {folder}")
     with scratch_folder() as scratch:
@@ -156,7 +157,7 @@ def smollm2_folder() -> Path:
         tokenizer = file.tokenizer()
         assert tokenizer is not None  # by the digest
         with kept_in_cache(folder, "config.json") as temporary:
-            save_file(file.weights(), temporary / "model.safetensors", metadata={"format": "pt"})
+            save_file(held(file.weights()), temporary / "model.safetensors", metadata={"format": "pt"})
             write_tokenizer(tokenizer, file.tokenizer_config(), None, temporary)
             write_json(temporary / "config.json", file.config())
     return folder

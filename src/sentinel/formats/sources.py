@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from sentinel.errors import InputError
-from sentinel.formats.checkpoint import build, load_checkpoint, read_spec
+from sentinel.formats.checkpoint import open_checkpoint, read_spec
 from sentinel.formats.folder import read_record
 from sentinel.formats.gguf.reader import GGUFFile
 from sentinel.formats.packages import SMOLLM2_ALIAS, SMOLLM2_DESCRIPTION, gpt2_tokenizer_folder
 from sentinel.formats.places import label, locate
+from sentinel.formats.random_weights import random_weights
 from sentinel.formats.shapes import KNOWN_SHAPES
+from sentinel.formats.stored import StoredWeights
 from sentinel.models.decoder import Decoder
-from sentinel.models.dtypes import dtype_named
+from sentinel.models.dtypes import AUTO, dtype_named
 from sentinel.models.families import family_of
 from sentinel.models.origin import Origin
 from sentinel.models.record import Record
@@ -56,6 +58,25 @@ class LoadedModel(Origin):
         """None: its weights are not packed."""
 
 
+@dataclass
+class StoredModel(Origin):
+    """A model whose weights are still to be read, with its tokenizer, None where there is none, and its record."""
+
+    name: str
+    stored: StoredWeights
+    tokenizer: TextTokenizer | None
+    record: Record
+    description: str = ""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.stored.spec
+
+    def load(self) -> LoadedModel:
+        """The same with its weights in memory."""
+        return LoadedModel(self.name, self.stored.decoder(), self.tokenizer, self.record, self.description)
+
+
 def load(model: str, *, random_weights: int | None = None, device: str = "cpu", dtype: str = "fp32") -> LoadedModel:
     """Load ``model``: hub id, folder, ``.gguf`` file or ``smollm2-135m``, in ``dtype`` (fp32, bf16, fp16, or "auto", which
     keeps that which most of it is stored in).
@@ -64,12 +85,17 @@ def load(model: str, *, random_weights: int | None = None, device: str = "cpu", 
     Raises `InputError` for anything that can't be loaded.
     """
     target, wanted = check_device(device), dtype_named(dtype)
-    if random_weights is not None:
-        loaded = _load_random(model, random_weights, wanted or torch.float32)  # nothing of them is stored
-    else:
-        loaded = _load_real(model, wanted)
+    loaded = _open(model, random_weights, wanted, most=wanted is None).load()
     loaded.decoder.to(target)
     return loaded
+
+
+def open_stored(model: str, *, random_weights: int | None = None, dtype: str = AUTO) -> StoredModel:
+    """`load` without reading the weights: they are read tensor by tensor, when they are packed or loaded.
+
+    They are given in ``dtype``; "auto" leaves each as it is stored.
+    """
+    return _open(model, random_weights, dtype_named(dtype), most=False)
 
 
 def check_device(device: str) -> torch.device:
@@ -84,19 +110,20 @@ def check_device(device: str) -> torch.device:
     return target
 
 
-def _load_real(model: str, dtype: torch.dtype | None) -> LoadedModel:
+def _open(model: str, seed: int | None, dtype: torch.dtype | None, *, most: bool) -> StoredModel:
+    if seed is not None:
+        return _open_random(model, seed, dtype or torch.float32)  # nothing of them is stored
     place = locate(model)
     if place.is_dir():
         said = SMOLLM2_DESCRIPTION if model == SMOLLM2_ALIAS else ""
-        decoder = load_checkpoint(place, dtype)  # first, since it says best what is wrong with a config
-        return LoadedModel(label(model), decoder, TextTokenizer.from_folder(place), read_record(place), said)
+        stored = open_checkpoint(place, dtype, most=most)  # first, since it says best what is wrong with a config
+        return StoredModel(label(model), stored, TextTokenizer.from_folder(place), read_record(place), said)
     file = GGUFFile(place)
-    spec, dtype = file.spec(), file.stored_dtype() if dtype is None else dtype
-    decoder = build(spec, file.state(dtype), place)
-    return LoadedModel(label(model), decoder, file.text_tokenizer(), Record(), file.description())
+    stored = file.stored(file.stored_dtype() if most else dtype)
+    return StoredModel(label(model), stored, file.text_tokenizer(), Record(), file.description())
 
 
-def _load_random(model: str, seed: int, dtype: torch.dtype) -> LoadedModel:
+def _open_random(model: str, seed: int, dtype: torch.dtype) -> StoredModel:
     if model in KNOWN_SHAPES:
         config = KNOWN_SHAPES[model]
         spec = family_of(config["model_type"]).spec_from_config(config)
@@ -107,20 +134,4 @@ def _load_random(model: str, seed: int, dtype: torch.dtype) -> LoadedModel:
             spec, tokenizer = GGUFFile(place).spec(), None
         else:
             spec, tokenizer = read_spec(place), TextTokenizer.from_folder(place)
-    return LoadedModel(label(model), random_decoder(spec, seed, dtype), tokenizer, Record(weights="random"))
-
-
-def random_decoder(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> Decoder:
-    """A decoder of that shape with matrices drawn from N(0, 0.02), norms of 1 and biases of 0, as GPT-2 starts.
-
-    In another ``dtype`` its numbers are those of fp32, rounded.
-    """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    decoder = Decoder.empty(spec).to(dtype).to_empty(device="cpu")
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, 0.02, generator=generator))
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return decoder.eval()
+    return StoredModel(label(model), random_weights(spec, seed, dtype), tokenizer, Record(weights="random"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -182,11 +182,9 @@ def open_engine(
     level = 1 if level is None else level
     precision = check_precision(level, precision)
     width = (heads, neurons)
-    packed = level >= 2 and device == "cpu"
-    if level == 3 and random_weights is None and packed and dtype not in ("bf16", "fp16"):
-        return _open_kept(model, precision, width, threads, draft)
-    chosen = dtype or ("auto" if packed else "fp32")
-    loaded = _load(model, width, threads, random_weights=random_weights, device=device, dtype=chosen)
+    if level >= 2 and device == "cpu":
+        return _open_packed(_Wanted(model, random_weights, dtype, width, threads), level, precision, draft)
+    loaded = _load(model, width, threads, random_weights, device, dtype or "fp32")
     return _warm(make_engine(loaded.decoder, level, precision=precision, threads=threads, draft=draft), loaded)
 
 
@@ -209,12 +207,7 @@ def is_kept(model: str, precision: str) -> bool:
 
 
 def _load(
-    model: str,
-    width: tuple[float, float],
-    threads: int | None,
-    random_weights: int | None = None,
-    device: str = "cpu",
-    dtype: str = "auto",
+    model: str, width: tuple[float, float], threads: int | None, random_weights: int | None, device: str, dtype: str
 ) -> LoadedModel:
     import torch
 
@@ -228,46 +221,70 @@ def _load(
     return loaded
 
 
-def _open_kept(
-    model: str, precision: str, width: tuple[float, float], threads: int | None, draft: str | None
-) -> OpenedEngine:
-    """Level 3 from packed weights that an earlier start has kept; without them, they are made and kept."""
+@dataclass(frozen=True)
+class _Wanted:
+    """Which model is packed, at which stored width, and run by how many threads."""
+
+    model: str
+    random_weights: int | None
+    dtype: str | None
+    width: tuple[float, float]
+    threads: int | None
+
+    @property
+    def kept(self) -> bool:
+        """True for weights that may be kept: those of the model, as they are stored."""
+        return self.random_weights is None and self.dtype not in ("bf16", "fp16")
+
+
+def _open_packed(wanted: _Wanted, level: int, precision: str, draft: str | None) -> OpenedEngine:
+    """Levels 2 and 3 on the CPU. What level 3 packs is kept, and an earlier start may have kept it."""
+    width, threads = wanted.width, wanted.threads
     choice = None if draft is None else DraftChoice.parse(draft)
     if choice is not None:
         choice.check_cheaper(precision, *width)
-    found = _kept(model, precision, width, threads)
-    engine = found.engine(3, precision, *width, threads=threads)
+    found = _packed(wanted, level, precision)
+    engine = found.at_width(*width, threads)
     if draft is None or choice is None:
         return _warm(engine, found)
     if choice.precision is not None:
-        other = _kept(model, choice.precision, width, threads)
-        engine.draft_by(other.engine(3, choice.precision, *width, threads=threads), draft)
+        engine.draft_by(_packed(wanted, 3, choice.precision).at_width(*width, threads), draft)
     else:
-        ratios = (choice.heads, choice.neurons)
-        narrow = NativeEngine(found.native, threads=threads)
-        narrow.set_packed_width(_kept(model, precision, ratios, threads).stored(*ratios))
+        narrow, ratios = NativeEngine(found.native, threads=threads), (choice.heads, choice.neurons)
+        narrow.set_packed_width(_packed(replace(wanted, width=ratios), level, precision).stored(*ratios))
         engine.draft_by(narrow, draft)
     return _warm(engine, found)
 
 
-def _kept(model: str, precision: str, width: tuple[float, float], threads: int | None) -> QuantisedModel:
-    entry = entry_of(locate(model), precision, width)
-    found = recall(entry) or _quantise(model, precision, width, threads, entry)
-    found.name = label(model)
+def _packed(wanted: _Wanted, level: int, precision: str) -> QuantisedModel:
+    if level < 3 or not wanted.kept:
+        return _pack(wanted, precision)
+    entry = entry_of(locate(wanted.model), precision, wanted.width)
+    found = recall(entry)
+    if found is None:
+        found = _pack(wanted, precision, kept_in=entry)
+        keep(entry, found.native.n_byte, found.save)
+    found.name = label(wanted.model)
     return found
 
 
-def _quantise(
-    model: str, precision: str, width: tuple[float, float], threads: int | None, entry: Path
-) -> QuantisedModel:
-    from sentinel.infer.pack import pack, pack_width
+def _pack(wanted: _Wanted, precision: str, kept_in: Path | None = None) -> QuantisedModel:
+    """The weights, read and packed tensor by tensor."""
+    import torch
+
+    from sentinel.cores import physical_cores
+    from sentinel.formats.sources import open_stored
+    from sentinel.infer.pack import pack, pack_width, tell_memory
     from sentinel.models.record import Quantised
 
-    loaded = _load(model, width, threads)
-    say(f"{loaded.name} is quantised to {precision} once, to be kept in {entry.parent} for the next start")
-    weights = pack(loaded.decoder, cast("Precision", precision))
-    widths = {width: pack_width(loaded.decoder, cast("Precision", precision))} if any(width) else {}
-    record = loaded.record.then(Quantised(source=loaded.name, precision=precision))
-    found = QuantisedModel(loaded.name, weights, loaded.tokenizer, record, widths)
-    keep(entry, weights.n_byte, found.save)
-    return found
+    torch.set_num_threads(wanted.threads or physical_cores())
+    given = open_stored(wanted.model, random_weights=wanted.random_weights, dtype=wanted.dtype or "auto")
+    stored, kind, record = given.stored, cast("Precision", precision), given.record
+    stored.set_width(*wanted.width)
+    if kept_in is not None:
+        say(f"{given.name} is quantised to {precision} once, to be kept in {kept_in.parent} for the next start")
+        record = record.then(Quantised(source=given.name, precision=precision))
+    tell_memory(stored.spec, kind)
+    weights = pack(stored, kind)
+    widths = {wanted.width: pack_width(stored, kind)} if any(wanted.width) else {}
+    return QuantisedModel(given.name, weights, given.tokenizer, record, widths, description=given.description)

@@ -9,22 +9,27 @@ from sentinel.formats.sources import LoadedModel
 from sentinel.infer import calibration_text
 from sentinel.infer.native import NativeWeights, PackedWidth, Precision
 from sentinel.infer.native.weights import Grams
-from sentinel.infer.pack import pack, pack_width
+from sentinel.infer.pack import Source, pack, pack_width, tell_memory
 from sentinel.infer.quantised import Ratios
 from sentinel.models.decoder import Decoder
+from sentinel.models.origin import Origin
 from sentinel.progress import say, track
 
 DEFAULT_TOKENS = 16_384
 
 
-def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows | None:
-    """Windows of ``texts`` that int4 is calibrated on; None for random weights, to which no text means anything.
+def can_calibrate(model: Origin) -> bool:
+    """False, which is said, for random weights, to which no text means anything."""
+    if model.weights == "random":
+        say("random weights: int4 without calibration, since no text means anything to them")
+    return model.weights != "random"
+
+
+def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows:
+    """Windows of ``texts`` that int4 is calibrated on.
 
     Raises `InputError` for a model without a tokenizer and for too little text.
     """
-    if loaded.weights == "random":
-        say("random weights: int4 without calibration, since no text means anything to them")
-        return None
     if loaded.tokenizer is None and calibration_text.split_own(texts)[1]:
         raise InputError(
             f"{loaded.name} has no tokenizer to calibrate with; calibrate on its own text alone (self), or give "
@@ -34,17 +39,22 @@ def calibration_windows(loaded: LoadedModel, texts: str, tokens: int) -> Windows
 
 
 def quantise(
-    decoder: Decoder, precision: Precision, windows: Windows | None
+    source: Source, precision: Precision, windows: Windows | None
 ) -> tuple[NativeWeights, dict[Ratios, PackedWidth]]:
-    """Packed weights of ``decoder``, and its stored widths; the whole is set afterwards."""
+    """Packed weights of ``source``, and its stored widths; the whole is set afterwards. With ``windows`` it is a
+    decoder."""
 
     def grams() -> Grams | None:
-        return None if windows is None else input_grams(decoder, windows.tokens)
+        if windows is None:
+            return None
+        assert isinstance(source, Decoder)
+        return input_grams(source, windows.tokens)
 
-    decoder.set_width(0.0)
-    weights, widths = pack(decoder, precision, grams()), {}
-    for stored in track(decoder.widths, "Quantising stored widths", len(decoder.widths)):
-        decoder.set_width(stored.heads, stored.neurons)
-        widths[stored.heads, stored.neurons] = pack_width(decoder, precision, grams())
-    decoder.set_width(0.0)
+    tell_memory(source.spec, precision, dense=windows is not None)
+    source.set_width(0.0)
+    weights, widths = pack(source, precision, grams()), {}
+    for stored in track(source.widths, "Quantising stored widths", len(source.widths)):
+        source.set_width(stored.heads, stored.neurons)
+        widths[stored.heads, stored.neurons] = pack_width(source, precision, grams())
+    source.set_width(0.0)
     return weights, widths

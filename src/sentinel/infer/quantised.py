@@ -79,9 +79,7 @@ class QuantisedModel(Origin):
         """
         if level not in (None, 3) or precision not in (None, self.native.precision):
             raise InputError(f"{self.name} is quantised to {self.native.precision}, so that only level 3 runs it so")
-        engine = NativeEngine(self.native, threads=threads)
-        if heads or neurons:
-            engine.set_packed_width(self.stored(heads, neurons))
+        engine = self.at_width(heads, neurons, threads)
         if draft is not None:
             choice = DraftChoice.parse(draft)
             choice.check_cheaper(self.native.precision, heads, neurons)
@@ -90,9 +88,14 @@ class QuantisedModel(Origin):
                     f"{self.name} is quantised, so that no copy in {choice.precision} can be made of it; draft by a stored "
                     "width, or give the model that it was made from"
                 )
-            narrow = NativeEngine(self.native, threads=threads)
-            narrow.set_packed_width(self.stored(choice.heads, choice.neurons))
-            engine.draft_by(narrow, draft)
+            engine.draft_by(self.at_width(choice.heads, choice.neurons, threads), draft)
+        return engine
+
+    def at_width(self, heads: float, neurons: float, threads: int | None) -> NativeEngine:
+        """An engine at a stored width, the whole for none; `InputError` for a width that is not stored."""
+        engine = NativeEngine(self.native, threads=threads)
+        if heads or neurons:
+            engine.set_packed_width(self.stored(heads, neurons))
         return engine
 
     def stored(self, heads: float, neurons: float) -> PackedWidth:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from sentinel.errors import InputError
+from sentinel.models.rows import Rows
 
 if TYPE_CHECKING:
     from sentinel.models.decoder import Decoder
@@ -30,11 +31,11 @@ def name_of(dtype: torch.dtype) -> str:
     return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
 
 
-def stored_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+def stored_dtype(tensors: Iterable[Rows]) -> torch.dtype:
     """The type that most of the numbers are stored in; fp32 in place of a wider one."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors:
-        counts[tensor.dtype] += tensor.numel()
+        counts[tensor.dtype] += math.prod(tensor.shape)
     most = max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
     return most if most in DTYPES.values() else torch.float32
 

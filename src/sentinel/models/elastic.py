@@ -47,6 +47,17 @@ def width_key(heads: float, neurons: float) -> tuple[float, float]:
     return (round(heads, 4), round(neurons, 4))
 
 
+def require_stored(key: tuple[float, float], stored: Iterable[tuple[float, float]]) -> None:
+    """Raise `InputError` that names the ``stored`` widths unless ``key`` is one of them or the whole."""
+    known = sorted(stored)
+    if key == WHOLE or key in known:
+        return
+    if not known:
+        raise InputError("this model stores no widths; make some with 'sentinel prune --elastic'")
+    told = ", ".join(f"{h:g}/{n:g}" for h, n in (WHOLE, *known))
+    raise InputError(f"width {key[0]:g} of heads and {key[1]:g} of neurons is not stored; stored are {told}")
+
+
 class Elastic(nn.Module):
     """A model in layers that may store widths; without any it is a plain one, and always whole.
 
@@ -101,9 +112,8 @@ class Elastic(nn.Module):
     def set_width(self, heads: float, neurons: float = 0.0) -> None:
         """Switch to a stored width, up or down. Nothing is copied; raises `InputError` for one that is not stored."""
         key = width_key(heads, neurons)
+        require_stored(key, self._stored)
         stored = self._stored.get(key)
-        if stored is None and key != WHOLE:
-            raise InputError(self._not_stored(heads, neurons))
         self.use(Width.full(self.spec) if stored is None else stored.width)
         if stored is self.current:
             return
@@ -118,12 +128,6 @@ class Elastic(nn.Module):
             setattr(module, part, tensor)
         self.current = stored
         self._whole = {} if stored is None else self._whole
-
-    def _not_stored(self, heads: float, neurons: float) -> str:
-        if not self._stored:
-            return "this model stores no widths; make some with 'sentinel prune --elastic'"
-        known = ", ".join(f"{h:g}/{n:g}" for h, n in (WHOLE, *sorted(self._stored)))
-        return f"width {heads:g} of heads and {neurons:g} of neurons is not stored; stored are {known}"
 
     def whole_state(self) -> dict[str, Tensor]:
         """State of the whole, whatever width is set."""

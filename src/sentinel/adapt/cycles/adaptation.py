@@ -19,7 +19,8 @@ from sentinel.adapt.cycles.budget import CostTable
 from sentinel.adapt.cycles.masked import Head
 from sentinel.errors import InputError
 from sentinel.files import write_into
-from sentinel.formats.weight_files import read_tensors, write_tensors
+from sentinel.formats.weight_files import open_safetensors, write_tensors
+from sentinel.models.rows import held
 
 SCHEMA_VERSION = 1
 FILE, WEIGHTS = "adaptation.json", "state.safetensors"
@@ -139,7 +140,7 @@ def write_state(folder: Path, record: Adaptation, weights: Mapping[str, Tensor])
 def read_state(folder: Path) -> tuple[Adaptation, dict[str, Tensor]]:
     """Inverse of `write_state`; `InputError` when the file is damaged or of something else."""
     file = folder / WEIGHTS
-    weights = read_tensors(file)
+    weights = held(open_safetensors(file))
     with safe_open(file, framework="pt") as opened:
         record = (opened.metadata() or {}).get(RECORD, "")
     return Adaptation.from_json(record, file), weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ from sentinel.formats.gguf import unequal
 from sentinel.formats.gguf.config import EMBEDDING, config_of, has_bias
 from sentinel.formats.gguf.rope import TENSORS as ROPE_TENSORS
 from sentinel.formats.gguf.tokenizer import build_tokenizer
+from sentinel.formats.stored import StoredWeights
 from sentinel.models.families import family_of, family_of_gguf
 from sentinel.models.families.family import Family
-from sentinel.models.families.gguf import UNEQUAL_LAYERS, GGUFFields, GGUFLayout
-from sentinel.models.families.weights import State, read_weights
+from sentinel.models.families.gguf import IN_OUT, UNEQUAL_LAYERS, GGUFFields, GGUFLayout
+from sentinel.models.families.weights import Stored, read_weights
+from sentinel.models.rows import ALL, Unread
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import track
@@ -81,12 +84,18 @@ class GGUFFile:
             return unequal.read_spec(self._fields(), self._values, self._vocab_size)
         return self.family.spec_from_config(self.config())
 
-    def state(self, dtype: torch.dtype = torch.float32) -> State:
-        """The decoder's state in ``dtype``."""
+    def stored(self, dtype: torch.dtype | None = None) -> StoredWeights:
+        """The weights of the decoder, de-quantised tensor by tensor, in ``dtype`` or fp32.
+
+        The tensors of layers that may differ are all held.
+        """
         spec = self.spec()
         if self._layout is not None:
-            return read_weights(self.family.rules(spec), spec, self.weights(dtype), dtype)
-        return unequal.read_state(spec, {name: self._tensor(name).to(dtype) for name in self._names()})
+            state = read_weights(self.family.rules(spec), spec, self.weights(), dtype)
+            return StoredWeights(spec, state, self.path)
+        names = track(list(self._names()), "De-quantising", len(self._tensors))
+        tensors = {name: self._tensor(name).to(dtype or torch.float32) for name in names}
+        return StoredWeights(spec, dict(unequal.read_state(spec, tensors)), self.path)
 
     @property
     def _vocab_size(self) -> int:
@@ -103,16 +112,26 @@ class GGUFFile:
         rounded = [kind for kind, _ in kinds.most_common() if kind not in ("F64", "F32", "F16", "BF16")]
         return f"de-quantised from {' and '.join(rounded)}" if rounded else ""
 
-    def _values(self, name: str) -> NDArray[np.float32]:
-        """A tensor in fp32 [out, in]."""
+    def _values(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """Rows of a tensor in fp32 [out, in]; read and not mapped, since what is mapped counts as memory."""
         tensor = self._tensors[name]
+        shape = self._shape(name)
+        start, stop, _ = rows.indices(shape[0])
+        width = tensor.data.nbytes // max(1, shape[0])  # bytes of a row
+        kind, n_byte = tensor.data.dtype, max(0, stop - start) * width
+        place = int(tensor.data_offset) + start * width
+        data: NDArray[Any] = np.fromfile(self.path, kind, n_byte // kind.itemsize, offset=place)
         try:
-            flat = gguf.dequantize(tensor.data, tensor.tensor_type)
+            flat = gguf.dequantize(data.reshape(-1, width // kind.itemsize), tensor.tensor_type)
         except NotImplementedError as error:
             raise InputError(
                 f"{self.path}: {tensor.name} is of type {tensor.tensor_type.name}, which can't be de-quantised"
             ) from error
-        return np.reshape(np.array(flat, dtype=np.float32), [int(n) for n in reversed(tensor.shape.tolist())])
+        return np.reshape(np.array(flat, dtype=np.float32), [stop - start, *shape[1:]])
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """[out, in]."""
+        return tuple(int(n) for n in reversed(self._tensors[name].shape.tolist()))
 
     def stored_dtype(self) -> torch.dtype:
         """The type that most of the weights are stored in: a half, or fp32, as de-quantised ones are."""
@@ -121,21 +140,21 @@ class GGUFFile:
             counts[tensor.tensor_type.name] += int(tensor.n_elements)
         return {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
 
-    def weights(self, dtype: torch.dtype = torch.float32) -> State:
-        """All tensors in ``dtype`` under Hugging Face's names; a bias that only some projections have is 0 in others."""
+    def weights(self) -> Stored:
+        """All tensors in fp32 under Hugging Face's names, to be de-quantised; a bias that only some projections have is 0
+        in others."""
         spec, layout = self.spec(), self._layout
         assert layout is not None  # or there would be no such names
-        state: State = {}
+        state: Stored = {}
         for name in self._names():
-            state[self._name(layout, name)] = self._restored(layout, name, spec).to(dtype)
+            state[self._name(layout, name)] = self._restored(layout, name, spec)
         for theirs, rows in list(self._lacking_biases(layout, state)):
             state[theirs] = torch.zeros(rows, device="cpu")
         return state
 
     def _names(self) -> Iterable[str]:
-        """Of all weights, with their progress."""
-        names = [name for name in self._tensors if name not in ROPE_TENSORS]
-        return track(names, "De-quantising", len(names))
+        """Of all weights."""
+        return (name for name in self._tensors if name not in ROPE_TENSORS)
 
     def _name(self, layout: GGUFLayout, name: str) -> str:
         """Hugging Face's name of a tensor."""
@@ -145,22 +164,29 @@ class GGUFFile:
             raise InputError(f"{self.path}: GGUF tensor {name!r} is not supported")
         return f"{module.format(i=layer)}.{part}"
 
-    def _tensor(self, name: str) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(self._values(name)), device="cpu")
+    def _tensor(self, name: str, rows: slice = ALL) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(self._values(name, rows)), device="cpu")
 
-    def _restored(self, layout: GGUFLayout, name: str, spec: ModelSpec) -> Tensor:
-        """A tensor as the family has it."""
+    def _restored(self, layout: GGUFLayout, name: str, spec: ModelSpec) -> Unread:
+        """A tensor as the family has it; rows of it alone can be read where the converter leaves them as they are."""
         layer, kind, _ = _parts(name)
-        conversion = layout.conversions.get(kind)
+        conversion, shape = layout.conversions.get(kind), self._shape(name)
         if conversion is None:
-            return self._tensor(name)
+            return Unread(shape, torch.float32, functools.partial(self._tensor, name))
         index = 0 if layer is None else int(layer)
-        try:
-            return conversion.read(self._tensor(name), spec.layers[index])
-        except (RuntimeError, IndexError) as error:
-            raise InputError(f"{self.path}: GGUF tensor {name!r} does not fit the heads of layer {index}") from error
+        turned = conversion is IN_OUT and len(shape) > 1
 
-    def _lacking_biases(self, layout: GGUFLayout, state: State) -> Iterator[tuple[str, int]]:
+        def read(rows: slice) -> Tensor:
+            try:
+                return conversion.read(self._tensor(name), spec.layers[index])[rows]
+            except (RuntimeError, IndexError) as error:
+                raise InputError(
+                    f"{self.path}: GGUF tensor {name!r} does not fit the heads of layer {index}"
+                ) from error
+
+        return Unread(shape[::-1] if turned else shape, torch.float32, read)
+
+    def _lacking_biases(self, layout: GGUFLayout, state: Stored) -> Iterator[tuple[str, int]]:
         """Names and rows of the biases that only other projections have."""
         for kinds in layout.biases.values():
             if not has_bias(self._fields(), kinds):
@@ -171,7 +197,7 @@ class GGUFFile:
                     theirs = self._name(layout, name)
                     bias = theirs.removesuffix("weight") + "bias"
                     if bias not in state:
-                        yield bias, len(state[theirs])
+                        yield bias, state[theirs].shape[0]
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer stored in the file, None where it says that there is none."""

@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file  # pyright: ignore[reportUnknownV
 from typing_extensions import Self
 
 from sentinel.errors import InputError
-from sentinel.formats.checkpoint import listed_widths, read_widths
+from sentinel.formats.checkpoint import listed_widths, open_widths
 from sentinel.formats.hugging_face.cache import SharedCache
 from sentinel.formats.hugging_face.config import SentinelConfig
 from sentinel.formats.hugging_face.masks import CacheMasks, Given, require_positions
@@ -114,7 +114,7 @@ class SentinelPreTrainedModel(PreTrainedModel):
             dataclasses.replace(
                 stored, projections={n: t.to(self.device, self.dtype) for n, t in stored.projections.items()}
             )
-            for stored in read_widths(folder, vars(self.config))
+            for stored in (width.read() for width in open_widths(folder, vars(self.config)))
         )
 
     def set_width(self, heads: float, neurons: float = 0.0) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,6 +80,9 @@ class PackedTensors:
             self.require(source, f"{name}.scale", 4 * padded(n_row))
 
 
+AddRows = Callable[[NDArray[np.uint8], "NDArray[np.float32] | None"], None]
+
+
 class Collector:
     """Tensors that are being collected in one buffer of ``n_byte`` bytes, which are all that they take together."""
 
@@ -87,25 +91,31 @@ class Collector:
         self._parts: dict[str, PackedTensor] = {}
         self._end = 0
 
-    def add_matrix(
-        self, name: str, kind: str, packed: NDArray[np.uint8], scale: NDArray[np.float32] | None, shape: tuple[int, int]
-    ) -> None:
-        """A packed matrix [N, K] and, if it is quantised, the scales of its rows."""
-        self._add(f"{name}.packed", packed, "U8", kind, *shape)
-        if scale is not None:
-            self.add_vector(f"{name}.scale", scale)
+    @contextmanager
+    def matrix(self, name: str, kind: str, shape: tuple[int, int]) -> Iterator[AddRows]:
+        """Yield what adds the packed bytes of some blocks of rows of a matrix [N, K] and, if it is quantised, the scales of
+        its rows, from the first block to the last."""
+        start, scales = self._end, list[NDArray[np.float32]]()
+
+        def add(packed: NDArray[np.uint8], scale: NDArray[np.float32] | None) -> None:
+            self._data[self._end : self._end + packed.nbytes] = packed
+            self._end += packed.nbytes
+            if scale is not None:
+                scales.append(scale)
+
+        yield add
+        self._parts[f"{name}.packed"] = PackedTensor(start, self._end - start, "U8", kind, *shape)
+        if scales:
+            self.add_vector(f"{name}.scale", np.concatenate(scales))
 
     def add_vector(self, name: str, vector: NDArray[np.float32]) -> None:
         """A vector; zeros follow up to a multiple of 32, since kernels read whole blocks of rows."""
         full = np.zeros(padded(vector.size), np.float32)
         full[: vector.size] = vector
-        self._add(name, full.view(np.uint8), "F32")
-
-    def _add(self, name: str, data: NDArray[np.uint8], dtype: Literal["U8", "F32"], *matrix: str | int) -> None:
         assert self._end % _ALIGN == 0
-        self._parts[name] = PackedTensor(self._end, data.nbytes, dtype, *matrix)  # type: ignore[arg-type]
-        self._data[self._end : self._end + data.nbytes] = data
-        self._end += data.nbytes
+        self._parts[name] = PackedTensor(self._end, full.nbytes, "F32")
+        self._data[self._end : self._end + full.nbytes] = full.view(np.uint8)
+        self._end += full.nbytes
 
     def joined(self) -> tuple[dict[str, PackedTensor], NDArray[np.uint8]]:
         """The parts, and the buffer with all of them."""

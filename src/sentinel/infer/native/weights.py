@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,27 @@ from sentinel.models.tensors import TensorSpec, tensors_of, with_scales_folded
 from sentinel.progress import track
 
 from .blocks import padded
+from .kernels.layout import ROWS
 from .packed_file import Collector, PackedTensor, PackedTensors, read_packed, write_packed
 from .precisions import PRECISIONS, Precision, packed_bytes
 
 SUPPORTS = EVERY_GROUP
+ALL = slice(None)
+PIECE = 1 << 22  # weights that are packed at once
 # Of one layer after the other, those of the baseline last: Gram matrices of what its matrices read, by their names.
 Grams = Iterator[Mapping[str, NDArray]]
+
+
+class Array(Protocol):
+    """An array that can be read by its rows: one of NumPy, or one that is made when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray: ...
+
+
+Arrays = Mapping[str, Array]
 _UNREAD = ("baseline.final_norm.", "baseline.lm_head.")  # the baseline ends before its last layer
 _PLACE = re.compile(r"((?:baseline\.)?layers|integration\.\w+)\.\d+\.")
 
@@ -49,13 +64,13 @@ class NativeWeights(PackedTensors):
     def from_arrays(
         cls,
         spec: ModelSpec,
-        arrays: Mapping[str, NDArray],
+        arrays: Arrays,
         precision: Precision,
         *,
         head_precision: Precision | None = None,
         grams: Grams | None = None,
     ) -> NativeWeights:
-        """Pack the float32 arrays of a model (canonical names, [outputs, inputs]).
+        """Pack the float32 arrays of a model (canonical names, [outputs, inputs]), some rows of them at a time.
 
         ``head_precision`` is that of embeddings, LM head and fusions: that of the rest by default, but int8 where it is
         int4.
@@ -66,13 +81,11 @@ class NativeWeights(PackedTensors):
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r} is not one of fp32, int8 and int4")
         require_supported(spec, SUPPORTS, "the native engine (levels 2 and 3)")
-        head = head_precision or PRECISIONS[precision].ENDS
-        by_place = itertools.groupby(tensors_of(spec), place_of)
-        places = [(list(its), precision if "layers." in place else head, "layers." in place) for place, its in by_place]
+        places = _places(spec, precision, head_precision)
         packed = Collector(sum(stored_bytes(stored_tensors(spec, its), kind) for its, kind, _ in places))
         for its, kind, in_layer in track(places, f"Packing weights in {precision}", len(places)):
-            folded = with_scales_folded(checked(arrays, its), spec)
-            pack_all(packed, stored_tensors(spec, its), folded, kind, next_grams(grams, precision) if in_layer else {})
+            known = next_grams(grams, precision) if in_layer else {}
+            pack_all(packed, stored_tensors(spec, its), Folded(arrays, spec, its), kind, known)
         return cls(spec, precision, *packed.joined())
 
     # --- files ------------------------------------------------------------------------------------------------------
@@ -96,6 +109,20 @@ class NativeWeights(PackedTensors):
         weights = cls(ModelSpec.from_json(metadata["spec"]), precision, tensors.parts, tensors.data)
         check_stored(weights, path, stored_tensors(weights.spec, tensors_of(weights.spec)))
         return weights
+
+
+def _places(
+    spec: ModelSpec, precision: Precision, head_precision: Precision | None
+) -> list[tuple[list[TensorSpec], str, bool]]:
+    """The tensors of each layer, of each fusion and of the ends, in which precision they are, and whether of a layer."""
+    head = head_precision or PRECISIONS[precision].ENDS
+    by_place = itertools.groupby(tensors_of(spec), place_of)
+    return [(list(its), precision if "layers." in place else head, "layers." in place) for place, its in by_place]
+
+
+def packed_size(spec: ModelSpec, precision: Precision) -> int:
+    """Bytes of the packed weights of a whole model."""
+    return sum(stored_bytes(stored_tensors(spec, its), kind) for its, kind, _ in _places(spec, precision, None))
 
 
 def place_of(tensor: TensorSpec) -> str:
@@ -131,39 +158,55 @@ def next_grams(grams: Grams | None, precision: Precision) -> Mapping[str, NDArra
 def pack_all(
     packed: Collector,
     tensors: Iterable[tuple[str, TensorSpec]],
-    arrays: Mapping[str, NDArray[np.float32]],
+    arrays: Folded,
     precision: str,
     gram_of: Mapping[str, NDArray],
 ) -> None:
     """Collect ``tensors``, matrices in that precision; ``gram_of`` has the Gram matrices [K, K] of their inputs."""
     storage = PRECISIONS[precision]
     for name, tensor in tensors:
-        array, matrix = arrays[tensor.name], name.removesuffix(".weight")
-        if tensor.is_matrix:
-            stored, scale = storage.quantise(array, gram_of.get(matrix))
-            packed.add_matrix(matrix, precision, storage.pack(stored), scale, (array.shape[0], array.shape[1]))
-        else:
-            packed.add_vector(name, array.reshape(-1))
+        matrix = name.removesuffix(".weight")
+        if not tensor.is_matrix:
+            packed.add_vector(name, arrays.rows(tensor, ALL).reshape(-1))
+            continue
+        gram, (n_row, n_column) = gram_of.get(matrix), tensor.shape
+        at_once = padded(PIECE // n_column, ROWS) or ROWS
+        pieces = [ALL] if gram is not None else [slice(i, i + at_once) for i in range(0, n_row, at_once)]
+        with packed.matrix(matrix, precision, (n_row, n_column)) as add:
+            for rows in pieces:
+                stored, scale = storage.quantise(arrays.rows(tensor, rows), gram)
+                add(storage.pack(stored), scale)
 
 
-def checked(arrays: Mapping[str, NDArray], tensors: Iterable[TensorSpec]) -> dict[str, NDArray[np.float32]]:
-    """Arrays of ``tensors`` as float32, if they are there, have their shapes and only finite values.
+class Folded:
+    """Rows of ``tensors`` of one place as float32, with gates and scales folded in, of which only finite values are given.
 
-    Gates that are not there count as 1.
+    Gates that are not there count as 1. Raises `InputError` for a tensor that is missing or has another shape.
     """
-    found = {}
-    for tensor in tensors:
-        if tensor.name not in arrays:
-            if tensor.name.endswith(".gate"):
-                continue
-            raise InputError(f"the weights lack the tensor {tensor.name}")
-        array = np.asarray(arrays[tensor.name], np.float32)
-        if array.shape != tensor.shape:
-            raise InputError(f"tensor {tensor.name} has shape {array.shape}, but the model spec says {tensor.shape}")
+
+    def __init__(self, arrays: Arrays, spec: ModelSpec, tensors: Iterable[TensorSpec]) -> None:
+        self._arrays, self._spec = arrays, spec
+        its = list(tensors)
+        gates = [tensor for tensor in its if tensor.name.endswith(".gate") and tensor.name in arrays]
+        for tensor in its:
+            if tensor.name not in arrays and not tensor.name.endswith(".gate"):
+                raise InputError(f"the weights lack the tensor {tensor.name}")
+        self._gates = {gate.name: self._read(gate, ALL) for gate in gates}
+
+    def rows(self, tensor: TensorSpec, rows: slice) -> NDArray[np.float32]:
+        """Those rows of ``tensor``."""
+        return with_scales_folded({tensor.name: self._read(tensor, rows), **self._gates}, self._spec)[tensor.name]
+
+    def _read(self, tensor: TensorSpec, rows: slice) -> NDArray[np.float32]:
+        found = self._arrays[tensor.name]
+        if tuple(found.shape) != tensor.shape:
+            raise InputError(
+                f"tensor {tensor.name} has shape {tuple(found.shape)}, but the model spec says {tensor.shape}"
+            )
+        array = np.asarray(found[rows], np.float32)
         if not np.isfinite(array).all():
             raise InputError(f"tensor {tensor.name} has values that are not finite (NaN or infinity)")
-        found[tensor.name] = array
-    return found
+        return array
 
 
 def check_stored(packed: PackedTensors, path: Path, tensors: Iterable[tuple[str, TensorSpec]]) -> None:

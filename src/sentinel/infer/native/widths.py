@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from numpy.typing import NDArray
-
 from sentinel.errors import InputError
 from sentinel.models.spec import ModelSpec
 from sentinel.models.tensors import TensorSpec, pruned_tensors
@@ -19,7 +17,7 @@ from sentinel.progress import track
 
 from .packed_file import Collector, PackedTensors, read_packed, write_packed
 from .precisions import Precision
-from .weights import Grams, check_stored, checked, next_grams, pack_all, place_of, stored_bytes
+from .weights import Arrays, Folded, Grams, check_stored, next_grams, pack_all, place_of, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -43,28 +41,31 @@ class PackedWidth:
         cls,
         spec: ModelSpec,
         width: Width,
-        arrays: Mapping[str, NDArray],
+        arrays: Arrays,
         precision: Precision,
         grams: Grams | None = None,
     ) -> PackedWidth:
         """A width whose own projections are ``arrays``: ``layers.i.attn.out_proj.weight`` [C, heads in use * D],
-        ``layers.i.mlp.down_proj.weight`` [C, neurons in use], and their ``.bias``; gates are folded into them.
+        ``layers.i.mlp.down_proj.weight`` [C, neurons in use], and their ``.bias``; scales are folded into them, and the
+        gates of whole layers where there are any, ``layers.i.attn.gate``.
 
         ``grams`` as in `NativeWeights.from_arrays`, of the inputs at this width.
         """
         width.check(spec)
         known = list(_own_tensors(spec, width))
-        if other := set(arrays) - {tensor.name for tensor in known}:
+        gates = [tensor for tensor in pruned_tensors(spec) if tensor.name.endswith(".gate") and tensor.name in arrays]
+        if other := set(arrays) - {tensor.name for tensor in (*known, *gates)}:
             raise InputError(
                 f"a width can't replace {min(other)}, only weights and biases of output and down projections"
             )
-        if not arrays:
-            return cls(width)
         there = [tensor for tensor in known if tensor.name in arrays]
+        if not there:
+            return cls(width)
         packed = Collector(stored_bytes(_stored(there), precision))
         by_layer = itertools.groupby(track(known, f"Packing a width in {precision}", len(known)), place_of)
         for its in ([t for t in group if t.name in arrays] for _, group in by_layer):
-            pack_all(packed, _stored(its), checked(arrays, its), precision, next_grams(grams, precision))
+            folded = Folded(arrays, spec, [*its, *(gate for gate in gates if its and gate.layer == its[0].layer)])
+            pack_all(packed, _stored(its), folded, precision, next_grams(grams, precision))
         return cls(width, PackedTensors(*packed.joined()))
 
     def save(self, path: str | Path, precision: Precision) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.gguf import GGUFLayout
-from sentinel.models.families.weights import Rule, State
+from sentinel.models.families.weights import Rule, Stored
 from sentinel.models.spec import ModelSpec
 
 
@@ -28,7 +28,7 @@ class Family:
     write: Callable[[ModelSpec], dict[str, Any]]
     rules: Callable[[ModelSpec], list[Rule]]
     embedding: str
-    rename: Callable[[State], State]
+    rename: Callable[[Stored], Stored]
     gguf: GGUFLayout | None = None
 
     def spec_from_config(self, config: dict[str, Any]) -> ModelSpec:

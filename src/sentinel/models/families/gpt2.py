@@ -8,7 +8,7 @@ from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
 from sentinel.models.families.gguf import EVERY_PROJECTION, IN_OUT, GGUFLayout, in_layers
-from sentinel.models.families.weights import Rule, State, same, stacked_qkv, transposed
+from sentinel.models.families.weights import Rule, Stored, same, stacked_qkv, transposed
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 EMBEDDING = "transformer.wte.weight"
@@ -84,10 +84,10 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return found
 
 
-def rename(state: State) -> State:
+def rename(state: Stored) -> Stored:
     """Names as Hugging Face's class has them now: older checkpoints lack the prefix and hold causal-mask buffers."""
     buffers = (".attn.bias", ".attn.masked_bias")
-    out: State = {}
+    out: Stored = {}
     for name, tensor in state.items():
         if not name.endswith(buffers):
             prefixed = name.startswith(("transformer.", "lm_head."))

@@ -9,7 +9,7 @@ from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
 from sentinel.models.families.gguf import BY_HEAD, EVERY_PROJECTION, SIZES, GGUFLayout, in_layers
 from sentinel.models.families.rope import read_rope, write_rope
-from sentinel.models.families.weights import Rule, State, same
+from sentinel.models.families.weights import Rule, Stored, same
 from sentinel.models.spec import AttentionSpec, BlockSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 EMBEDDING = "gpt_neox.embed_in.weight"
@@ -89,7 +89,7 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return found
 
 
-def rename(state: State) -> State:
+def rename(state: Stored) -> Stored:
     """Names as Hugging Face's class has them now: older checkpoints call the head otherwise and hold buffers."""
     buffers = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
     kept = {name: tensor for name, tensor in state.items() if not name.endswith(buffers)}

@@ -14,7 +14,7 @@ from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
 from sentinel.models.families.gguf import EVERY_PROJECTION, PAIRS, QKV, GGUFLayout, in_layers
 from sentinel.models.families.rope import read_rope, write_rope
-from sentinel.models.families.weights import Rule, State, same, separate_qkv
+from sentinel.models.families.weights import Rule, Stored, same, separate_qkv
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -228,7 +228,7 @@ def projection(ours: str, theirs: str, bias: bool) -> list[Rule]:
     return [same(f"layers.{{i}}.{ours}.{part}", f"model.layers.{{i}}.{theirs}.{part}") for part in parts]
 
 
-def rename(state: State) -> State:
+def rename(state: Stored) -> Stored:
     """Names as Hugging Face's class has them now: older checkpoints hold rotary buffers, bare ones lack the prefix."""
     kept = {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
     return {name if name.startswith(("model.", "lm_head.")) else f"model.{name}": t for name, t in kept.items()}

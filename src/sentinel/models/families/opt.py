@@ -7,7 +7,7 @@ from typing import Any
 from sentinel.errors import InputError
 from sentinel.models.families.config import ConfigReader
 from sentinel.models.families.family import Family
-from sentinel.models.families.weights import Rule, State, after_rows, same, separate_qkv
+from sentinel.models.families.weights import Rule, Stored, after_rows, same, separate_qkv
 from sentinel.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 EMBEDDING = "model.decoder.embed_tokens.weight"
@@ -83,7 +83,7 @@ def rules(spec: ModelSpec) -> list[Rule]:
     return found
 
 
-def rename(state: State) -> State:
+def rename(state: Stored) -> Stored:
     """Names as Hugging Face's class has them now: bare checkpoints lack the prefix."""
     return {name if name.startswith(("model.", "lm_head.")) else f"model.{name}": t for name, t in state.items()}
 

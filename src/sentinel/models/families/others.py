@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sentinel.models.families.weights import State
+from sentinel.models.families.weights import Stored
 from sentinel.plain import is_object
 
 EXPERTS = "a mixture of experts"
@@ -78,9 +78,9 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**inner, **outer}
 
 
-def text_tensors(state: State) -> State:
+def text_tensors(state: Stored) -> Stored:
     """The tensors of that language model, named as if it stood alone."""
-    found: State = {}
+    found: Stored = {}
     for name, tensor in state.items():
         for prefix, instead in _INSIDE:
             if name.startswith(prefix):

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from sentinel.errors import InputError
+from sentinel.models.rows import ALL, Rows, Unread, changed
 from sentinel.models.spec import AttentionSpec, LayerSpec, ModelSpec
 from sentinel.models.tensors import tensors_of, with_gates_folded
 
 State = dict[str, Tensor]
+Stored = dict[str, Rows]  # tensors that may not be read yet
 
 
 def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, layer: LayerSpec | AttentionSpec) -> Tensor:
@@ -45,9 +47,13 @@ class Rule:
     write: Callable[[Tensors, LayerSpec], Tensors]
 
 
+def _as_it_is(tensors: Tensors, _: LayerSpec) -> Tensors:
+    return tensors
+
+
 def same(ours: str, theirs: str) -> Rule:
     """The tensor as it is."""
-    return Rule((ours,), (theirs,), lambda t, _: t, lambda t, _: t)
+    return Rule((ours,), (theirs,), _as_it_is, _as_it_is)
 
 
 def transposed(ours: str, theirs: str) -> Rule:
@@ -149,23 +155,35 @@ def _expanded(rules: Sequence[Rule], spec: ModelSpec) -> list[_Placed]:
 HEAD = "lm_head.weight"
 
 
-def settle_head(spec: ModelSpec, theirs: State, embedding: str) -> tuple[ModelSpec, State]:
+def settle_head(spec: ModelSpec, theirs: Stored, embedding: str) -> tuple[ModelSpec, Stored]:
     """What the stored tensors say of a tied head, as Hugging Face takes it.
 
     A copy of the embedding is left out; a head that differs is kept, and the model is not tied; a head alone is both.
     """
     if not spec.tied_head or HEAD not in theirs:
         return spec, theirs
-    if embedding in theirs and not torch.equal(theirs[HEAD], theirs[embedding]):
+    if embedding in theirs and not _equal(theirs[HEAD], theirs[embedding]):
         return replace(spec, tied_head=False), theirs
     rest = {name: tensor for name, tensor in theirs.items() if name != HEAD}
     return spec, {embedding: theirs[HEAD], **rest}
 
 
-def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State, dtype: torch.dtype = torch.float32) -> State:
-    """The decoder's state in ``dtype`` for the family's ``theirs``, converted tensor by tensor; gates are 1.
+def _equal(one: Rows, other: Rows) -> bool:
+    """True for the same numbers; compared some rows at a time, for embeddings are large."""
+    if tuple(one.shape) != tuple(other.shape):
+        return False
+    starts = range(0, one.shape[0], _ROWS_COMPARED)
+    return all(torch.equal(one[s : s + _ROWS_COMPARED], other[s : s + _ROWS_COMPARED]) for s in starts)
 
-    Raises `InputError` that names the first missing, unexpected or wrongly shaped tensor.
+
+_ROWS_COMPARED = 4096
+
+
+def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: Stored, dtype: torch.dtype | None = None) -> Stored:
+    """The decoder's state for the family's ``theirs``, in ``dtype`` or as it is stored; gates are 1.
+
+    What is not read yet is read and converted, tensor by tensor, when it is asked for. Raises `InputError` that names the
+    first missing or unexpected tensor, and, at the latest when it is read, one of a wrong shape.
     """
     expanded = _expanded(rules, spec)
     wanted = {name for placed in expanded for name in placed.theirs}
@@ -176,23 +194,45 @@ def read_weights(rules: Sequence[Rule], spec: ModelSpec, theirs: State, dtype: t
             f"the weights hold {len(unexpected)} tensors that the config does not explain, first {unexpected[0]!r}"
         )
     shapes = {tensor.name: tensor.shape for tensor in tensors_of(spec)}
-    ours: State = {}
+    ours: Stored = {}
     for placed in expanded:
-        first = placed.theirs[0]
+        sources = [theirs[name] for name in placed.theirs]
+        for place, name in enumerate(placed.ours):
+            ours[name] = _converted(placed, place, sources, shapes[name], dtype)
+    for i, layer in enumerate(spec.layers):
+        ours[f"layers.{i}.attn.gate"] = torch.ones(
+            layer.n_head, dtype=dtype or ours["embed.weight"].dtype, device="cpu"
+        )
+    return ours
+
+
+def _converted(
+    placed: _Placed, place: int, sources: Sequence[Rows], shape: tuple[int, ...], dtype: torch.dtype | None
+) -> Rows:
+    """One of the tensors that a rule makes of ``sources``. Of one that stays as it is, single rows can be read."""
+    first, name = placed.theirs[0], placed.ours[place]
+
+    def require(found: Sequence[int]) -> None:
+        if tuple(found) != shape:
+            raise InputError(f"weight {first!r} gives {list(found)} for {name}, but the config asks for {list(shape)}")
+
+    def in_type(tensor: Tensor) -> Tensor:
+        return tensor if dtype is None else tensor.to(dtype)
+
+    if placed.rule.read is _as_it_is:
+        require(sources[0].shape)
+        return changed(sources[0], in_type, dtype)
+
+    def read(rows: slice) -> Tensor:
         try:
-            tensors = placed.rule.read([theirs[name].to(dtype) for name in placed.theirs], placed.layer)
+            tensors = placed.rule.read([in_type(source[ALL]) for source in sources], placed.layer)
         except (RuntimeError, IndexError) as error:
             raise InputError(f"weight {first!r} has a shape that the config does not explain") from error
-        for name, tensor in zip(placed.ours, tensors, strict=True):
-            if tensor.shape != shapes[name]:
-                raise InputError(
-                    f"weight {first!r} gives {list(tensor.shape)} for {name}, but the config asks for "
-                    f"{list(shapes[name])}"
-                )
-            ours[name] = tensor
-    for i, layer in enumerate(spec.layers):
-        ours[f"layers.{i}.attn.gate"] = torch.ones(layer.n_head, dtype=dtype, device=ours["embed.weight"].device)
-    return ours
+        require(tensors[place].shape)
+        part = tensors[place][rows]
+        return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part  # or the rest would be held too
+
+    return Unread(shape, dtype or sources[0].dtype, read)
 
 
 @dataclass(frozen=True)
