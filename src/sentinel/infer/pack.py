@@ -19,7 +19,7 @@ from sentinel.progress import say
 
 Source: TypeAlias = "Decoder | StoredWeights"
 LARGE = 1_000_000_000  # bytes; from here on it is said what packing takes
-PROGRAM = 300_000_000  # bytes of the interpreter, PyTorch and what is read at once
+PROGRAM = 500_000_000  # bytes of the interpreter, PyTorch and what is read at once
 
 
 def pack(source: Source, precision: Precision, grams: Grams | None = None) -> NativeWeights:
