@@ -89,8 +89,8 @@ def bench(
     """Measure one suite (`sentinel.measure.suites.SUITES`); ``options`` are fields of `sentinel.SuiteSettings`.
 
     ``random_weights`` is the seed that ``model`` was or is loaded with. What ``resume`` holds is not measured again, and
-    ``keep`` gets all results after every pass. Raises `InputError` for an unknown suite or option, and for a model in bf16 or
-    fp16 where the suite computes in fp32.
+    ``keep`` gets all results after every pass. Raises `InputError` for an unknown suite or option, and for a model in bf16
+    or fp16 where the suite computes in fp32.
     """
     run = {"threads": threads, "quick": quick, "resume": resume, "keep": keep}
     subject = _subject(model, random_weights)

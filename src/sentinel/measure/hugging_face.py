@@ -1,4 +1,4 @@
-"""Hugging Face ``generate()`` as the reference of decode speed: eager attention, KV cache, greedy, in the type of the weights."""
+"""Hugging Face ``generate()`` as the reference of decode speed: eager attention, KV cache, greedy, in the weights' type."""
 
 from __future__ import annotations
 

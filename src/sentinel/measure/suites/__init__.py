@@ -25,9 +25,9 @@ class Suite:
     """``name`` is the module's too; ``options`` are fields of `SuiteSettings`, ``quick`` their values for a quick run.
 
     A run of several suites spreads the rounds of this one over so many ``passes``; a quick run or a suite alone has one.
-    ``several_prompts`` is true of one that takes several lengths of prompts, ``any_dtype`` of one that measures a model in the
-    type it is held in, where others compute in fp32, ``needs_text`` of one that judges a model's
-    text, which needs real weights and a tokenizer.
+    ``several_prompts`` is true of one that takes several lengths of prompts, ``any_dtype`` of one that measures a model in
+    the type it is held in, where others compute in fp32, ``needs_text`` of one that judges a model's text, which needs real
+    weights and a tokenizer.
     """
 
     name: str
@@ -104,6 +104,7 @@ _SUITES = (
         "context",
         "decoding after 64-1,000 tokens at every pruning ratio: where removed heads pay",
         {
+            "batch": 1,
             "new_tokens": 8,
             "rounds": 6,
             "levels": (3, 1),
