@@ -73,11 +73,8 @@ def recover(
     accelerator = make_accelerator(unused_parameters=bool(student.widths))
     bf16 = bf16_pays(accelerator.device) if settings.bf16 is None else settings.bf16
     sharded = is_sharded(accelerator)
-    if sharded and student.widths:
-        raise InputError(
-            "the widths of an elastic model take turns, which its shards can't; let it learn in one process, or in several "
-            "with DDP"
-        )
+    if sharded:
+        _refuse_widths(student)
     model = Student(
         copy.deepcopy(student) if sharded else student,  # what is sharded can't be made whole again
         trainable or CHOICES[settings.train],
@@ -120,6 +117,14 @@ def _check(student: Decoder, teacher: Decoder, train: Tensor, held_out: Tensor, 
         raise InputError(f"{len(train)} training windows are fewer than the batch of {settings.batch}; give more text")
     if len(held_out) == 0:
         raise InputError("there is no held-out window; give more held-out text")
+
+
+def _refuse_widths(student: Decoder) -> None:
+    if student.widths:
+        raise InputError(
+            "the widths of an elastic model take turns, which its shards can't; let it learn in one process, or in several "
+            "with DDP"
+        )
 
 
 @contextmanager
