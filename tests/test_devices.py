@@ -24,9 +24,11 @@ from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
 from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.text.corpora import Windows, load_texts, sample_windows
+from sentinel.api.changing import importance
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.sources import LoadedModel, load
+from sentinel.infer.calibration_text import calibration_windows
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.lookup import PromptLookup
 from sentinel.infer.native import NativeEngine
@@ -41,6 +43,7 @@ from sentinel.measure.runner import run_suites
 from sentinel.measure.suites import SUITES
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.request import Request, SuiteSettings
+from sentinel.measure.sweep import Job, SweepSettings, run_job
 from sentinel.measure.text_metrics import sample_variety
 from sentinel.models.record import Record
 from sentinel.progress import console
@@ -117,6 +120,20 @@ def test_statistics_are_taken_up_again(model, windows, tmp_path):
     first = calibrate(model, windows, tmp_path / "sums")
     again = calibrate(model, windows, tmp_path / "sums")
     assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in first.tensors().items())
+
+
+def test_heads_are_ranked_and_jobs_of_a_sweep_are_judged(worded, letters):
+    order = importance(worded, calibration=letters["calibration"], settings=PruningSettings("fisher", tokens=256))
+    assert len(order.group_ranks) == 3
+    texts = {"calibration": letters["calibration"], "text": letters["test"]}
+    settings = SweepSettings((0.5,), calibration_tokens=256, eval_tokens=64, context=32, **texts)
+    assert run_job(settings, Job(worded)).error is None
+    outcome = run_job(settings, Job(worded, "fisher", 0))
+    assert outcome.error is None and len(outcome.rows) == 2
+
+
+def test_a_model_writes_its_own_text(worded):
+    assert calibration_windows(load(worded), "self", 64).tokens.device.type == "cpu"
 
 
 def test_models_are_quantised(model, windows):

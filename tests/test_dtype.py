@@ -233,6 +233,18 @@ print(peak_rss_mb() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux alone")
+@EVERY_HALF
+def test_speeds_are_measured_in_it_and_what_computes_in_fp32_is_refused(name, halves):
+    model = sentinel.load(halves[name], dtype=name)
+    small = {"prompt_tokens": 6, "new_tokens": 2, "rounds": 1}
+    rows = sentinel.bench("pruning", model, levels=(0, 1), heads=(0.0, 0.5), neurons=0.0, **small).results
+    assert {row.precision for row in rows} == {name}
+    whole = {row.engine: row.weight_bytes_per_token for row in rows if not row.heads_pruned}
+    assert whole["level 1"] == whole["hf-generate"] == model.spec.weight_bytes_per_token(2)
+    with pytest.raises(InputError, match=f"suite scaling computes in fp32, and this model is held in {name}"):
+        sentinel.bench("scaling", model, **small)
+
+
 def test_quantising_holds_no_copy_in_fp32(halves, tmp_path):
     """The peak while a model in bf16 is quantised: what is stored, what is packed, and the copies of one layer."""
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 32, "num_attention_heads": 8}

@@ -12,6 +12,7 @@ from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts
 from sentinel.api.model import Model, as_model, load
 from sentinel.errors import InputError
 from sentinel.files import check_output_folder, write_folder
+from sentinel.formats.sources import LoadedModel, check_device
 from sentinel.infer.engine import Engine
 from sentinel.infer.opening import OpenedEngine
 from sentinel.measure.evaluation import evaluate_engine
@@ -19,9 +20,10 @@ from sentinel.measure.method import random_prompts
 from sentinel.measure.profiling.profile import Profile, profile_engine
 from sentinel.measure.results import Result, ResultSet
 from sentinel.measure.runner import run_suites
-from sentinel.measure.suites import SUITES
+from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.sweep import SweepFile, SweepSettings, check_texts, plan_jobs
 from sentinel.measure.sweep_backends import in_processes, on_ray
+from sentinel.models.dtypes import require_fp32
 from sentinel.progress import say, track
 from sentinel.report.render import REPORT_FILES, RESULTS, write_report
 
@@ -87,10 +89,14 @@ def bench(
     """Measure one suite (`sentinel.measure.suites.SUITES`); ``options`` are fields of `sentinel.SuiteSettings`.
 
     ``random_weights`` is the seed that ``model`` was or is loaded with. What ``resume`` holds is not measured again, and
-    ``keep`` gets all results after every pass. Raises `InputError` for an unknown suite or option.
+    ``keep`` gets all results after every pass. Raises `InputError` for an unknown suite or option, and for a model in bf16
+    or fp16 where the suite computes in fp32.
     """
     run = {"threads": threads, "quick": quick, "resume": resume, "keep": keep}
-    return _measured(_subject(model, random_weights), {suite: options}, random_weights, run)
+    subject = _subject(model, random_weights)
+    if not suite_of(suite).any_dtype:
+        require_fp32(subject.loaded.decoder, f"suite {suite}")
+    return _measured(subject, subject.loaded, {suite: options}, random_weights, run)
 
 
 def report(
@@ -121,7 +127,7 @@ def report(
     subject = _subject(model, random_weights)
     given = {"expand_kv": True, **options}
     run = {"threads": threads, "quick": quick, "resume": resume, "keep": keep}
-    found = _measured(subject, _suites_for(subject, given), random_weights, run)
+    found = _measured(subject, subject.loaded.in_fp32(), _suites_for(subject, given), random_weights, run)
     write_report(found, place, replace)
     return found
 
@@ -145,10 +151,14 @@ def _subject(model: Model | str | Path, random_weights: int | None) -> Model:
 
 
 def _measured(
-    model: Model, suites: Mapping[str, Mapping[str, Any]], random_weights: int | None, run: Mapping[str, Any]
+    model: Model,
+    loaded: LoadedModel,
+    suites: Mapping[str, Mapping[str, Any]],
+    random_weights: int | None,
+    run: Mapping[str, Any],
 ) -> ResultSet:
     assert model.source is not None
-    return run_suites(model.loaded.in_fp32(), suites, source=model.source, random_weights=random_weights, **run)
+    return run_suites(loaded, suites, source=model.source, random_weights=random_weights, **run)
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,8 @@ def sweep(
         say(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done already")
     if left:
         check_texts(settings)
+        if backend == "processes":
+            check_device(settings.device)
         if backend == "ray":
             outcomes = on_ray(left, settings, workers, address, found.wants)
         else:

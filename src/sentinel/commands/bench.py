@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sentinel.commands.arguments import add_machine, add_model, command_again, load_model, telling_what_is_kept
+from sentinel.commands.arguments import (
+    add_dtype,
+    add_machine,
+    add_model,
+    command_again,
+    load_model,
+    telling_what_is_kept,
+)
 from sentinel.commands.suite_options import add_resume, add_suite_options, given_options
 from sentinel.measure.suites import SUITES
 
@@ -17,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     parser.add_argument("--json", metavar="FILE", help="write environment, results and raw samples to FILE")
     add_resume(parser)
+    add_dtype(parser, "fp32, in which levels 0 and 1, and 2 on accelerators, then compute")
     add_suite_options(parser.add_argument_group("options of suites", "what is not given is the suite's own"))
     add_machine(parser)
 

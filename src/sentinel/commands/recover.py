@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 products (default: if they pay)"
     )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory: compute layers twice, keep what enters them"
+    )
     parser.add_argument("--seed", metavar="N", type=whole_number(0), help="of sampling and order")
     parser.add_argument("--state", metavar="DIR", help="folder for state and metrics (default: OUTPUT.recovery)")
     parser.add_argument("--tensorboard", action="store_true", help="TensorBoard events in the state folder too")

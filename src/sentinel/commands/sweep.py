@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", metavar="N", type=whole_number(1), default=2,
         help="jobs at a time (default 2); each holds a model and several pruned ones in memory",
     )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="torch device of every job (default cpu)")
     parser.add_argument("--backend", choices=("processes", "ray"), default="processes", help="where jobs run")
     parser.add_argument("--address", metavar="A", help="of a running Ray cluster, or auto (default: start one here)")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="results file, written after every job")
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
         text=options.text,
         eval_tokens=options.eval_tokens,
         context=options.context,
+        device=options.device,
     )
     if options.backend == "processes" and options.workers > physical_cores():
         say(f"warning: {options.workers} workers on {physical_cores()} cores will be slower than {physical_cores()}")

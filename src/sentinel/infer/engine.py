@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from sentinel.models.width import Width
 if TYPE_CHECKING:
     from sentinel.infer.meter import Meter
     from sentinel.infer.native import NativeWeights
+    from sentinel.infer.sampling import Sampler, SamplingSettings
     from sentinel.models.decoder import Decoder
 
 Logits = NDArray[np.float32]
@@ -235,6 +236,20 @@ class Engine(ABC):
     def step_bytes(self, n_sequence: int, context: float) -> int:
         """The function of that name, at the width that is set."""
         return step_bytes(self.weight_bytes_per_token(), self.spec_in_use, self.kv_bytes, n_sequence, context)
+
+    def chooses(self, settings: SamplingSettings) -> bool:
+        """True where `choose_on` chooses tokens by such settings where the logits are, without a way over the host."""
+        return False
+
+    def choose_on(
+        self, sequences: Sequence[OpenSequence], tokens: Sequence[int], sampler: Sampler, n_token: int
+    ) -> Iterator[list[int]]:
+        """The next ``n_token`` tokens of these sequences, step by step, from their last ``tokens`` on: those that
+        ``sampler`` would choose of the logits of `step`. Only where the engine `chooses`.
+
+        The sequences may be ahead of what has been read of it: close them when no more is wanted.
+        """
+        raise NotImplementedError
 
     def meter(self) -> Meter:
         """Tells where the time goes. Raises `InputError` for an engine that can't be profiled."""

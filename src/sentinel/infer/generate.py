@@ -83,6 +83,9 @@ def _plain_steps(engine: Engine, sampler: Sampler, history: list[list[int]], cou
         for step in range(count):
             tokens = sampler(logits, history)
             yield tokens
+            if engine.chooses(sampler.settings):
+                yield from engine.choose_on(sequences, tokens, sampler, count - 1)
+                return
             for row, token in zip(history, tokens, strict=True):
                 row.append(token)
             if step + 1 < count:

@@ -72,6 +72,13 @@ class Sampler:
         other._prompts = dict(self._prompts)
         return other
 
+    def numbers(self, n_token: int) -> list[list[float]]:
+        """The numbers in [0, 1) by which the next ``n_token`` tokens of each row are drawn [n_token, rows]; zeros at
+        temperature 0, which draws nothing."""
+        if self.settings.temperature == 0:
+            return [[0.0] * len(self._streams)] * n_token
+        return [[float(stream.random()) for stream in self._streams] for _ in range(n_token)]
+
     def __call__(self, logits: Logits, history: Sequence[Sequence[int]]) -> list[int]:
         """Next token of each row of ``logits`` [B, V], given the tokens so far of each sequence."""
         return [self._row(row, logits[row], history[row]) for row in range(len(logits))]

@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 
 
+def device_label(device: str) -> str:
+    """The device by its name, with the card's where PyTorch tells it: ``cuda (NVIDIA H200)``."""
+    if not device.startswith("cuda"):
+        return device
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
 def synchronise(device: torch.device) -> None:
     """Wait for what is queued on an accelerator, so that the host's clock is right; on the CPU nothing is queued."""
     if device.type != "cpu":

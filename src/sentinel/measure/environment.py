@@ -15,6 +15,7 @@ import torch
 
 import sentinel
 from sentinel.cores import physical_cores
+from sentinel.measure.accelerator import device_label
 from sentinel.measure.results import Environment
 
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
@@ -94,7 +95,7 @@ def describe(device: str = "cpu") -> Environment:
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         bandwidth_gb_s=None,
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        device=device,
+        device=device_label(device),
         versions={"sentinel": sentinel.__version__, **versions},
         measured_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         last_level_cache_mb=None if (cache := last_level_cache_mb()) is None else round(cache, 1),

@@ -1,4 +1,4 @@
-"""Hugging Face ``generate()`` as the reference of decode speed: eager attention, KV cache, greedy, fp32."""
+"""Hugging Face ``generate()`` as the reference of decode speed: eager attention, KV cache, greedy, in the weights' type."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HuggingFaceReference:
     name = ENGINE_NAME
 
     def __init__(self, decoder: Decoder) -> None:
-        self._spec = decoder.spec
+        self._spec, self._itemsize = decoder.spec, decoder.dtype.itemsize
         transformers_logging.disable_progress_bar()
         model: Any = to_hugging_face(decoder)
         self.model = model.to(decoder.device)
@@ -44,11 +44,11 @@ class HuggingFaceReference:
 
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights read to decode one token at batch 1."""
-        return self._spec.weight_bytes_per_token()
+        return self._spec.weight_bytes_per_token(self._itemsize)
 
     def step_bytes(self, n_sequence: int, context: float) -> int:
-        """Bytes that a step reads at the least, with keys and values in fp32; as `Engine.step_bytes`."""
-        return step_bytes(self.weight_bytes_per_token(), self._spec, 4, n_sequence, context)
+        """Bytes that a step reads at the least, with keys and values in the type of the weights; as `Engine.step_bytes`."""
+        return step_bytes(self.weight_bytes_per_token(), self._spec, self._itemsize, n_sequence, context)
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, timings: Timings) -> list[list[int]]:
         """Exactly ``new_tokens`` greedy tokens for each of the equally long ``prompts``; stamps go to ``timings``."""

@@ -56,6 +56,7 @@ class MemoryRequest:
     configuration: str | None = None
     rank: int | None = None
     device: str = "cpu"
+    dtype: str = "fp32"
 
 
 def measure_peak_memory(request: MemoryRequest, packed: NativeWeights | None = None) -> float | None:
@@ -103,7 +104,8 @@ def _serve(request: MemoryRequest) -> None:
     level, precision = _level_of(request)
     if request.device == "cpu" and level is not None and level >= 2:
         reset_peak()
-        opened = open_engine(request.model, level=level, precision=precision, random_weights=request.random_weights)
+        asked = {"level": level, "precision": precision, "random_weights": request.random_weights}
+        opened = open_engine(request.model, **asked, dtype=None if level == 3 else request.dtype)
         prompts = _prompts(request, opened.engine.spec.vocab_size)
         list(generate_tokens(opened.engine, prompts, request.new_tokens))
         print(peak_rss_mb())
@@ -118,7 +120,9 @@ def _serve_torch(request: MemoryRequest) -> float | None:
     from sentinel.measure.accelerator import device_peak_mb, reset_device_peak
     from sentinel.measure.hugging_face import ENGINE_NAME, HuggingFaceReference
 
-    decoder = load(request.model, random_weights=request.random_weights, device=request.device).decoder
+    decoder = load(
+        request.model, random_weights=request.random_weights, device=request.device, dtype=request.dtype
+    ).decoder
     device = decoder.device
     on_host = device.type == "cpu"
     reset = reset_peak if on_host else lambda: reset_device_peak(device)

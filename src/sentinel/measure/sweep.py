@@ -39,7 +39,7 @@ class SweepSettings:
     """What every job of a sweep shares: the levels, the texts, and how units are ranked.
 
     Levels are ``heads`` x ``neurons`` (ratios removed); ``compensate`` holds True, False or both; ``eval_tokens`` is the
-    amount of test text, of each text.
+    amount of test text, of each text. ``device`` is where every job computes.
     """
 
     heads: tuple[float, ...]
@@ -51,6 +51,7 @@ class SweepSettings:
     text: str = "built-in"
     eval_tokens: int = 4096
     context: int = 512
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("heads", "neurons"):
@@ -126,7 +127,7 @@ class _Subject:
     """
 
     def __init__(self, settings: SweepSettings, model: str) -> None:
-        loaded = load(model)
+        loaded = load(model, device=settings.device)
         loaded.require_real_weights("a perplexity")
         self.texts: list[Text] = load_texts(settings.text, "test")
         self.name, self.settings, self._loaded = model, settings, loaded
@@ -221,7 +222,7 @@ class SweepFile:
         self.left_out: list[Job] = []
         check_output_file(path, regular=True)
         if not path.exists():
-            self._environment = environment.describe()
+            self._environment = environment.describe(settings.device)
             return
         if not resume:
             raise InputError(f"{path} exists; go on with it by --resume, or name another file")

@@ -6,6 +6,7 @@ from typing import Any
 
 import altair as alt
 
+from sentinel.measure.profiling.device_use import DeviceUse
 from sentinel.measure.profiling.profile import Profile
 from sentinel.report.charts import WIDTH
 from sentinel.report.terminal import new_table, stdout_console
@@ -27,6 +28,8 @@ def print_profile(profile: Profile, model: str, weights: str) -> None:
     for use in profile.memory:
         memory.add_row(use.name, f"{use.mb:,.2f}", use.note)
     console.print(memory)
+    if profile.device_use is not None:
+        console.print(_device_note(profile.device_use), markup=False)
 
 
 def _times_note(profile: Profile, weights: str) -> str:
@@ -37,6 +40,15 @@ def _times_note(profile: Profile, weights: str) -> str:
         f"profiled and {profile.unprofiled_step_ms:.3f} ms not profiled, in turn: {profile.overhead:+.1%}. Means of the "
         f"middle half of {tokens} tokens "
         f"after {profile.prompt_tokens} prompt tokens, batch 1. Measured by {profile.method}.{random}"
+    )
+
+
+def _device_note(use: DeviceUse) -> str:
+    peak = "" if use.peak_mb is None else f" Tensors took {use.peak_mb:,.0f} MB at the most."
+    return (
+        f"On {use.device} a token takes {use.wall_ms:.3f} ms by the clock and {use.launches:.0f} launches, whose "
+        f"{use.kernels:.0f} kernels run for {use.busy_ms:.3f} ms. It reads {use.read_gb_s:,.0f} GB/s at the least, "
+        f"{use.mbu:.1%} of the {use.copy_gb_s:,.0f} GB/s of a copy.{peak}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sentinel.adapt.recovery.run import RecoveryRun, make_accelerator
+from sentinel.adapt.recovery.run import RecoveryRun, is_sharded, make_accelerator
 from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.recovery.state import HeldOut, Step
 from sentinel.adapt.recovery.student import CHOICES, Choice, Student, bf16_pays
@@ -60,21 +61,27 @@ def recover(
     what learns, in place of ``settings.train``; ``rate_multiplier`` scales the learning rate of a parameter by name
     (of an elastic model, by its name in `Student.learned`). ``after_step`` is called after every update.
 
-    Both models go to the device that Accelerate chose while it lasts, and back to their own at the end.
+    Both models go to the device that Accelerate chose while it lasts, and back to their own at the end. Of several
+    processes each holds the student, or with FSDP2 a shard of a copy of it; what they learn is the same. A run may go on in
+    another number of them that takes as many windows per update in all.
 
-    Raises `InputError` for a teacher of another vocabulary, too few windows, files of another run in ``folder``, a disk
-    that is full, and a loss that is no number; what was saved last stays.
+    Raises `InputError` for a teacher of another vocabulary, an elastic student with FSDP2, too few windows, files of
+    another run in ``folder``, a disk that is full, and a loss that is no number; what was saved last stays.
     """
     _check(student, teacher, train, held_out, settings)
     places = [(decoder, decoder.device) for decoder in (student, teacher)]
     accelerator = make_accelerator(unused_parameters=bool(student.widths))
     bf16 = bf16_pays(accelerator.device) if settings.bf16 is None else settings.bf16
+    sharded = is_sharded(accelerator)
+    if sharded:
+        _refuse_widths(student)
     model = Student(
-        student,
+        copy.deepcopy(student) if sharded else student,  # what is sharded can't be made whole again
         trainable or CHOICES[settings.train],
         temperature=settings.temperature,
         state_weight=settings.state_weight,
         bf16=bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
     )
     try:
         if folder is None and accelerator.num_processes > 1:
@@ -82,6 +89,8 @@ def recover(
         with _folder(folder) as path:
             run = RecoveryRun(accelerator, model, teacher, (train, held_out), settings, path, rate_multiplier)
             did = run.through(after_step)
+            if sharded:
+                run.copy_best(student)
             return Recovery(tuple(did.steps), tuple(did.held_out), did.best, did.teacher_nll, did.tokens, did.seconds)
     except FloatingPointError as error:
         kept = f"; it goes on from the last state in {folder}" if folder is not None else ""
@@ -108,6 +117,14 @@ def _check(student: Decoder, teacher: Decoder, train: Tensor, held_out: Tensor, 
         raise InputError(f"{len(train)} training windows are fewer than the batch of {settings.batch}; give more text")
     if len(held_out) == 0:
         raise InputError("there is no held-out window; give more held-out text")
+
+
+def _refuse_widths(student: Decoder) -> None:
+    if student.widths:
+        raise InputError(
+            "the widths of an elastic model take turns, which its shards can't; let it learn in one process, or in several "
+            "with DDP"
+        )
 
 
 @contextmanager

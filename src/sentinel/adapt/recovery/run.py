@@ -56,6 +56,16 @@ def make_accelerator(*, unused_parameters: bool = False) -> Accelerator:
     return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)])
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """True where processes hold shards of the student (FSDP2); `InputError` for FSDP1, whose flat parameters hold no layers
+    of their own learning rate."""
+    if str(accelerator.distributed_type.value) != "FSDP":
+        return False
+    if not accelerator.is_fsdp2:
+        raise InputError("recovery takes FSDP2 alone; give accelerate launch --fsdp_version 2")
+    return True
+
+
 class RecoveryRun:
     """One recovery under way."""
 
@@ -72,15 +82,21 @@ class RecoveryRun:
         self.accelerator, self.student, self.settings = accelerator, student, settings
         self.train, self.held_out = windows
         # A lower learning rate may go on from the last state after a loss that was no number.
-        relevant = dataclasses.replace(settings, learning_rate=1.0, checkpoint_minutes=0.0, tensorboard=False)
-        identity = identity_of((student, teacher), windows, f"{relevant} {accelerator.num_processes}")
+        neutral = {
+            "learning_rate": 1.0,
+            "checkpoint_minutes": 0.0,
+            "tensorboard": False,
+            "gradient_checkpointing": False,
+        }
+        relevant = dataclasses.replace(settings, **neutral, batch=1, accumulate=1)  # windows per update are what counts
+        self.per_update = settings.batch * settings.accumulate * accelerator.num_processes
+        identity = identity_of((student, teacher), windows, f"{relevant} {self.per_update}")
         self.folder = RunFolder(folder, identity, writes=accelerator.is_main_process)
         self.progress: Progress = self.folder.progress
-        if not self.progress.step:
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                self.folder.begin(accelerator.num_processes)
-            accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self.folder.begin(accelerator.num_processes)
+        accelerator.wait_for_everyone()
         teacher.to(accelerator.device)
         kept = {"count": settings.top, "temperature": settings.temperature, "states": settings.state_weight > 0}
         file = self.folder.teacher_file(accelerator.process_index)
@@ -154,8 +170,7 @@ class RecoveryRun:
             raise FloatingPointError(f"the loss of step {number + 1} is NaN or infinite")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        windows = settings.batch * settings.accumulate * self.accelerator.num_processes
-        progress.tokens += windows * (self.train.shape[1] - 1)
+        progress.tokens += self.per_update * (self.train.shape[1] - 1)
         progress.seconds = self._seconds()
         level = self.student.label(number % widths)
         progress.steps.append(Step(number + 1, level, mean, rate, progress.tokens, progress.seconds))
@@ -244,18 +259,26 @@ class RecoveryRun:
         nested = nested_tensors(tensors)
         if nested:
             optimizer = self.optimizer.optimizer
-            state = {**get_optimizer_state_dict(self.model, optimizer, options=options), "state": nested}
+            groups = get_optimizer_state_dict(self.model, optimizer, options=_options(first_process_only=False))
+            state = {**groups, "state": nested}
             set_optimizer_state_dict(self.model, optimizer, state, options=options)
+
+    def copy_best(self, decoder: Decoder) -> None:
+        """Copy the best parameters into a decoder of the student's shapes, which is not the one that learned."""
+        best = {name.removeprefix("model.decoder."): tensor for name, tensor in self.folder.read(BEST).items()}
+        decoder.load_state_dict({**decoder.state_dict(), **best})
 
     def _set_dense(self) -> None:
         """Leave the parameters of every width in one place only."""
         self.student.decoder.set_width(0.0)
 
 
-def _options() -> Any:
+def _options(*, first_process_only: bool = True) -> Any:
+    """Whole tensors of what learns: on the CPU of the first process, where alone PyTorch puts them, or on every device."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+    whole = {"full_state_dict": True, "ignore_frozen_params": True, "strict": False}
+    return StateDictOptions(**whole, cpu_offload=first_process_only)
 
 
 def _groups(student: Student, rate_multiplier: Callable[[str], float] | None) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ class RecoverySettings:
     ``accumulate`` times, in every process. ``top`` of the teacher's tokens are kept per position. ``state_weight`` adds
     the relative distance of the final states to the loss. Held-out text is judged ``evaluations`` times, and learning
     ends early after ``patience`` of them without a lower divergence, the start aside. ``bf16`` None means: where it pays.
+    ``gradient_checkpointing`` keeps what enters a layer and computes the rest again (Chen et al. 2016): less memory, the
+    same numbers, about a third more arithmetic.
     """
 
     steps: int | None = None
@@ -38,6 +40,7 @@ class RecoverySettings:
     bf16: bool | None = None
     seed: int = 0
     tensorboard: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:

@@ -106,7 +106,8 @@ class RunFolder:
         found = _metadata(path / STATE) if (path / STATE).exists() else {}
         if found and found.get("identity") != identity:
             raise InputError(
-                f"{path} holds a recovery of another model, text or settings; remove it or name another folder"
+                f"{path} holds a recovery of another model, text or settings (batch x accumulate x processes is one of "
+                "them); remove it or name another folder"
             )
         try:
             self.progress = Progress.from_json(found["progress"]) if found else Progress()
@@ -114,9 +115,15 @@ class RunFolder:
             raise InputError(f"{path} holds a recovery of another version of sentinel; remove it") from error
 
     def begin(self, processes: int) -> None:
-        """Make the folder for a run that starts anew; a file in it that another program wrote is refused by name."""
-        clear_state(self.path)
-        claim_folder(self.path, (STATE, BEST, METRICS, *(TEACHER.format(rank=rank) for rank in range(processes))))
+        """Make the folder ready for so many processes, whether the run starts anew or goes on; a file in it that another
+        program wrote is refused by name."""
+        names = [STATE, BEST, METRICS]
+        if self.progress.step:
+            names = []
+        else:
+            clear_state(self.path)
+        teachers = [TEACHER.format(rank=rank) for rank in range(processes)]
+        claim_folder(self.path, [*names, *(name for name in teachers if not (self.path / name).exists())])
 
     def teacher_file(self, rank: int) -> Path:
         """Where this process keeps what the teacher said."""

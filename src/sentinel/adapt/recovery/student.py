@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sentinel.adapt.recovery.distillation import (
     TeacherTargets,
@@ -51,7 +53,14 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, decoder: Decoder, choice: Choice, *, temperature: float, state_weight: float, bf16: bool
+        self,
+        decoder: Decoder,
+        choice: Choice,
+        *,
+        temperature: float,
+        state_weight: float,
+        bf16: bool,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -66,6 +75,10 @@ class Student(nn.Module):
                 parameter.requires_grad_(parameter.numel() > 0 and self._flags[parameter] and choice(name, parameter))
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("nothing of this model is trainable by that choice; train projections or all")
+        self._checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            for block in decoder.blocks:  # inside of the module, so that hooks that gather shards stay outside
+                block.forward = functools.partial(_computed_again, block.forward)
 
     def _own_widths(self, decoder: Decoder, choice: Choice) -> None:
         if decoder.spec.integration is not None:
@@ -119,9 +132,21 @@ class Student(nn.Module):
     def release(self) -> None:
         """Give the decoder back: the whole set, and its parameters trainable as they were."""
         self.decoder.set_width(0.0)
+        for block in self.decoder.blocks if self._checkpointing else ():
+            del block.forward
+        self._checkpointing = False
         for parameter in self.parameters():
             parameter.grad = None
             parameter.requires_grad_(self._flags.get(parameter, False))
+
+
+def _computed_again(layer: Callable[..., Tensor], *arguments: object) -> Tensor:
+    """A layer whose inner states are not kept for the gradient."""
+    if not torch.is_grad_enabled():
+        return layer(*arguments)
+    found = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def bf16_pays(device: torch.device) -> bool:

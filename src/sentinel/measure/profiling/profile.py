@@ -18,6 +18,7 @@ from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.infer.meter import Meter, Step
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.infer.token_checks import check_prompts
+from sentinel.measure.profiling.device_use import DeviceUse, device_use
 from sentinel.progress import track
 
 
@@ -62,6 +63,7 @@ class Profile:
     unprofiled_prefill_ms: float
     memory: tuple[MemoryUse, ...]
     steps: tuple[Step, ...]  # the last round's
+    device_use: DeviceUse | None = None  # on an accelerator
 
     @property
     def sum_ms(self) -> float:
@@ -107,6 +109,7 @@ def profile_engine(engine: Engine, prompt: Sequence[int], new_tokens: int, round
         unprofiled_prefill_ms=_middle_mean([stamps[0] for stamps in plain]),
         memory=memory_use(engine, prompt, new_tokens),
         steps=tuple(profiled[-1]),
+        device_use=None if engine.device == "cpu" else device_use(engine, prompt, new_tokens),
     )
 
 

@@ -25,8 +25,9 @@ class Suite:
     """``name`` is the module's too; ``options`` are fields of `SuiteSettings`, ``quick`` their values for a quick run.
 
     A run of several suites spreads the rounds of this one over so many ``passes``; a quick run or a suite alone has one.
-    ``several_prompts`` is true of one that takes several lengths of prompts, ``needs_text`` of one that judges a model's
-    text, which needs real weights and a tokenizer.
+    ``several_prompts`` is true of one that takes several lengths of prompts, ``any_dtype`` of one that measures a model in
+    the type it is held in, where others compute in fp32, ``needs_text`` of one that judges a model's text, which needs real
+    weights and a tokenizer.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Suite:
     needs_text: bool = False
     in_report: bool = True
     several_prompts: bool = False
+    any_dtype: bool = False
     passes: int = 1
 
     @property
@@ -60,6 +62,7 @@ _SUITES = (
         {**_GENERATION, "levels": (0, 1, 2, 3), "precision": ("int8", "int4")},
         {"rounds": 3, "new_tokens": 8, "levels": (1, 2, 3), "precision": ("int8",)},
         passes=PASSES,
+        any_dtype=True,
     ),
     Suite(
         "quality",
@@ -87,6 +90,7 @@ _SUITES = (
         {**_GENERATION, **_LEVELS, "heads": (0.0, 0.3, 0.5, 0.7), "neurons": None, "expand_kv": False},
         {"rounds": 3, "new_tokens": 8, "heads": (0.0, 0.5)},
         passes=PASSES,
+        any_dtype=True,
     ),
     Suite(
         "levels",
@@ -94,11 +98,13 @@ _SUITES = (
         {**_GENERATION, **_LEVELS, "levels": (0, 1, 2, 3), "heads": (0.0, 0.5), "expand_kv": False},
         {"rounds": 3, "new_tokens": 8},
         passes=PASSES,
+        any_dtype=True,
     ),
     Suite(
         "context",
         "decoding after 64-1,000 tokens at every pruning ratio: where removed heads pay",
         {
+            "batch": 1,
             "new_tokens": 8,
             "rounds": 6,
             "levels": (3, 1),
@@ -109,6 +115,7 @@ _SUITES = (
         },
         {"rounds": 3, "heads": (0.0, 0.5), "lengths": (64, 1000)},
         passes=PASSES,
+        any_dtype=True,
     ),
     Suite(
         "batch",
@@ -116,6 +123,7 @@ _SUITES = (
         {"prompt_tokens": 64, "new_tokens": 8, "rounds": 6, **_LEVELS, "batches": (1, 2, 4, 8, 16)},
         {"rounds": 3, "new_tokens": 4, "prompt_tokens": 32, "batches": (1, 8)},
         passes=PASSES,
+        any_dtype=True,
     ),
     Suite(
         "load",
@@ -164,6 +172,7 @@ _SUITES = (
         {"rounds": 3, "prompt_tokens": (64, 480), "precision": ("int8",)},
         in_report=False,
         several_prompts=True,
+        any_dtype=True,
     ),
     Suite(
         "integration",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from sentinel.infer.engine import Engine, OpenSequence
+from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.measure.method import Run, random_prompts, timed_result
 from sentinel.measure.results import Result, Sample
 from sentinel.measure.suites.engines import Subject
@@ -34,19 +35,20 @@ def run(request: Request) -> list[Result]:
 
 def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int) -> list[Result]:
     settings = request.settings
-    (prompt,) = random_prompts(request.loaded.spec.vocab_size, 1, length)
-    sequences = {s.name: s.own_engine.open(prompt, room)[0] for s in subjects}
-    step_bytes = {s.name: s.own_engine.step_bytes(1, length + room / 2) for s in subjects}
+    batch = settings.batch
+    prompts = random_prompts(request.loaded.spec.vocab_size, batch, length)
+    sequences = {s.name: s.own_engine.open_all(prompts, room)[0] for s in subjects}
+    step_bytes = {s.name: s.own_engine.step_bytes(batch, length + room / 2) for s in subjects}
     runs: dict[str, Run] = {
         s.name: functools.partial(_decode, request, s.own_engine, sequences[s.name], step_bytes[s.name])
         for s in subjects
     }
-    described = functools.partial(request.row, "context", phase="decode", batch=1, prompt_tokens=length)
+    described = functools.partial(request.row, "context", phase="decode", batch=batch, prompt_tokens=length)
     new = {"new_tokens": settings.new_tokens}
     rows = {s.name: described(s, speedup_over=s.engine.name, **new) for s in subjects}
     samples = request.in_turn(runs, rows, f"Context, {length} tokens")
     for s in subjects:
-        s.own_engine.close(sequences[s.name])
+        s.own_engine.close(*sequences[s.name])
     return [
         timed_result(
             rows[subject.name],
@@ -60,10 +62,15 @@ def _rows(request: Request, subjects: Sequence[Subject], length: int, room: int)
     ]
 
 
-def _decode(request: Request, engine: Engine, sequence: OpenSequence, step_bytes: int) -> Sample:
+def _decode(request: Request, engine: Engine, sequences: Sequence[OpenSequence], step_bytes: int) -> Sample:
     """Milliseconds per token of the next tokens, whose values do not matter to speed, and how fast memory was then read."""
+    count, first = request.settings.new_tokens, [0] * len(sequences)
+    sampler = Sampler(SamplingSettings(), len(sequences))
     start = time.perf_counter()
-    for token in range(request.settings.new_tokens):
-        engine.step([sequence], [token % engine.spec.vocab_size])
-    taken = {"tpot_ms": (time.perf_counter() - start) / request.settings.new_tokens * 1e3}
+    if engine.chooses(sampler.settings):
+        list(engine.choose_on(sequences, first, sampler, count))
+    else:
+        for token in range(count):
+            engine.step(sequences, [token % engine.spec.vocab_size] * len(sequences))
+    taken = {"tpot_ms": (time.perf_counter() - start) / count * 1e3}
     return {**taken, **request.engines.reading(step_bytes)}

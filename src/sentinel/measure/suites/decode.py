@@ -8,6 +8,7 @@ from sentinel.measure.memory import MemoryRequest, measure_peak_memory
 from sentinel.measure.results import Result
 from sentinel.measure.suites.generation import Generated, check_fits, generate_in_turn, level_subjects
 from sentinel.measure.suites.request import Request
+from sentinel.models.dtypes import name_of
 from sentinel.progress import track
 
 
@@ -40,5 +41,6 @@ def _peak_memory(request: Request, one: Generated) -> float | None:
         settings.new_tokens,
         settings.batch,
         device=str(request.loaded.decoder.device),
+        dtype=name_of(request.loaded.decoder.dtype),
     )
     return measure_peak_memory(asked, None if subject.level is None else subject.own_engine.packed)

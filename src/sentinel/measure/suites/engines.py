@@ -21,6 +21,7 @@ from sentinel.measure.hugging_face import HuggingFaceReference
 from sentinel.measure.method import READ, Generator
 from sentinel.measure.results import Sample
 from sentinel.models.decoder import Decoder
+from sentinel.models.dtypes import name_of
 from sentinel.models.spec import ModelSpec
 from sentinel.progress import working
 
@@ -81,7 +82,8 @@ class Engines:
     def hugging_face(self) -> Subject:
         """Hugging Face's own model with the same weights, not pruned: the reference."""
         if () not in self._made:
-            self._made[()] = Subject(HuggingFaceReference(self._loaded.decoder), self._loaded.spec)
+            theirs = HuggingFaceReference(self._loaded.decoder)
+            self._made[()] = Subject(theirs, self._loaded.spec, precision=name_of(self._loaded.decoder.dtype))
         return self._made[()]
 
     def at(
@@ -121,7 +123,7 @@ class Engines:
 
     def _whole(self, level: int, precision: str) -> Subject:
         engine = make_engine(self._loaded.decoder, level, precision=precision, threads=self.threads)
-        return Subject(engine, self._loaded.spec, level, precision)
+        return Subject(engine, self._loaded.spec, level, engine.precision)
 
     def _pruned(self, level: int, precision: str, heads: float, neurons: float, expand: bool) -> Subject:
         spec = self._loaded.spec
@@ -132,13 +134,14 @@ class Engines:
         nested, order = self._in_order(expand)
         plan = order.plan(heads, neurons)
         smaller = plan.width.of(nested.spec)
-        made = functools.partial(Subject, spec=smaller, level=level, precision=precision, heads=heads, neurons=neurons)
+        made = functools.partial(Subject, spec=smaller, level=level, heads=heads, neurons=neurons)
         if level >= 2 and nested.device.type != "cpu":
             kept = select(nested, plan.width.kept)
-            return made(make_engine(kept, level, precision=precision))
+            engine = make_engine(kept, level, precision=precision)
+            return made(engine, precision=engine.precision)
         engine = make_engine(nested, level) if level < 2 else self._native(nested, precision, expand)
         engine.set_width(plan.width)
-        return made(engine)
+        return made(engine, precision=engine.precision)
 
     def _native(self, nested: Decoder, precision: str, expand: bool) -> Engine:
         if (expand, precision) not in self._packed:
