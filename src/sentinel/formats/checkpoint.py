@@ -1,7 +1,8 @@
 """Model folders: weights and a JSON file that says what is in them; written whole or not at all.
 
 A sentinel checkpoint is ``config.json`` (``model_type: sentinel``, with the `ModelSpec`), ``model.safetensors`` and the
-tokenizer's files. Folders of the supported Hugging Face families are read as they are.
+tokenizer's files. Folders of the supported Hugging Face families are read as they are, and so are those that `export`
+writes for transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
-from sentinel.formats.folder import MODEL_TYPE, read_config
+from sentinel.formats import unequal_folder
+from sentinel.formats.folder import EXPORTED_TYPE, MODEL_TYPE, read_config
 from sentinel.formats.weight_files import read_stored, read_tensors, write_tensors
 from sentinel.models.decoder import Decoder
 from sentinel.models.dtypes import stored_dtype
@@ -111,13 +113,15 @@ def read_spec(folder: Path) -> ModelSpec:
         if not isinstance(config.get("spec"), dict):
             raise InputError(f"{folder / 'config.json'} has no 'spec'; it is damaged or was made by something else")
         return ModelSpec.from_dict(config["spec"])
+    if model_type == EXPORTED_TYPE:
+        return unequal_folder.read_spec(config)
     if not isinstance(model_type, str):
         raise InputError(f"{folder / 'config.json'} has no model_type, so the model's family is not known")
     return spec_of(config)
 
 
 def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Decoder:
-    """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, on the CPU.
+    """The model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family or exported, on the CPU.
 
     It is in ``dtype``, None for that which most of it is stored in. Weights of RMS norms that multiply by 1 + what a family
     stores are in fp32, as are those that a sentinel checkpoint holds so.
@@ -125,8 +129,10 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float3
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
     state = read_stored(folder)
-    ours, family = config["model_type"] == MODEL_TYPE, family_of(spec.family)
-    if ours:
+    ours, family = config["model_type"] in (MODEL_TYPE, EXPORTED_TYPE), family_of(spec.family)
+    if config["model_type"] == EXPORTED_TYPE:
+        state = unequal_folder.read_state(spec, state)
+    elif ours:
         state = {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
     else:
         if text_part(config) is not None:
