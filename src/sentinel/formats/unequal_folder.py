@@ -85,8 +85,7 @@ def _layer(own: Mapping[str, Any], ropes: list[RopeSpec], kind: str) -> LayerSpe
 
 def _rope(table: Mapping[str, Any]) -> RopeSpec:
     """What the frequencies of a table follow from; they are the same, or the table was altered."""
-    rows = {name: tuple(value) if is_row(value) else value for name, value in table["settings"].items()}
-    rope, told = RopeSpec(**rows), np.array(table["frequencies"], np.float32)
+    rope, told = RopeSpec(**table["settings"]), np.array(table["frequencies"], np.float32)
     if not np.array_equal(frequencies(rope, 2 * len(told)), told):
         raise ValueError("the frequencies of a rotary table do not follow from its settings")
     return rope
