@@ -69,7 +69,7 @@ def _layer(own: Mapping[str, Any], ropes: list[RopeSpec], kind: str) -> LayerSpe
         own["num_attention_heads"] * heads,
         own["num_key_value_heads"] * heads,
         own["head_dim"],
-        rope=None if own["rotary"] is None else ropes[own["rotary"]],
+        rope=None if own["rotary"] is None else ropes[int(own["rotary"])],
         window=own["sliding_window"] if kind == "sliding_attention" else None,
         qk_norm=own["qk_norm"] if heads else None,
         scale=own["attention_scale"],
