@@ -20,15 +20,17 @@ import sentinel
 from sentinel.adapt.integration import integrate
 from sentinel.cli import main
 from sentinel.errors import InputError
-from sentinel.formats.checkpoint import save_checkpoint
+from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.exports import EXPORT_FORMATS
+from sentinel.formats.folder import EXPORTED_TYPE
 from sentinel.formats.hugging_face.export import SUPPORTS, family_model, write_hugging_face
-from sentinel.formats.hugging_face.modeling_sentinel import OF_LAYERS
+from sentinel.formats.hugging_face.modeling_sentinel import OF_LAYERS, SentinelDecoderConfig
 from sentinel.infer.generate import generate_tokens
 from sentinel.infer.opening import make_engine
 from sentinel.models.decoder import Decoder
 from sentinel.models.features import features
 from sentinel.models.layer_spec import LayerSpec
+from sentinel.models.record import Pruned, Record
 from sentinel.models.spec import ModelSpec
 
 NEW = 64
@@ -132,6 +134,19 @@ def test_unequal_layers_are_the_same_where_sentinel_is_not(exported, name):
     assert largest_difference(found["padded"][:1, 5:], alone) < 1e-4
 
 
+@pytest.mark.parametrize("name", UNEQUAL_SPECS)
+def test_unequal_layers_are_read_back(exported, name):
+    folder = exported / name.replace("-", "_")
+    (folder / "modeling_sentinel.py").write_text("raise AssertionError('nothing of the folder is run')")
+    decoder, found = filled_decoder(UNEQUAL_SPECS[name]), load_checkpoint(folder)
+    assert found.spec.family == decoder.spec.family and features(found.spec) <= features(decoder.spec)
+    sizes = [(y.n_head, y.n_kv_head, y.intermediate_size) for y in decoder.spec.layers]
+    assert [(y.n_head, y.n_kv_head, y.intermediate_size) for y in found.spec.layers] == sizes
+    tokens = some_tokens(decoder.spec, length=12)
+    with torch.no_grad():
+        assert largest_difference(found(tokens), decoder(tokens)) < 1e-5
+
+
 @pytest.mark.parametrize("name", GENERATED)
 def test_greedy_text_is_the_same_where_sentinel_is_not(exported, name):
     decoder = filled_decoder(UNEQUAL_SPECS[name])
@@ -197,6 +212,38 @@ def test_matrices_are_halves_and_norms_that_need_it_are_not(name, precision, dty
     tokens = some_tokens(decoder.spec)
     with torch.no_grad():
         assert largest_difference(model(tokens).logits.float(), decoder(tokens)) < 0.1
+
+
+def test_a_folder_that_was_altered_is_refused_by_name(saved, tmp_path):
+    made = sentinel.export(saved, tmp_path / "made")
+    file = made.path / "config.json"
+    config = json.loads(file.read_text())
+    assert config["model_type"] == EXPORTED_TYPE == SentinelDecoderConfig.model_type
+    table = {**config["rotary_tables"][0], "frequencies": [0.5] * len(config["rotary_tables"][0]["frequencies"])}
+    altered = {
+        "lacks 'family'": {name: value for name, value in config.items() if name != "family"},
+        "do not follow from its settings": {**config, "rotary_tables": [table]},
+        "lacks 'settings'": {**config, "rotary_tables": [{"frequencies": table["frequencies"]}]},
+        "other layers than the model": {**config, "per_layer_config": {"7": {}}},
+        "a layer skips 'all'": {**config, "per_layer_config": {"1": {"skip": "all"}}},
+        "does not fit the specification": {**config, "per_layer_config": {}},
+    }
+    for said, changed in altered.items():
+        file.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=said):
+            sentinel.load(made.path)
+
+
+def test_an_exported_folder_keeps_the_record_and_runs_at_every_level(saved, tmp_path):
+    step = Pruned(source="dense", criterion="random", heads=(0.5,), neurons=(0.5,))
+    model = sentinel.load(saved)
+    model.loaded.record = model.decoder.record = Record(steps=(step,))
+    made = sentinel.export(model, tmp_path / "made")
+    again = sentinel.load(made.path)
+    assert again.record.steps == (step,)
+    options = {"raw": True, "max_new_tokens": 8}
+    expected = model.generate("ab", **options)
+    assert [again.generate("ab", level=level, **options) for level in (0, 1, 2)] == [expected] * 3
 
 
 # --- the command and the verb ---------------------------------------------------------------------------------------------

@@ -8,22 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CONFIGS, unequal_spec
-from helpers import filled_decoder
+from helpers import filled_decoder, with_layers
+from synthetic_results import PLACE
 
 from sentinel.errors import InputError
+from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer.generate import Timings, generate_tokens
 from sentinel.infer.opening import make_engine
 from sentinel.measure.method import random_prompts
 from sentinel.measure.peers import PEERS, PeerSettings, Runner, is_installed
+from sentinel.measure.results import ResultSet
 from sentinel.measure.suites.engines import Engines
 from sentinel.measure.suites.peers import compare
 from sentinel.measure.suites.request import Request, SuiteSettings
 from sentinel.models.families import family_of
 from sentinel.models.features import ALL
-from sentinel.models.record import Record
+from sentinel.models.record import Pruned, Record
 from sentinel.progress import console
 from sentinel.report.findings import beside_peers
+from sentinel.report.tables import tables
 
 # Sizes that every peer takes: head_dim a multiple of 16, n_embd one of the number of heads.
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
@@ -46,6 +50,7 @@ class Echo(Runner):
     def __init__(self, peer: TinyPeer, decoder, variant: str, settings: PeerSettings) -> None:
         super().__init__(f"{peer.NAME} {variant}", decoder.spec, 1000)
         self.peer, self.engine, self.settings = peer, make_engine(decoder, 2, threads=1), settings
+        self.folder = peer.folder
 
     def generate(self, prompts, new_tokens, timings):
         self.peer.calls.append(self.name)
@@ -54,7 +59,7 @@ class Echo(Runner):
         return [[token + shift for token in row] for row in zip(*steps, strict=True)]
 
     def close(self):
-        assert self.peer.folder is not None and self.peer.folder.exists()  # files outlive their runners
+        assert self.folder is not None and self.folder.exists()  # files outlive their runners
         self.peer.calls.append("closed")
 
 
@@ -147,8 +152,60 @@ def test_a_model_whose_layers_differ_is_told_against_level_2(capsys, monkeypatch
     assert [row.same_tokens_as_reference for row in rows[2:]] == [True, False]
     said = capsys.readouterr().err
     assert (
-        "Hugging Face is left out, and level 2 is the reference: Hugging Face's own class can't do this model" in said
+        "Hugging Face is left out of model, and level 2 is the reference: Hugging Face's own class can't do this model"
+        in said
     )
+
+
+def pruned_request(decoder, source: str, **settings) -> Request:
+    request = request_for(decoder, **settings)
+    step = Pruned(source=source, criterion="random", heads=(0.5,), neurons=(0.5,))
+    record = dataclasses.replace(request.loaded.record, steps=(step,))
+    return dataclasses.replace(request, loaded=dataclasses.replace(request.loaded, record=record), random_weights=None)
+
+
+def test_a_pruned_model_is_measured_beside_the_unpruned_one(tmp_path):
+    dense = unequal_spec()
+    smaller = with_layers(dense, (1, 1, 8, 8), (2, 2, 8, 9), (1, 1, 8, 5), (2, 2, 8, 7))
+    save_checkpoint(filled_decoder(dense), tmp_path / "dense")
+    peer = TinyPeer(VARIANTS={"exact": "fp32"})
+    request = pruned_request(filled_decoder(smaller), str(tmp_path / "dense"), rounds=3)
+    rows = compare(request, [peer])
+    assert [(r.engine, r.configuration, r.model) for r in rows] == [
+        (engine, *model)
+        for engine in ("level 2", "level 3 int8", "tiny exact")
+        for model in (("pruned", "model"), ("not pruned", "dense"))
+    ]
+    assert [r.is_reference for r in rows] == [True, *[False] * 5]
+    assert all(r.same_tokens_as_reference for r in rows if r.precision == "fp32")
+    pruned, unpruned = rows[:2]
+    removed = 1 - pruned.weight_bytes_per_token / unpruned.weight_bytes_per_token
+    saved = 1 - pruned.tpot_ms / unpruned.tpot_ms
+    assert pruned.saved_over_removed == pytest.approx(saved / removed)
+    assert pruned.saved_over_removed_low <= pruned.saved_over_removed <= pruned.saved_over_removed_high
+    assert unpruned.saved_over_removed is None
+    assert rows[4].saved_over_removed is None  # the tiny engine reads as many bytes of either
+    (table,) = tables(rows)
+    column = table.columns.index("time saved over share of bytes removed")
+    assert table.rows[0][column].startswith(f"{pruned.saved_over_removed:.2f} (") and table.rows[1][column] == "–"
+    assert "1 is all that the bytes promise" in table.note
+    ResultSet(PLACE, rows).write(tmp_path / "rows.json")
+    again = ResultSet.read(tmp_path / "rows.json").results
+    assert again[0].saved_over_removed == pruned.saved_over_removed
+
+
+def test_an_unpruned_model_that_can_not_be_had_is_told_or_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "quiet", False)
+    decoder, peer = filled_decoder(unequal_spec()), TinyPeer(VARIANTS={"exact": "fp32"})
+    gone = str(tmp_path / "gone")
+    rows = compare(pruned_request(decoder, gone), [peer])
+    assert [row.configuration for row in rows] == [None] * 3
+    assert "name it by --unpruned MODEL" in capsys.readouterr().err
+    with pytest.raises(InputError, match="gone does not exist"):
+        compare(pruned_request(decoder, gone, unpruned=gone), [peer])
+    save_checkpoint(filled_decoder(dataclasses.replace(unequal_spec(), vocab_size=98)), tmp_path / "other")
+    with pytest.raises(InputError, match="name what it was made from"):
+        compare(pruned_request(decoder, gone, unpruned=str(tmp_path / "other")), [peer])
 
 
 @pytest.mark.parametrize("shape", SHAPES)

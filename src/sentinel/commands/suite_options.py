@@ -40,6 +40,7 @@ def add_suite_options(group: Any) -> None:
     add("--shapes", "S,S", names, "shapes of the scaling suite: known ids or folders")
     add("--drafts", "D,D", names, "what proposes tokens: int8, int4, a stored width as 0.5, lookup")
     add("--recovery-steps", "N", whole_number(0), "of every integrated model before it is judged; 0: speed alone")
+    add("--unpruned", "MODEL", str, "of peers: what MODEL was pruned from (the one that its record names)")
     group.add_argument(
         "--expand-kv",
         action="store_true",

@@ -1,7 +1,8 @@
 """Model folders: weights and a JSON file that says what is in them; written whole or not at all.
 
 A sentinel checkpoint is ``config.json`` (``model_type: sentinel``, with the `ModelSpec`), ``model.safetensors`` and the
-tokenizer's files. Folders of the supported Hugging Face families are read as they are.
+tokenizer's files. Folders of the supported Hugging Face families are read as they are, and so are those that `export`
+writes for transformers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from sentinel.errors import InputError
 from sentinel.files import write_folder
-from sentinel.formats.folder import MODEL_TYPE, read_config
+from sentinel.formats import unequal_folder
+from sentinel.formats.folder import EXPORTED_TYPE, MODEL_TYPE, read_config
 from sentinel.formats.stored import StoredWeights, WidthFile
 from sentinel.formats.weight_files import open_safetensors, open_stored, write_tensors
 from sentinel.models.decoder import Decoder
@@ -109,13 +111,15 @@ def read_spec(folder: Path) -> ModelSpec:
         if not isinstance(config.get("spec"), dict):
             raise InputError(f"{folder / 'config.json'} has no 'spec'; it is damaged or was made by something else")
         return ModelSpec.from_dict(config["spec"])
+    if model_type == EXPORTED_TYPE:
+        return unequal_folder.read_spec(config)
     if not isinstance(model_type, str):
         raise InputError(f"{folder / 'config.json'} has no model_type, so the model's family is not known")
     return spec_of(config)
 
 
 def open_checkpoint(folder: str | Path, dtype: torch.dtype | None = None, *, most: bool = False) -> StoredWeights:
-    """The weights of the model in ``folder``, a sentinel checkpoint or one of a supported Hugging Face family, to be read.
+    """The weights of the model in ``folder``, a sentinel checkpoint, one of a supported Hugging Face family or an export.
 
     They are given in ``dtype``, None for each as it is stored, or with ``most`` for that which most of them are stored in.
     Weights of RMS norms that multiply by 1 + what a family stores are in fp32, as are those that a sentinel checkpoint
@@ -124,8 +128,10 @@ def open_checkpoint(folder: str | Path, dtype: torch.dtype | None = None, *, mos
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
     state = open_stored(folder)
-    ours, family = config["model_type"] == MODEL_TYPE, family_of(spec.family)
-    if ours:
+    ours, family = config["model_type"] in (MODEL_TYPE, EXPORTED_TYPE), family_of(spec.family)
+    if config["model_type"] == EXPORTED_TYPE:
+        state = unequal_folder.read_state(spec, state)
+    elif ours:
         state = {name.removeprefix("decoder."): tensor for name, tensor in state.items()}
     else:
         if text_part(config) is not None:

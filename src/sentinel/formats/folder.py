@@ -11,6 +11,7 @@ from sentinel.models.record import Record
 from sentinel.models.tokenizer import read_json
 
 MODEL_TYPE = "sentinel"
+EXPORTED_TYPE = "sentinel_decoder"  # of folders for transformers whose layers differ
 # Names that a model folder gives a meaning to: a file of somebody else among them would change what our model is.
 MODEL_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin",
@@ -31,12 +32,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_record(folder: Path) -> Record:
-    """How the model in ``folder`` was made; without steps for a folder that sentinel did not write.
+    """How the model in ``folder`` was made; without steps for a folder that does not tell.
 
     Raises `InputError` for a damaged record.
     """
     config = read_config(folder)
-    if config.get("model_type") != MODEL_TYPE:
+    if config.get("model_type") not in (MODEL_TYPE, EXPORTED_TYPE):
         return Record()
     if "record" in config:
         return Record.from_dict(config["record"], folder)

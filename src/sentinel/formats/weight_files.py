@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,14 @@ def _shards(index: Path) -> dict[str, str]:
 
 def write_tensors(tensors: State, file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write one safetensors file; `OSError` when the disk is full, as for any other file."""
-    try:
+    with writing_safetensors():
         save_file(tensors, file, metadata=metadata)
+
+
+@contextmanager
+def writing_safetensors() -> Iterator[None]:
+    """A full disk is an `OSError`, as for any other file, and not one of that package's own."""
+    try:
+        yield
     except SafetensorError as error:
         raise OSError(str(error)) from error

@@ -21,6 +21,7 @@ from sentinel.files import write_text
 SCHEMA = "sentinel-results/2"
 Sample = dict[str, float]
 DRAWS = 2000  # of the bootstrap
+PRUNED, UNPRUNED = "pruned", "not pruned"  # configurations, where both stand in one table
 FEWEST_ROUNDS = 3  # that an interval is told from
 
 KEY_FIELDS = (
@@ -84,6 +85,8 @@ class Result:
     per token over the row's, ``mbu_low`` the lower end of its 95 % interval, and ``mbu_note`` says why it is above 1.
     ``passes`` are the stretches of the run, far apart, that the samples come from, as many of each in turn.
     ``gops_per_thread`` are the billions of operations a second and thread that a prefill needs, by the model's arithmetic.
+    ``saved_over_removed`` is the share of the unpruned model's TPOT that is saved over the share of its bytes per token
+    that is removed, both in the same engine, with the ends of its 95 % interval.
     ``acceptance`` is the share of a draft's proposed tokens that were right. ``load_ms`` and ``first_token_ms`` count from
     the start of a process.
     """
@@ -121,6 +124,9 @@ class Result:
     speedup_high: float | None = None
     speedup_over: str | None = None
     same_tokens_as_reference: bool | None = None
+    saved_over_removed: float | None = None
+    saved_over_removed_low: float | None = None
+    saved_over_removed_high: float | None = None
     acceptance: float | None = None
     parameters: int | None = None
     configuration: str | None = None
@@ -158,7 +164,8 @@ class Result:
     @property
     def is_reference(self) -> bool:
         """True for the row that the others of its kind are compared with."""
-        return self.engine == self.speedup_over and not self.heads_pruned and not self.neurons_pruned
+        same = self.engine == self.speedup_over and self.configuration != UNPRUNED
+        return same and not self.heads_pruned and not self.neurons_pruned
 
     @property
     def has_interval(self) -> bool:

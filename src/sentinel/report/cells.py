@@ -60,6 +60,15 @@ def ratio(result: Result) -> str:
     return f"{result.speedup:.2f}x ({result.speedup_low:.2f}–{result.speedup_high:.2f})"
 
 
+def saved(result: Result) -> str:
+    """The share of time saved over that of bytes removed with its interval, a dash where that is not known."""
+    low, high = result.saved_over_removed_low, result.saved_over_removed_high
+    if result.saved_over_removed is None:
+        return "–"
+    ends = "–" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+    return f"{result.saved_over_removed:.2f} ({ends})"
+
+
 def error(value: float | None, digits: int) -> str:
     """What follows a number with its standard error; a dash for one that is not known, never a 0 by rounding."""
     least = 10.0**-digits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from sentinel.measure.results import Result
+from sentinel.measure.results import UNPRUNED, Result
 from sentinel.report.cells import engine_name, number, percent
 from sentinel.report.verdicts import TOO_LITTLE, features_that_pay, paying
 
@@ -163,6 +163,7 @@ def what_adapting_costs(results: Sequence[Result]) -> str:
 
 def beside_peers(results: Sequence[Result]) -> str:
     """Our times over those of the fastest other engine, for each precision that both have and every kind of prompts."""
+    results = [r for r in results if r.configuration != UNPRUNED]
     kinds = sorted({(r.batch or 1, r.prompt_tokens or 0) for r in results})
     said: list[str] = []
     for batch, length in kinds:

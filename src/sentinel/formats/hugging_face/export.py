@@ -27,6 +27,7 @@ from sentinel.formats.checkpoint import write_tensors
 from sentinel.formats.hugging_face import modeling_sentinel
 from sentinel.formats.hugging_face.model import SUPPORTS as OF_FAMILIES
 from sentinel.formats.hugging_face.model import to_hugging_face
+from sentinel.formats.weight_files import writing_safetensors
 from sentinel.models.decoder import Decoder
 from sentinel.models.dtypes import DTYPES
 from sentinel.models.families import family_of
@@ -83,7 +84,8 @@ def write_hugging_face(decoder: Decoder, tokenizer: TextTokenizer | None, folder
         model = cast(Any, theirs)  # these methods of transformers have no types
         model.config.update(ids)
         model.generation_config.update(**ids)
-        model.save_pretrained(folder)
+        with writing_safetensors():
+            model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.copy_files(folder)
     if not (folder / "generation_config.json").exists():
@@ -153,6 +155,7 @@ def _write_with_code(decoder: Decoder, folder: Path, dtype: torch.dtype, ids: di
         "dtype": str(dtype).removeprefix("torch."),
         **ids,
         **decoder_config(decoder.spec),
+        "record": decoder.record.to_dict(),
     }
     _write_json(config, folder / "config.json")
 
@@ -186,6 +189,7 @@ def decoder_config(spec: ModelSpec) -> dict[str, Any]:
         if (own := {name: value for name, value in layer.items() if name == "skip" or value != common[name]})
     }
     return {
+        "family": spec.family,  # this and the settings of rotary tables are for `unequal_folder` alone
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.n_embd,
         "num_hidden_layers": spec.n_layer,
@@ -241,6 +245,7 @@ def _most_common(name: str, layers: list[dict[str, Any]]) -> Any:
 def _table(rope: RopeSpec, head_dim: int) -> dict[str, Any]:
     """Frequencies as numbers: a float64 in JSON holds those of fp32 exactly."""
     table: dict[str, Any] = {"frequencies": [float(f) for f in frequencies(rope, head_dim)]}
+    table["settings"] = {f.name: v for f in dataclasses.fields(rope) if (v := getattr(rope, f.name)) != f.default}
     if rope.attention_factor != 1.0:
         table["attention_factor"] = rope.attention_factor
     if rope.type == "longrope":

@@ -154,8 +154,16 @@ _SUITES = (
     ),
     Suite(
         "peers",
-        "generation by other engines that are installed, beside levels 2 and 3, per length of prompt and batch",
-        {"batches": (1,), "prompt_tokens": (64,), "new_tokens": 20, "rounds": 6, "precision": ("int8", "int4")},
+        "generation by other engines that are installed, beside levels 2 and 3, per length of prompt and batch; of a "
+        "pruned model also the unpruned one in each, and what of the removed bytes is saved in time",
+        {
+            "batches": (1,),
+            "prompt_tokens": (64,),
+            "new_tokens": 20,
+            "rounds": 6,
+            "precision": ("int8", "int4"),
+            "unpruned": None,
+        },
         {"rounds": 3},
         in_report=False,
         several_prompts=True,

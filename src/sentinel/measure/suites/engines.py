@@ -30,7 +30,10 @@ READ_BYTES = 1e9  # of one reading, all repeats together: some 50 ms
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: an engine (or one of others, where ``level`` is None), and the sizes of the model that it runs."""
+    """What is measured: an engine (or one of others, where ``level`` is None), and the sizes of the model that it runs.
+
+    ``configuration`` says which of several models that is.
+    """
 
     engine: Engine | Generator
     spec: ModelSpec
@@ -38,12 +41,13 @@ class Subject:
     precision: str = "fp32"
     heads: float = 0.0
     neurons: float = 0.0
+    configuration: str | None = None
 
     @property
     def name(self) -> str:
         """Tells the subjects of one model apart."""
         pruned = [f"{ratio:.0%} {what}" for ratio, what in ((self.heads, "heads"), (self.neurons, "neurons")) if ratio]
-        return ", ".join([self.engine.name, *pruned])
+        return ", ".join([self.engine.name, *pruned, *([self.configuration] if self.configuration else [])])
 
     @property
     def own_engine(self) -> Engine:

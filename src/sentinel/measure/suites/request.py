@@ -26,7 +26,8 @@ class SuiteSettings:
     warm-up. passes: what the run spreads these rounds over, no option; where they do not come out even, there are more
     rounds. expand_kv: repeat grouped keys and values before pruning. shapes: names of known shapes, which get random
     weights. recovery_steps: of every model before it is judged; 0 judges nothing. drafts: what proposes tokens
-    (`DraftChoice.parse`, or lookup).
+    (`DraftChoice.parse`, or lookup). unpruned: the model that the measured one was pruned from, by default the one that its
+    record names.
     """
 
     batch: int = 1
@@ -49,6 +50,7 @@ class SuiteSettings:
     shapes: tuple[str, ...] = ()
     recovery_steps: int = 0
     drafts: tuple[str, ...] = ()
+    unpruned: str | None = None
 
     @property
     def prompt(self) -> int:
