@@ -47,6 +47,7 @@ class Event:
     """One token more, or an end. ``text`` is certain with it, often empty; ``chance`` is there where it was asked for.
 
     ``token`` is None where an answer ends without another token; ``message`` says what went wrong.
+    ``width`` is the one that the token was made at, "" where there is one only.
     """
 
     text: str = ""
@@ -54,6 +55,7 @@ class Event:
     chance: TokenChance | None = None
     finish: Finish | None = None
     message: str = ""
+    width: str = ""
 
 
 class Ticket:

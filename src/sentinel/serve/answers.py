@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,13 +40,14 @@ class Answers:
         chances = self._chances(index, [event])
         self._offsets[index] += len(event.text)
         reason = None if event.finish is None else event.finish.value
+        widths = self._widths(index) if event.finish else {}
         if not self._asked.chat:
-            return [self._chunk(index, event.text, chances, reason)]
+            return [self._chunk(index, event.text, chances, reason, widths)]
         chunks: list[dict[str, Any]] = []
         if event.text or chances:
             chunks.append(self._chunk(index, {"content": event.text}, chances, None))
         if reason is not None:
-            chunks.append(self._chunk(index, {}, None, reason))
+            chunks.append(self._chunk(index, {}, None, reason, widths))
         return chunks
 
     def usage_chunk(self) -> list[dict[str, Any]]:
@@ -69,16 +71,24 @@ class Answers:
                 said = {"message": {"role": "assistant", "content": text, "refusal": None}}
             assert finish is not None
             chances = self._chances(index, events)
-            choices.append({"index": index, **said, "logprobs": chances, "finish_reason": finish.value})
+            ended = {"logprobs": chances, "finish_reason": finish.value, **self._widths(index)}
+            choices.append({"index": index, **said, **ended})
         return {**self._head(False), "choices": choices, "usage": self.usage()}
 
     def _head(self, chunk: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self._asked.chat else "text_completion"
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
-    def _chunk(self, index: int, said: Any, chances: Any, reason: str | None) -> dict[str, Any]:
+    def _widths(self, index: int) -> dict[str, Any]:
+        """How many tokens were made at which width, where there are several."""
+        count = Counter(event.width for event in self._events[index] if event.width)
+        return {"widths": dict(count)} if count else {}
+
+    def _chunk(
+        self, index: int, said: Any, chances: Any, reason: str | None, widths: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         words = {"delta": said} if self._asked.chat else {"text": said}
-        choice = {"index": index, **words, "logprobs": chances, "finish_reason": reason}
+        choice = {"index": index, **words, "logprobs": chances, "finish_reason": reason, **(widths or {})}
         usage = {"usage": None} if self._asked.include_usage else {}
         return {**self._head(True), "choices": [choice], **usage}
 
