@@ -59,7 +59,7 @@ class Answer:
         self.history = list(self.request.prompt)
         self.n_read = self.n_new = 0
         self.sequence: OpenSequence | None = None
-        self.sampler = Sampler(self.request.settings, 1)
+        self.sampler = Sampler(self.request.settings, 1, self.request.constraint)
         self.text = TextStream(tokenizer, self.request.prompt, self.request.stop)
 
     @property

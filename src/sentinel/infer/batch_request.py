@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sentinel.infer.grammar import Constraint
 from sentinel.infer.sampling import SamplingSettings, TokenChance
 
 
@@ -32,7 +33,8 @@ class Finish(Enum):
 @dataclass(frozen=True)
 class Request:
     """A prompt (token ids), and how to go on: ``max_new_tokens`` at most, up to a token of ``eos_ids``, before a string of
-    ``stop``. ``n_likeliest`` asks for the chance of each token, and for so many of the likeliest; None for nothing."""
+    ``stop``. ``n_likeliest`` asks for the chance of each token, and for so many of the likeliest; None for nothing.
+    ``constraint`` says which tokens may come (`Grammars.begin`)."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -40,6 +42,7 @@ class Request:
     eos_ids: Sequence[int] = ()
     stop: Sequence[str] = ()
     n_likeliest: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

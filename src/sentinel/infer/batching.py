@@ -254,7 +254,11 @@ class Batcher:
         if answer.ticket.cancelled:
             return
         request, width = answer.request, answer.width.name
-        (token,) = answer.sampler(logits[np.newaxis], [answer.history])
+        try:
+            (token,) = answer.sampler(logits[np.newaxis], [answer.history])
+        except InputError as error:  # of this one alone
+            self._finish(answer, Event(finish=Finish.ERROR, message=str(error)))
+            return
         chance = None if request.n_likeliest is None else token_chance(logits, token, request.n_likeliest)
         answer.history.append(token)
         answer.n_new += 1

@@ -11,13 +11,16 @@ from typing import Any
 from sentinel.infer.batch_request import Event, Finish
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.serve.errors import ApiError
+from sentinel.serve.fields import Fields
 from sentinel.serve.requests import Asked
+
+DONE = "[DONE]"
 
 
 class Answers:
     """The answers to one request as they grow: ``add`` takes events, and gives the chunks that a stream sends."""
 
-    def __init__(self, asked: Asked, tokenizer: TextTokenizer, model: str) -> None:
+    def __init__(self, asked: Asked, tokenizer: TextTokenizer, model: str, fields: Fields) -> None:
         self._asked, self._tokenizer, self._model = asked, tokenizer, model
         self._id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
@@ -40,7 +43,7 @@ class Answers:
         chances = self._chances(index, [event])
         self._offsets[index] += len(event.text)
         reason = None if event.finish is None else event.finish.value
-        widths = self._widths(index) if event.finish else {}
+        widths = widths_of(self._events[index]) if event.finish else {}
         if not self._asked.chat:
             return [self._chunk(index, event.text, chances, reason, widths)]
         chunks: list[dict[str, Any]] = []
@@ -50,9 +53,14 @@ class Answers:
             chunks.append(self._chunk(index, {}, None, reason, widths))
         return chunks
 
-    def usage_chunk(self) -> list[dict[str, Any]]:
-        """The last chunk, where ``stream_options.include_usage`` asked for it."""
-        return [{**self._head(True), "choices": [], "usage": self.usage()}] if self._asked.include_usage else []
+    def last(self) -> list[Any]:
+        """What ends a stream: tokens used, where ``stream_options.include_usage`` asked for it, and a mark."""
+        usage = {**self._head(True), "choices": [], "usage": self.usage()}
+        return [usage, DONE] if self._asked.include_usage else [DONE]
+
+    def failed(self, error: ApiError) -> list[Any]:
+        """What a stream says that was broken off."""
+        return [error.body, DONE]
 
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts, and of all answers, with those that end them."""
@@ -71,18 +79,13 @@ class Answers:
                 said = {"message": {"role": "assistant", "content": text, "refusal": None}}
             assert finish is not None
             chances = self._chances(index, events)
-            ended = {"logprobs": chances, "finish_reason": finish.value, **self._widths(index)}
+            ended = {"logprobs": chances, "finish_reason": finish.value, **widths_of(events)}
             choices.append({"index": index, **said, **ended})
         return {**self._head(False), "choices": choices, "usage": self.usage()}
 
     def _head(self, chunk: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self._asked.chat else "text_completion"
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-
-    def _widths(self, index: int) -> dict[str, Any]:
-        """How many tokens were made at which width, where there are several."""
-        count = Counter(event.width for event in self._events[index] if event.width)
-        return {"widths": dict(count)} if count else {}
 
     def _chunk(
         self, index: int, said: Any, chances: Any, reason: str | None, widths: dict[str, Any] | None = None
@@ -126,6 +129,12 @@ class Answers:
 
     def _name(self, token: int) -> str:
         return self._tokenizer.decode([token]) or self._tokenizer.fast.id_to_token(token) or ""
+
+
+def widths_of(events: Sequence[Event]) -> dict[str, Any]:
+    """How many tokens of an answer were made at which width, where there are several."""
+    count = Counter(event.width for event in events if event.width)
+    return {"widths": dict(count)} if count else {}
 
 
 def raise_failed(event: Event) -> None:
