@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
+from batches import HANG, PROMPTS, alone, ask, heard, until
 from conftest import spec_of
 from helpers import ToyEngine, character_tokenizer, filled_decoder
 
 from sentinel.errors import InputError
 from sentinel.infer import batching
-from sentinel.infer.batch_request import Event, Events, Finish, QueueFullError, Request, ShuttingDownError
+from sentinel.infer.batch_request import Events, Finish, QueueFullError, Request, ShuttingDownError
 from sentinel.infer.batching import Batcher
-from sentinel.infer.generate import generate_text, generate_tokens
+from sentinel.infer.generate import generate_text
 from sentinel.infer.opening import make_engine
 from sentinel.infer.sampling import SamplingSettings, token_chance
 
 SPEC = spec_of("llama-grouped")
-RNG = np.random.default_rng(0)
-PROMPTS = [RNG.integers(1, 97, size).tolist() for size in (1, 30, 3, 17, 9, 2, 40, 5, 23, 11)]
-HANG = 120  # seconds after which a test would wait for ever
-
-
-def alone(engine, request: Request) -> list[int]:
-    steps = generate_tokens(engine, [request.prompt], request.max_new_tokens, request.settings, request.eos_ids)
-    return [token for (token,) in steps if token is not None]
-
-
-def heard(events: Events) -> tuple[list[int], str, Event]:
-    """Tokens, text and the last event."""
-    found = list(events)
-    return [e.token for e in found if e.token is not None], "".join(e.text for e in found), found[-1]
-
-
-def ask(batcher: Batcher, request: Request) -> Events:
-    events = Events()
-    batcher.submit(request, events.tell)
-    return events
-
-
-def until(true) -> None:
-    end = time.monotonic() + HANG
-    while not true():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.001)
 
 
 class Gate:
@@ -73,7 +46,7 @@ def test_answers_are_those_of_each_prompt_alone(level, piece, monkeypatch):
     with Batcher(engine, character_tokenizer(), max_batch=4) as batcher:
         found = [heard(events) for events in [ask(batcher, request) for request in requests]]
         assert batcher.idle
-        assert len(engine._open) == len(batcher.cache)
+        assert len(engine._open) == len(batcher.caches[0])
     assert [tokens for tokens, _, _ in found] == expected
     assert all(last.finish is Finish.LENGTH for _, _, last in found)
     assert not engine._open
@@ -192,7 +165,7 @@ def test_a_prompt_that_begins_as_an_earlier_one_is_read_from_there(level):
     expected = [alone(engine, Request(prompt, 10)) for prompt in prompts]
     with Batcher(engine, character_tokenizer(), max_batch=3) as batcher:
         assert [heard(ask(batcher, Request(prompt, 10)))[0] for prompt in prompts] == expected
-        assert batcher.cache.n_reused >= 25 + 25 + 24 + 20
+        assert batcher.caches[0].n_reused >= 25 + 25 + 24 + 20
         again = heard(ask(batcher, Request(prompts[0] + expected[0][:5], 5)))[0]  # the next turn of a chat
         assert again == expected[0][5:]
     assert not engine._open
@@ -205,12 +178,12 @@ def test_what_was_not_used_for_longest_goes_first_and_bytes_are_bounded():
     with Batcher(engine, character_tokenizer(), cache_mb=2.5 * size / 1e6) as batcher:
 
         def reused(number: int) -> int:
-            before = batcher.cache.n_reused
-            heard(ask(batcher, Request([*texts[number], 50 + batcher.cache.n_reused % 40], 2)))
-            assert batcher.cache.n_byte <= 2.5 * size and len(batcher.cache) <= 2
-            return batcher.cache.n_reused - before
+            before = batcher.caches[0].n_reused
+            heard(ask(batcher, Request([*texts[number], 50 + batcher.caches[0].n_reused % 40], 2)))
+            assert batcher.caches[0].n_byte <= 2.5 * size and len(batcher.caches[0]) <= 2
+            return batcher.caches[0].n_reused - before
 
         assert [reused(number) for number in (0, 1, 0, 2, 1)] == [0, 0, 30, 0, 0]
     with Batcher(engine, character_tokenizer(), cache_mb=0) as batcher:
         assert [heard(ask(batcher, Request(texts[0], 2)))[2].finish for _ in range(2)] == [Finish.LENGTH] * 2
-        assert (batcher.cache.n_reused, len(batcher.cache)) == (0, 0) and not engine._open
+        assert (batcher.caches[0].n_reused, len(batcher.caches[0])) == (0, 0) and not engine._open

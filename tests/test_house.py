@@ -17,11 +17,13 @@ SOURCE = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 COMMAND_MODULES = {f"sentinel.commands.{name}" for name in (*COMMANDS, "lm_eval")}
 SHARED = {  # what tests may import from tests
+    "batches",
     "conftest",
     "family_configs",
     "gguf_models",
     "helpers",
     "native_oracle",
+    "serving",
     "synthetic_results",
     "transformers_tests",
 }

@@ -4,86 +4,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import re
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS
-from helpers import character_tokenizer, filled_decoder
+from serving import HANG, Server, asked, httpx, openai, save_small
 
-from sentinel.formats.checkpoint import save_checkpoint
-from sentinel.models.families import family_of
-from sentinel.models.record import Record
-from sentinel.models.tokenizer import TextTokenizer
-
-openai = pytest.importorskip("openai")
-httpx = pytest.importorskip("httpx")
-for package in ("starlette", "uvicorn", "prometheus_client"):
-    pytest.importorskip(package)
-
-HANG = 300  # seconds after which a test would wait for ever
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}assistant: "
-CONTEXT = 8192
 LONG = {"model": "small", "prompt": "abc", "max_tokens": 8000, "temperature": 0}
-
-
-class Server:
-    """``sentinel serve small --port 0`` with more arguments."""
-
-    def __init__(self, folder: Path, *more: str) -> None:
-        command = [sys.executable, "-m", "sentinel", "serve", str(folder), "--port", "0", "--threads", "2", *more]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"http://\S+(?=/v1$)", line.strip())
-        assert found, (line, self.process.communicate(timeout=HANG))
-        self.url = found.group()
-        self.http = httpx.Client(base_url=self.url, timeout=HANG)
-
-    def client(self, key: str = "none"):
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=HANG)
-
-    def figure(self, name: str) -> float:
-        text = self.http.get("/metrics").text
-        return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE).group(1))  # pyright: ignore
-
-    def until(self, name: str, value: float) -> None:
-        end = time.monotonic() + HANG
-        while (found := self.figure(name)) != value:
-            assert time.monotonic() < end, f"{name} stayed at {found}"
-            time.sleep(0.01)
-
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        """Exit code and stderr after a signal."""
-        self.process.send_signal(number)
-        _, told = self.process.communicate(timeout=HANG)
-        return self.process.returncode, told
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.http.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     """A tiny model of a long context, with a tokenizer of characters and a chat template."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    config = {**CONFIGS["llama-grouped"], "max_position_embeddings": CONTEXT}
-    spec = family_of("llama").spec_from_config(config)
-    tokenizer = TextTokenizer(character_tokenizer().fast, (), settings={"chat_template": TEMPLATE})
-    save_checkpoint(filled_decoder(spec), folder, tokenizer, Record())
-    return folder
+    return save_small(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +32,6 @@ def server(small) -> Iterator[Server]:
 def client(server):
     with server.client() as found:
         yield found
-
-
-def asked(text: str) -> list:
-    return [{"role": "user", "content": text}]
 
 
 def test_models_are_listed_and_found_by_name(server, client):
@@ -339,3 +271,25 @@ def test_without_the_extra_one_sentence_names_it(small):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=HANG)
     assert done.returncode == 2
     assert done.stderr.strip() == "sentinel: uvicorn is missing; pip install 'sentinel-ai[serve]'"
+
+
+def test_under_load_answers_are_made_at_narrower_widths_and_say_so(elastic, worded):
+    with Server(
+        Path(elastic), "--level", "2", "--batch", "1", "--shed", "0.5/0.5", "--shed-wait", "0.000001"
+    ) as server:
+        client, options = server.client(), {"model": "elastic", "prompt": "a b c", "temperature": 0}
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda _: client.completions.create(max_tokens=40, **options), range(3)))
+        widths = [answer.choices[0].widths for answer in found]
+        assert all(
+            sum(counts.values()) == answer.usage.completion_tokens for counts, answer in zip(widths, found, strict=True)
+        )
+        assert "0.5/0.5" in {name for counts in widths for name in counts}
+        *_, last = client.completions.create(max_tokens=9, stream=True, **options)
+        assert sum(last.choices[0].widths.values()) == 9
+        told = [server.figure(f'sentinel_tokens_by_width_total{{width="{name}"}}') for name in ("0", "0.5/0.5")]
+        assert sum(told) == server.figure("sentinel_generated_tokens_total")
+        assert server.figure('sentinel_width_in_use{width="0.5/0.5"}') == 1
+    command = [sys.executable, "-m", "sentinel", "serve", worded, "--port", "0", "--shed", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
+    assert done.returncode == 2 and "stores no widths" in done.stderr

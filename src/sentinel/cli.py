@@ -44,7 +44,7 @@ COMMANDS = {
 FULL = frozenset({"torch", "transformers", "safetensors", "gguf", "huggingface_hub", "altair", "vl_convert"})
 
 # Top-level modules of the extra "serve".
-SERVE = frozenset({"starlette", "uvicorn", "prometheus_client", "prompt_toolkit"})
+SERVE = frozenset({"starlette", "uvicorn", "prometheus_client", "prompt_toolkit", "llguidance"})
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 

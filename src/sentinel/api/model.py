@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentinel.errors import InputError
 from sentinel.infer.generate import stream_text
+from sentinel.infer.grammar import Form
 from sentinel.infer.opening import make_engine, refuse_dtype
 from sentinel.infer.quantised import QuantisedModel, is_quantised
 from sentinel.infer.sampling import SamplingSettings
@@ -126,17 +127,20 @@ class Model(Origin):
         neurons: float = 0.0,
         threads: int | None = None,
         draft: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
     ) -> Iterator[str]:
         """Pieces of the answer as soon as they are certain.
 
         ``prompt`` is a text or a list of chat messages (``{"role": ..., "content": ...}``). A text is asked as the user's
         message where the model has a chat template, unless ``raw``; without a template it is continued. Sampling is
-        greedy by default. The other arguments are those of `engine`.
+        greedy by default. The answer is JSON of ``json_schema`` where one is given (needs the extra ``serve``), or the
+        beginning of such JSON where ``max_new_tokens`` cut it. The other arguments are those of `engine`.
         """
         tokenizer = self.require_tokenizer()
         engine = self.engine(level, precision=precision, heads=heads, neurons=neurons, threads=threads, draft=draft)
         ids = self._token_ids(prompt, raw=raw)
-        return stream_text(engine, tokenizer, ids, max_new_tokens, sampling, stop)
+        form = None if json_schema is None else Form.json_schema(json_schema)
+        return stream_text(engine, tokenizer, ids, max_new_tokens, sampling, stop, form=form)
 
     def _token_ids(self, prompt: Prompt, *, raw: bool) -> list[int]:
         tokenizer = self.require_tokenizer()

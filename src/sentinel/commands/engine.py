@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def open_engine(
-    options: argparse.Namespace, choice: EngineChoice | None = None, draft: str | None = None
+    options: argparse.Namespace,
+    choice: EngineChoice | None = None,
+    draft: str | None = None,
+    narrower: Sequence[tuple[float, float]] = (),
 ) -> OpenedEngine:
-    """The engine that the arguments name; ``choice`` in place of their own, ``draft`` proposes tokens to it."""
+    """The engine that the arguments name; ``choice`` in place of their own, ``draft`` proposes tokens to it, ``narrower``
+    are ratios of further widths."""
     from sentinel.infer import opening
 
     choice = choice or chosen_engine(options)
@@ -58,4 +63,5 @@ def open_engine(
         threads=options.threads,
         draft=draft,
         dtype=options.dtype,
+        narrower=narrower,
     )

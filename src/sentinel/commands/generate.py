@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from sentinel.errors import InputError
 
 if TYPE_CHECKING:
     from sentinel.infer.engine import Engine
+    from sentinel.infer.grammar import Form
     from sentinel.infer.speculation import Proposer
     from sentinel.models.tokenizer import TextTokenizer
 
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let a cheaper copy propose tokens, and verify several at once: int8, int4, or a stored width as 0.5 (of "
         "heads) or 0.5/0.2 (heads/neurons); the text stays the same",
     )
+    parser.add_argument("--json-schema", metavar="FILE", help="the answer is JSON of the schema in FILE")
     add_machine(parser)
 
 
@@ -92,13 +95,16 @@ def run(options: argparse.Namespace) -> None:
         choice = with_preset(choice, options.preset, options.model)
     if options.lookup and options.draft is not None:
         raise InputError("--lookup and --draft both propose tokens; give one of them")
+    form = None if options.json_schema is None else _schema(options.json_schema)
     opened = open_engine(options, choice, options.draft)
     engine, tokenizer = opened.engine, opened.require_tokenizer()
     prompt, chat = token_ids(options, tokenizer, text)
     if opened.weights == "random":
         say("random weights: the text means nothing, the speed does")
     timings, proposer = Timings(), _proposer(options, engine)
-    pieces = stream_text(engine, tokenizer, prompt, options.max_new_tokens, settings, options.stop, timings, proposer)
+    pieces = stream_text(
+        engine, tokenizer, prompt, options.max_new_tokens, settings, options.stop, timings, proposer, form
+    )
     try:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -119,6 +125,19 @@ def run(options: argparse.Namespace) -> None:
         f"{engine.name}{', chat template' if chat else ''}: {len(timings.stamps)} tokens, TTFT {timings.ttft_ms:.1f} ms, "
         f"{tpot}{timings.tokens_per_s:.1f} tokens/s, peak memory {peak_rss_mb():,.0f} MB"
     )
+
+
+def _schema(path: str) -> Form:
+    """The form that the schema in a file asks for."""
+    from sentinel.infer.grammar import Form
+
+    try:
+        schema = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--json-schema {path} can't be read as JSON ({error})") from error
+    if not isinstance(schema, dict):
+        raise InputError(f"--json-schema {path} is no schema; it must be a JSON object")
+    return Form.json_schema(schema)
 
 
 def _proposer(options: argparse.Namespace, engine: Engine) -> Proposer | None:

@@ -48,11 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         help="seconds for answers under way at the end (default 30)",
     )
+    parser.add_argument(
+        "--shed",
+        metavar="W,W",
+        help="under load, go down to these stored widths of an elastic model, as 0.3,0.5 (of heads) or 0.5/0.2 "
+        "(heads/neurons); default: never",
+    )
+    parser.add_argument(
+        "--shed-wait", metavar="S", type=real_number, default=0.5, help="a request waits longer: load (default 0.5)"
+    )
+    parser.add_argument(
+        "--shed-tpot", metavar="S", type=real_number, default=0.2, help="a token takes longer: load (default 0.2)"
+    )
     add_machine(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from sentinel.infer.batching import Batcher
+    from sentinel.infer.shedding import Shedding, width_name, widths_to_shed
     from sentinel.progress import say
     from sentinel.serve.server import bound_socket
     from sentinel.serve.server import run as serve
@@ -70,17 +83,25 @@ def run(options: argparse.Namespace) -> None:
         max_body_mb=options.max_body,
         grace_s=options.grace,
     )
+    names = [] if options.shed is None else options.shed.split(",")
+    heads, neurons = options.heads or 0.0, options.neurons or 0.0
     listening = bound_socket(settings)  # before a model is loaded for nothing
     with listening:
-        opened = open_engine(options)
+        narrower = widths_to_shed(names, heads, neurons)
+        opened = open_engine(options, narrower=narrower)
         engine, tokenizer = opened.engine, opened.require_tokenizer()
         name = options.name or opened.name
+        shedding = None
+        if narrower:
+            named = {width_name(*ratios): its for ratios, its in zip(narrower, opened.narrower, strict=True)}
+            shedding = Shedding(width_name(heads, neurons), named, options.shed_wait, options.shed_tpot)
         batcher = Batcher(
             engine,
             tokenizer,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             cache_mb=settings.cache_mb,
+            shedding=shedding,
         )
 
         def ready(address: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def open_stored(folder: Path) -> Stored:
 
 
 @contextmanager
-def _safetensors(file: Path) -> Generator[Any, None, None]:
+def _safetensors(file: Path) -> Iterator[Any]:
     """The file, opened; `InputError` when it is missing or damaged."""
     try:
         found: Any = safe_open(file, "pt")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sentinel.infer.grammar import Constraint
 from sentinel.infer.sampling import SamplingSettings, TokenChance
 
 
@@ -32,7 +33,8 @@ class Finish(Enum):
 @dataclass(frozen=True)
 class Request:
     """A prompt (token ids), and how to go on: ``max_new_tokens`` at most, up to a token of ``eos_ids``, before a string of
-    ``stop``. ``n_likeliest`` asks for the chance of each token, and for so many of the likeliest; None for nothing."""
+    ``stop``. ``n_likeliest`` asks for the chance of each token, and for so many of the likeliest; None for nothing.
+    ``constraint`` says which tokens may come (`Grammars.begin`)."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -40,6 +42,7 @@ class Request:
     eos_ids: Sequence[int] = ()
     stop: Sequence[str] = ()
     n_likeliest: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Event:
     """One token more, or an end. ``text`` is certain with it, often empty; ``chance`` is there where it was asked for.
 
     ``token`` is None where an answer ends without another token; ``message`` says what went wrong.
+    ``width`` is the one that the token was made at, "" where there is one only.
     """
 
     text: str = ""
@@ -54,6 +58,7 @@ class Event:
     chance: TokenChance | None = None
     finish: Finish | None = None
     message: str = ""
+    width: str = ""
 
 
 class Ticket:

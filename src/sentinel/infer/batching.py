@@ -3,11 +3,16 @@
 One thread runs rounds. A round reads a piece of the prompts that wait, in turn, and then gives one token to every answer
 under way, so that a long prompt holds nobody up for longer than a piece takes. What an answer says does not depend on the
 others: an engine runs every sequence as if it were alone (`Engine`), and each draws from a random stream of its own.
+
+With `Shedding` there are several widths of the model. A rule says which of them is in force; an answer begins at that one.
+One that is under way at another goes over to it when no prompt is being read: its text is read again there, in pieces as
+a prompt is. Its next tokens are those that an engine of the new width gives after this text. A pass is of one width.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -15,43 +20,28 @@ from collections.abc import Callable
 import numpy as np
 
 from sentinel.errors import InputError
+from sentinel.infer.batch_answer import Answer, ServedWidth
 from sentinel.infer.batch_request import Event, Finish, QueueFullError, Request, ShuttingDownError, Ticket
-from sentinel.infer.engine import Engine, Logits, OpenSequence
+from sentinel.infer.engine import Engine, Logits
 from sentinel.infer.prefix_cache import PrefixCache
-from sentinel.infer.sampling import Sampler, token_chance
-from sentinel.infer.text_stream import TextStream, check_stop
+from sentinel.infer.sampling import token_chance
+from sentinel.infer.shedding import Shedding
+from sentinel.infer.text_stream import check_stop
 from sentinel.infer.token_checks import check_prompts
-from sentinel.models.rotary import turns
 from sentinel.models.tokenizer import TextTokenizer
 
 PIECE = 128  # tokens of prompts that are read between two steps; one pass of the native engine
 MAX_BATCH = 16
 MAX_QUEUE = 64
 CACHE_MB = 256  # of keys and values of answers that have ended
-MAX_KEPT = 16
-
-
-class _Answer:
-    """A request under way: how much of its prompt is read, and its tokens so far."""
-
-    def __init__(self, ticket: Ticket, tokenizer: TextTokenizer) -> None:
-        self.ticket, self.request = ticket, ticket.request
-        self.history = list(self.request.prompt)
-        self.n_read = self.n_new = 0
-        self.sequence: OpenSequence | None = None
-        self.sampler = Sampler(self.request.settings, 1)
-        self.text = TextStream(tokenizer, self.request.prompt, self.request.stop)
-
-    @property
-    def unread(self) -> int:
-        """Tokens of the prompt that are still to be read."""
-        return len(self.request.prompt) - self.n_read
+PAYS = 4  # tokens that are read again for one that is made at another width; more of them do not pay
 
 
 class Batcher:
     """Answers requests together, up to ``max_batch`` at once, while up to ``max_queue`` wait in the order they came.
 
-    Up to ``cache_mb`` of keys and values of answers that have ended are kept, for prompts that begin alike.
+    Up to ``cache_mb`` of keys and values of answers that have ended are kept, for prompts that begin alike; with
+    ``shedding`` each width has its share.
 
     Raises `InputError` for a batch that the engine can't hold. `close` ends it; it is a context manager too.
     """
@@ -64,6 +54,7 @@ class Batcher:
         max_batch: int = MAX_BATCH,
         max_queue: int = MAX_QUEUE,
         cache_mb: float = CACHE_MB,
+        shedding: Shedding | None = None,
     ) -> None:
         if max_batch < 1 or max_queue < 1:
             raise InputError(f"batch and queue must be at least 1, not {max_batch} and {max_queue}")
@@ -71,12 +62,14 @@ class Batcher:
             raise InputError(f"{engine.name} takes at most {engine.max_sequences} sequences at once, not {max_batch}")
         self.engine, self.tokenizer = engine, tokenizer
         self.max_batch, self.max_queue = max_batch, max_queue
-        spare = MAX_KEPT if engine.max_sequences is None else engine.max_sequences - max_batch
-        self.cache = PrefixCache(engine, int(cache_mb * 1e6), min(MAX_KEPT, spare))
-        self._turns = turns(engine.spec)
+        engines = {"": engine} if shedding is None else {shedding.name: engine, **shedding.narrower}
+        share = int(cache_mb * 1e6 / len(engines))
+        self._widths = [ServedWidth(name, its, max_batch, share) for name, its in engines.items()]
+        self._width = self._widths[0]  # in force
+        self._rule = None if shedding is None else shedding.rule()
         self._waiting: deque[Ticket] = deque()
-        self._reading: deque[_Answer] = deque()
-        self._decoding: list[_Answer] = []
+        self._reading: deque[Answer] = deque()
+        self._decoding: list[Answer] = []
         self._changed = threading.Condition()  # guards what waits, and the flags
         self._refusing = self._closing = False
         self._thread = threading.Thread(target=self._work, name="sentinel-batcher", daemon=True)
@@ -118,6 +111,21 @@ class Batcher:
         return tickets
 
     @property
+    def caches(self) -> list[PrefixCache]:
+        """What is kept for prompts that begin alike, of each width."""
+        return [width.cache for width in self._widths]
+
+    @property
+    def width_names(self) -> list[str]:
+        """Names of the widths that there are, the widest first; without shedding there is one, without a name."""
+        return [width.name for width in self._widths]
+
+    @property
+    def width(self) -> str:
+        """The width in force."""
+        return self._width.name
+
+    @property
     def n_waiting(self) -> int:
         """Requests that have not begun."""
         return len(self._waiting)
@@ -157,24 +165,55 @@ class Batcher:
                 self._round()
             except Exception as error:  # noqa: BLE001  (whoever waits must hear of it, and others come after)
                 traceback.print_exc()
-                self.cache.clear()
+                self._clear()
                 self._end_all(Finish.ERROR, f"the engine failed ({error})")
         self._end_all(Finish.SHUTDOWN, "the server shuts down")
-        self.cache.clear()
+        self._clear()
         for ticket in self._waiting:
             _tell(ticket, Event(finish=Finish.SHUTDOWN, message="the server shuts down"))
         self._waiting.clear()
 
+    def _clear(self) -> None:
+        for cache in self.caches:
+            cache.clear()
+
     def _round(self) -> None:
+        began = time.perf_counter()
         self._drop_cancelled()
+        self._choose_width()
         self._admit()
+        self._move()
         self._read()
-        if self._decoding:
-            answers = list(self._decoding)
-            sequences = [answer.sequence for answer in answers if answer.sequence is not None]
-            logits = self.engine.step(sequences, [answer.history[-1] for answer in answers])
-            for row, answer in enumerate(answers):
-                self._take(answer, logits[row])
+        decoding = list(self._decoding)
+        for width in self._widths:
+            if answers := [answer for answer in decoding if answer.width is width]:
+                self._step(width, answers)
+        if decoding and self._rule is not None:
+            self._rule.saw_round(time.perf_counter() - began)
+
+    def _step(self, width: ServedWidth, answers: list[Answer]) -> None:
+        sequences = [answer.sequence for answer in answers if answer.sequence is not None]
+        logits = width.engine.step(sequences, [answer.history[-1] for answer in answers])
+        for row, answer in enumerate(answers):
+            self._take(answer, logits[row])
+
+    def _choose_width(self) -> None:
+        if self._rule is not None:
+            with self._changed:
+                oldest = self._waiting[0].asked if self._waiting else None
+            waited = 0.0 if oldest is None else time.perf_counter() - oldest
+            self._width = self._widths[self._rule.look(waited, self.n_active)]
+
+    def _move(self) -> None:
+        """Let an answer of another width go over to the one in force: one at a time, and prompts go first."""
+        if not self._reading:
+            found = (a for a in self._decoding if a.width is not self._width and a.left >= len(a.history) / PAYS)
+            answer = next(found, None)
+            if answer is not None:
+                answer.width.leave(answer, keep=True)
+                answer.width = self._width
+                self._reading.append(answer)  # first, so that it is never in neither place
+                self._decoding.remove(answer)
 
     def _drop_cancelled(self) -> None:
         for answer in [a for a in (*self._reading, *self._decoding) if a.ticket.cancelled]:
@@ -191,7 +230,7 @@ class Batcher:
             with self._changed:  # never in neither place: `idle` looks at both
                 if not self._waiting:
                     return
-                self._reading.append(_Answer(self._waiting.popleft(), self.tokenizer))
+                self._reading.append(Answer(self._waiting.popleft(), self.tokenizer, self._width))
 
     def _read(self) -> None:
         """Pieces of prompts, in turn, and the first token of those that are read."""
@@ -199,9 +238,7 @@ class Batcher:
         while left > 0 and self._reading:
             answer = self._reading[0]
             try:
-                self._begin(answer)
-                count = self._portion(answer, left)
-                logits = self._feed(answer, count)
+                count, logits = answer.width.read(answer, left)
             except (InputError, MemoryError) as error:  # of this one alone
                 self._finish(answer, Event(finish=Finish.ERROR, message=f"{error}" or "there is not enough memory"))
                 continue
@@ -212,56 +249,33 @@ class Batcher:
                 self._reading.pop()
                 self._take(answer, logits)
 
-    def _begin(self, answer: _Answer) -> None:
-        """Let an answer whose prompt begins as an earlier one did go on from there."""
-        if answer.sequence is None:
-            found = self.cache.begin(answer.request.prompt, answer.request.max_new_tokens)
-            if found is not None:
-                answer.sequence, answer.n_read = found
-
-    def _portion(self, answer: _Answer, left: int) -> int:
-        """Tokens to read next. A prompt within which rotary angles turn is read whole: it has those of its length."""
-        if any(answer.n_read < turn < len(answer.request.prompt) for turn in self._turns):
-            return answer.unread
-        return min(answer.unread, left)
-
-    def _feed(self, answer: _Answer, count: int) -> Logits:
-        piece = answer.request.prompt[answer.n_read : answer.n_read + count]
-        if answer.sequence is None:
-            room = answer.unread - count + answer.request.max_new_tokens
-            answer.sequence, logits = self.engine.open(piece, room)
-        else:
-            logits = self.engine.extend(answer.sequence, piece)
-        answer.n_read += count
-        return logits
-
-    def _take(self, answer: _Answer, logits: Logits) -> None:
+    def _take(self, answer: Answer, logits: Logits) -> None:
         """Choose the next token of an answer, and tell of it."""
         if answer.ticket.cancelled:
             return
-        request = answer.request
-        (token,) = answer.sampler(logits[np.newaxis], [answer.history])
+        request, width = answer.request, answer.width.name
+        try:
+            (token,) = answer.sampler(logits[np.newaxis], [answer.history])
+        except InputError as error:  # of this one alone
+            self._finish(answer, Event(finish=Finish.ERROR, message=str(error)))
+            return
         chance = None if request.n_likeliest is None else token_chance(logits, token, request.n_likeliest)
         answer.history.append(token)
         answer.n_new += 1
         if token in request.eos_ids:
-            self._finish(answer, Event(answer.text.end(), token, chance, Finish.STOP))
+            self._finish(answer, Event(answer.text.end(), token, chance, Finish.STOP, width=width))
             return
         piece = answer.text.push(token)
         if answer.text.stopped:
-            self._finish(answer, Event(piece, token, chance, Finish.STOP))
+            self._finish(answer, Event(piece, token, chance, Finish.STOP, width=width))
         elif answer.n_new == request.max_new_tokens:
-            self._finish(answer, Event(piece + answer.text.end(), token, chance, Finish.LENGTH))
+            self._finish(answer, Event(piece + answer.text.end(), token, chance, Finish.LENGTH, width=width))
         else:
-            _tell(answer.ticket, Event(piece, token, chance))
+            _tell(answer.ticket, Event(piece, token, chance, width=width))
 
-    def _finish(self, answer: _Answer, event: Event) -> None:
+    def _finish(self, answer: Answer, event: Event) -> None:
         """Free an answer's place, then tell of its end."""
-        sequence = answer.sequence
-        if sequence is not None and event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED):
-            self.cache.keep(sequence, answer.history[: sequence.length])
-        elif sequence is not None:
-            self.engine.close(sequence)
+        answer.width.leave(answer, keep=event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED))
         for place in (self._reading, self._decoding):
             if answer in place:
                 place.remove(answer)

@@ -10,6 +10,16 @@ PRECISIONS = ("int8", "int4")
 _BITS = {"fp32": 32, "int8": 8, "int4": 4}
 
 
+def parse_ratios(text: str) -> tuple[float, float] | None:
+    """What a width leaves out, of ``0.5`` (heads) or ``0.5/0.2`` (heads and neurons); None for anything else."""
+    heads, _, neurons = text.partition("/")
+    try:
+        ratios = float(heads), float(neurons or "0")
+    except ValueError:
+        return None
+    return ratios if all(0 <= ratio < 1 for ratio in ratios) and any(ratios) else None
+
+
 @dataclass(frozen=True)
 class DraftChoice:
     """A ``precision`` of the model's own width, or else a stored width, by the ratios that it leaves out."""
@@ -23,12 +33,8 @@ class DraftChoice:
         """``int8``, ``int4``, ``0.5`` (of heads), or ``0.5/0.2`` (of heads and neurons); `InputError` for anything else."""
         if text in PRECISIONS:
             return cls(text)
-        heads, _, neurons = text.partition("/")
-        try:
-            ratios = float(heads), float(neurons or "0")
-        except ValueError:
-            ratios = (-1.0, 0.0)
-        if not all(0 <= ratio < 1 for ratio in ratios) or not any(ratios):
+        ratios = parse_ratios(text)
+        if ratios is None:
             raise InputError(
                 f"a draft is int8, int4, or a stored width as 0.5 (of heads) or 0.5/0.2 (heads/neurons), not {text!r}"
             )

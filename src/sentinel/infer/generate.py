@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from sentinel.errors import InputError
 from sentinel.infer.draft import Draft
 from sentinel.infer.engine import Ability, Engine
+from sentinel.infer.grammar import Constraint, Form, Grammars
 from sentinel.infer.sampling import Sampler, SamplingSettings
 from sentinel.infer.speculation import Proposer, speculative_steps
 from sentinel.infer.text_stream import TextStream, check_stop
@@ -54,14 +55,15 @@ def generate_tokens(
     eos_ids: Sequence[int] = (),
     timings: Timings | None = None,
     proposer: Proposer | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield one step at a time: the next token of each sequence, None for one that has ended.
 
     A sequence ends with a token of ``eos_ids``, which is yielded. ``timings`` gets a stamp per step. ``proposer`` proposes
-    tokens of a single prompt, by default the engine's draft where it has one. Raises `InputError` for prompts that the
-    engine can't take.
+    tokens of a single prompt, by default the engine's draft where it has one. ``constraint`` says which tokens may
+    come. Raises `InputError` for prompts that the engine can't take.
     """
-    sampler = Sampler(settings or SamplingSettings(), len(prompts))
+    sampler = Sampler(settings or SamplingSettings(), len(prompts), constraint)
     start = time.perf_counter()
     if proposer is None and engine.draft is not None and len(prompts) == 1:
         proposer = Draft(engine.draft)
@@ -121,17 +123,21 @@ def stream_text(
     stop: Sequence[str] = (),
     timings: Timings | None = None,
     proposer: Proposer | None = None,
+    form: Form | None = None,
 ) -> Iterator[str]:
     """Yield pieces of the continuation of ``prompt`` (text, or token ids as of a chat) as soon as they are certain.
 
     Generation ends before the first of the ``stop`` strings, at an end-of-sequence token, or after ``max_new_tokens``.
+    It keeps to ``form`` where one is given; `InputError` for one that can't be kept to.
     """
     check_stop(stop)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise InputError("the prompt is empty; give some text")
     text = TextStream(tokenizer, ids, stop)
-    for (token,) in generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, proposer):
+    constraint = None if form is None else Grammars(tokenizer, engine.spec.vocab_size).begin(form)
+    steps = generate_tokens(engine, [ids], max_new_tokens, settings, tokenizer.eos_ids, timings, proposer, constraint)
+    for (token,) in steps:
         assert token is not None
         if token in tokenizer.eos_ids:
             if timings is not None:

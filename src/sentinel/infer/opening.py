@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,7 +14,7 @@ from sentinel.infer.engine import Engine, warm_up
 from sentinel.infer.levels import check_level
 from sentinel.infer.native import NativeEngine, PackedWidth
 from sentinel.infer.packed_cache import entry_of, keep, recall
-from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, is_quantised
+from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, Ratios, is_quantised
 from sentinel.models.origin import Origin
 from sentinel.progress import say
 
@@ -107,21 +107,28 @@ def make_engine(
         raise InputError(f"level {level} runs on the CPU; on {device} there are levels {there[0]} to {there[-1]}")
     if draft is None:
         return make(decoder, level, precision, threads)
-    used, choice = _ratios_in_use(decoder), DraftChoice.parse(draft)
-    choice.check_cheaper(precision, *used)
+    choice = DraftChoice.parse(draft)
+    choice.check_cheaper(precision, *_ratios_in_use(decoder))
     engine = make(decoder, level, precision, threads)
     if choice.precision is not None:
         engine.draft_by(make_engine(decoder, 3, precision=choice.precision, threads=threads), draft)
-        return engine
-    decoder.set_width(choice.heads, choice.neurons)
+    else:
+        engine.draft_by(narrower_engine(decoder, engine, choice.heads, choice.neurons, threads), draft)
+    return engine
+
+
+def narrower_engine(
+    decoder: Decoder, engine: Engine, heads: float, neurons: float, threads: int | None = None
+) -> Engine:
+    """Another engine of what ``engine`` runs, at a stored width of its ``decoder``; packed weights are shared."""
+    used = _ratios_in_use(decoder)
+    decoder.set_width(heads, neurons)
     try:
         if engine.packed is not None:
-            engine.draft_by(_at_width(decoder, engine.packed, precision, threads), draft)
-        else:
-            engine.draft_by(make(decoder.narrowed(), level, precision, threads), draft)
+            return _at_width(decoder, engine.packed, engine.precision, threads)
+        return make_engine(decoder.narrowed(), engine.level, threads=threads)
     finally:
         decoder.set_width(*used)
-    return engine
 
 
 def _ratios_in_use(decoder: Decoder) -> tuple[float, float]:
@@ -134,12 +141,16 @@ def _kind(device: str) -> str:
 
 @dataclass(frozen=True)
 class OpenedEngine(Origin):
-    """An engine that is ready, with the name, the tokenizer and the record of its model."""
+    """An engine that is ready, with the name, the tokenizer and the record of its model.
+
+    ``narrower`` are engines of the same weights at the stored widths that were asked for.
+    """
 
     engine: Engine
     tokenizer: TextTokenizer | None
     name: str
     record: Record
+    narrower: tuple[Engine, ...] = ()
 
     @property
     def spec(self) -> ModelSpec:
@@ -158,12 +169,13 @@ def open_engine(
     threads: int | None = None,
     draft: str | None = None,
     dtype: str | None = None,
+    narrower: Sequence[Ratios] = (),
 ) -> OpenedEngine:
     """An engine that runs ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``), compiled and warmed up.
 
     A quantised folder runs without torch; so does a model at level 3, which is quantised once and kept (`packed_cache`).
     ``level`` is 1 by default, 3 for a quantised folder; ``heads`` and ``neurons`` are the ratios of a stored width;
-    ``draft`` is as in `make_engine`.
+    ``draft`` is as in `make_engine`; ``narrower`` are ratios of further widths, to be run beside it.
     ``dtype`` is that of the weights that are loaded, see `sources.load`: what PyTorch runs computes in it, by default fp32.
     Levels 2 and 3 on the CPU compute in types of their own, so that by default the weights stay as they are stored.
     Raises `InputError` for what the model or this machine can't do.
@@ -178,14 +190,17 @@ def open_engine(
             raise InputError(f"{model} is quantised, which runs on the CPU only; leave out --device")
         refuse_dtype(model, dtype)
         found = QuantisedModel.load(folder)
-        return _warm(found.engine(level, precision, heads, neurons, threads, draft), found)
+        others = [found.engine(level, precision, *ratios, threads) for ratios in narrower]
+        return _warm(found.engine(level, precision, heads, neurons, threads, draft), found, others)
     level = 1 if level is None else level
     precision = check_precision(level, precision)
     width = (heads, neurons)
     if level >= 2 and device == "cpu":
-        return _open_packed(_Wanted(model, random_weights, dtype, width, threads), level, precision, draft)
+        return _open_packed(_Wanted(model, random_weights, dtype, width, threads), level, precision, draft, narrower)
     loaded = _load(model, width, threads, random_weights, device, dtype or "fp32")
-    return _warm(make_engine(loaded.decoder, level, precision=precision, threads=threads, draft=draft), loaded)
+    engine = make_engine(loaded.decoder, level, precision=precision, threads=threads, draft=draft)
+    others = [narrower_engine(loaded.decoder, engine, *ratios, threads) for ratios in narrower]
+    return _warm(engine, loaded, others)
 
 
 def refuse_dtype(model: str, dtype: str | None) -> None:
@@ -194,11 +209,10 @@ def refuse_dtype(model: str, dtype: str | None) -> None:
         raise InputError(f"{model} is quantised, so that its weights have no other type; leave out dtype")
 
 
-def _warm(engine: Engine, origin: Origin) -> OpenedEngine:
-    warm_up(engine)
-    if engine.draft is not None:
-        warm_up(engine.draft)
-    return OpenedEngine(engine, origin.tokenizer, origin.name, origin.record)
+def _warm(engine: Engine, origin: Origin, narrower: Sequence[Engine]) -> OpenedEngine:
+    for each in (engine, *([engine.draft] if engine.draft is not None else []), *narrower):
+        warm_up(each)
+    return OpenedEngine(engine, origin.tokenizer, origin.name, origin.record, tuple(narrower))
 
 
 def is_kept(model: str, precision: str) -> bool:
@@ -207,7 +221,7 @@ def is_kept(model: str, precision: str) -> bool:
 
 
 def _load(
-    model: str, width: tuple[float, float], threads: int | None, random_weights: int | None, device: str, dtype: str
+    model: str, width: Ratios, threads: int | None, random_weights: int | None, device: str, dtype: str
 ) -> LoadedModel:
     import torch
 
@@ -228,7 +242,7 @@ class _Wanted:
     model: str
     random_weights: int | None
     dtype: str | None
-    width: tuple[float, float]
+    width: Ratios
     threads: int | None
 
     @property
@@ -237,7 +251,9 @@ class _Wanted:
         return self.random_weights is None and self.dtype not in ("bf16", "fp16")
 
 
-def _open_packed(wanted: _Wanted, level: int, precision: str, draft: str | None) -> OpenedEngine:
+def _open_packed(
+    wanted: _Wanted, level: int, precision: str, draft: str | None, narrower: Sequence[Ratios]
+) -> OpenedEngine:
     """Levels 2 and 3 on the CPU. What level 3 packs is kept, and an earlier start may have kept it."""
     width, threads = wanted.width, wanted.threads
     choice = None if draft is None else DraftChoice.parse(draft)
@@ -245,15 +261,18 @@ def _open_packed(wanted: _Wanted, level: int, precision: str, draft: str | None)
         choice.check_cheaper(precision, *width)
     found = _packed(wanted, level, precision)
     engine = found.at_width(*width, threads)
-    if draft is None or choice is None:
-        return _warm(engine, found)
-    if choice.precision is not None:
-        engine.draft_by(_packed(wanted, 3, choice.precision).at_width(*width, threads), draft)
-    else:
-        narrow, ratios = NativeEngine(found.native, threads=threads), (choice.heads, choice.neurons)
+
+    def at(ratios: Ratios) -> NativeEngine:
+        narrow = NativeEngine(found.native, threads=threads)
         narrow.set_packed_width(_packed(replace(wanted, width=ratios), level, precision).stored(*ratios))
-        engine.draft_by(narrow, draft)
-    return _warm(engine, found)
+        return narrow
+
+    if draft is not None and choice is not None:
+        if choice.precision is not None:
+            engine.draft_by(_packed(wanted, 3, choice.precision).at_width(*width, threads), draft)
+        else:
+            engine.draft_by(at((choice.heads, choice.neurons)), draft)
+    return _warm(engine, found, [at(ratios) for ratios in narrower])
 
 
 def _packed(wanted: _Wanted, level: int, precision: str) -> QuantisedModel:

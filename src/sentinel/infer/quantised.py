@@ -180,6 +180,6 @@ def stored_key(name: str, stored: Collection[Ratios], heads: float, neurons: flo
         if (round(heads, 4), round(neurons, 4)) == (round(key[0], 4), round(key[1], 4)):
             return key
     if not stored:
-        raise InputError(f"{name} is quantised at one width; leave out --heads and --neurons")
+        raise InputError(f"{name} is quantised at one width; quantise an elastic model to have others")
     known = ", ".join(f"{h:g}/{n:g}" for h, n in sorted(stored))
     raise InputError(f"{name} stores no width {heads:g}/{neurons:g} of heads and neurons; stored are {known}")

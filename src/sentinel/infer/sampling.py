@@ -6,11 +6,15 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from sentinel.infer.grammar import Constraint
 
 Logits = NDArray[np.float32]
 
@@ -58,10 +62,14 @@ class SamplingSettings:
 
 
 class Sampler:
-    """Chooses one token per sequence of a batch; every sequence draws from a random stream of its own."""
+    """Chooses one token per sequence of a batch; every sequence draws from a random stream of its own.
 
-    def __init__(self, settings: SamplingSettings, batch: int) -> None:
+    ``constraint`` says which tokens may come at the beginning of each sequence, and goes on from there.
+    """
+
+    def __init__(self, settings: SamplingSettings, batch: int, constraint: Constraint | None = None) -> None:
         self.settings = settings
+        self._constraints = [] if constraint is None else [constraint.copy() for _ in range(batch)]  # by row
         self._streams = [np.random.default_rng((settings.seed, row)) for row in range(batch)]
         self._prompts: dict[int, int] = {}  # by row: tokens of the prompt, which is the history of the first call
 
@@ -70,6 +78,7 @@ class Sampler:
         other = Sampler(self.settings, 0)
         other._streams = copy.deepcopy(self._streams)
         other._prompts = dict(self._prompts)
+        other._constraints = [constraint.copy() for constraint in self._constraints]
         return other
 
     def numbers(self, n_token: int) -> list[list[float]]:
@@ -81,7 +90,13 @@ class Sampler:
 
     def __call__(self, logits: Logits, history: Sequence[Sequence[int]]) -> list[int]:
         """Next token of each row of ``logits`` [B, V], given the tokens so far of each sequence."""
-        return [self._row(row, logits[row], history[row]) for row in range(len(logits))]
+        if not self._constraints:
+            return [self._row(row, logits[row], history[row]) for row in range(len(logits))]
+        tokens: list[int] = []
+        for row, constraint in enumerate(self._constraints):
+            tokens.append(self._row(row, constraint.allowed(logits[row]), history[row]))
+            constraint.take(tokens[-1])
+        return tokens
 
     def _row(self, row: int, logits: Logits, history: Sequence[int]) -> int:
         settings = self.settings

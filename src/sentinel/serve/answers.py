@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sentinel.infer.batch_request import Event, Finish
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.serve.errors import ApiError
+from sentinel.serve.fields import Fields
 from sentinel.serve.requests import Asked
+
+DONE = "[DONE]"
 
 
 class Answers:
     """The answers to one request as they grow: ``add`` takes events, and gives the chunks that a stream sends."""
 
-    def __init__(self, asked: Asked, tokenizer: TextTokenizer, model: str) -> None:
+    def __init__(self, asked: Asked, tokenizer: TextTokenizer, model: str, fields: Fields) -> None:
         self._asked, self._tokenizer, self._model = asked, tokenizer, model
         self._id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
@@ -39,18 +43,24 @@ class Answers:
         chances = self._chances(index, [event])
         self._offsets[index] += len(event.text)
         reason = None if event.finish is None else event.finish.value
+        widths = widths_of(self._events[index]) if event.finish else {}
         if not self._asked.chat:
-            return [self._chunk(index, event.text, chances, reason)]
+            return [self._chunk(index, event.text, chances, reason, widths)]
         chunks: list[dict[str, Any]] = []
         if event.text or chances:
             chunks.append(self._chunk(index, {"content": event.text}, chances, None))
         if reason is not None:
-            chunks.append(self._chunk(index, {}, None, reason))
+            chunks.append(self._chunk(index, {}, None, reason, widths))
         return chunks
 
-    def usage_chunk(self) -> list[dict[str, Any]]:
-        """The last chunk, where ``stream_options.include_usage`` asked for it."""
-        return [{**self._head(True), "choices": [], "usage": self.usage()}] if self._asked.include_usage else []
+    def last(self) -> list[Any]:
+        """What ends a stream: tokens used, where ``stream_options.include_usage`` asked for it, and a mark."""
+        usage = {**self._head(True), "choices": [], "usage": self.usage()}
+        return [usage, DONE] if self._asked.include_usage else [DONE]
+
+    def failed(self, error: ApiError) -> list[Any]:
+        """What a stream says that was broken off."""
+        return [error.body, DONE]
 
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts, and of all answers, with those that end them."""
@@ -69,16 +79,19 @@ class Answers:
                 said = {"message": {"role": "assistant", "content": text, "refusal": None}}
             assert finish is not None
             chances = self._chances(index, events)
-            choices.append({"index": index, **said, "logprobs": chances, "finish_reason": finish.value})
+            ended = {"logprobs": chances, "finish_reason": finish.value, **widths_of(events)}
+            choices.append({"index": index, **said, **ended})
         return {**self._head(False), "choices": choices, "usage": self.usage()}
 
     def _head(self, chunk: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self._asked.chat else "text_completion"
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
-    def _chunk(self, index: int, said: Any, chances: Any, reason: str | None) -> dict[str, Any]:
+    def _chunk(
+        self, index: int, said: Any, chances: Any, reason: str | None, widths: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         words = {"delta": said} if self._asked.chat else {"text": said}
-        choice = {"index": index, **words, "logprobs": chances, "finish_reason": reason}
+        choice = {"index": index, **words, "logprobs": chances, "finish_reason": reason, **(widths or {})}
         usage = {"usage": None} if self._asked.include_usage else {}
         return {**self._head(True), "choices": [choice], **usage}
 
@@ -116,6 +129,12 @@ class Answers:
 
     def _name(self, token: int) -> str:
         return self._tokenizer.decode([token]) or self._tokenizer.fast.id_to_token(token) or ""
+
+
+def widths_of(events: Sequence[Event]) -> dict[str, Any]:
+    """How many tokens of an answer were made at which width, where there are several."""
+    count = Counter(event.width for event in events if event.width)
+    return {"widths": dict(count)} if count else {}
 
 
 def raise_failed(event: Event) -> None:

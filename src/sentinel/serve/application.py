@@ -18,8 +18,9 @@ from starlette.routing import Route
 from sentinel.errors import InputError
 from sentinel.infer.batch_request import QueueFullError, ShuttingDownError
 from sentinel.infer.batching import Batcher
+from sentinel.infer.grammar import Grammars
 from sentinel.models.tokenizer import TextTokenizer
-from sentinel.serve import requests
+from sentinel.serve import requests, responses
 from sentinel.serve.answers import Answers
 from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
@@ -29,7 +30,8 @@ from sentinel.serve.requests import Asked, Limits
 from sentinel.serve.running import ClientGoneError, EventStream, Running
 from sentinel.serve.settings import ServeSettings
 
-Reader = Callable[[Fields, TextTokenizer, Limits], Asked]
+Reader = Callable[[Fields, TextTokenizer, Limits, Grammars], Asked]
+Shape = Callable[[Asked, TextTokenizer, str, Fields], "Answers | responses.Response"]
 CLIENT_GONE = 499  # a status that nobody reads; counted
 
 
@@ -39,6 +41,7 @@ class Service:
     def __init__(self, batcher: Batcher, name: str, settings: ServeSettings) -> None:
         self.batcher, self.name, self.settings = batcher, name, settings
         self.tokenizer, self.metrics = batcher.tokenizer, Metrics(batcher)
+        self.grammars = Grammars(batcher.tokenizer, batcher.engine.spec.vocab_size)
         self.stopping = False
         context, started = batcher.engine.spec.max_seq_len, int(time.time())
         self.limits = Limits(context, settings.max_prompt or context, settings.max_new_tokens or context)
@@ -57,6 +60,7 @@ class Service:
             Route("/v1/models/{name:path}", self.model, methods=["GET"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
@@ -106,6 +110,10 @@ class Service:
         """The next message of a chat."""
         return await self._answer(request, requests.chat)
 
+    async def responses(self, request: Request) -> Response:
+        """The same in the shape of the responses API; nothing is kept of it."""
+        return await self._answer(request, responses.read, responses.Response)
+
     async def tokenize(self, request: Request) -> Response:
         """Token ids of ``prompt``, or of ``messages`` in the chat template."""
         fields = await self._fields(request)
@@ -123,12 +131,12 @@ class Service:
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request, read: Reader) -> Response:
+    async def _answer(self, request: Request, read: Reader, shape: Shape = Answers) -> Response:
         fields = await self._fields(request)
         self._check_model(fields.text("model"))
-        asked = await asyncio.to_thread(read, fields, self.tokenizer, self.limits)
+        asked = await asyncio.to_thread(read, fields, self.tokenizer, self.limits, self.grammars)
         running = Running(self.batcher, self.metrics, asked)
-        answers = Answers(asked, self.tokenizer, self.name)
+        answers = shape(asked, self.tokenizer, self.name, fields)
         if asked.stream:
             return EventStream(running, answers)
         async with aclosing(running.events(request.receive)) as events:

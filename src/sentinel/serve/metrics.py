@@ -26,15 +26,22 @@ class Metrics:
         limit = Gauge("sentinel_sequences_max", "answers that may be under way at once", registry=registry)
         limit.set(batcher.max_batch)
         cached = Gauge("sentinel_cache_bytes", "keys and values kept of answers that have ended", registry=registry)
-        cached.set_function(lambda: batcher.cache.n_byte)
+        cached.set_function(lambda: sum(cache.n_byte for cache in batcher.caches))
         reused = Gauge("sentinel_prompt_tokens_reused", "tokens of prompts that were not read again", registry=registry)
-        reused.set_function(lambda: batcher.cache.n_reused)
+        reused.set_function(lambda: sum(cache.n_reused for cache in batcher.caches))
         self.responses = Counter(
             "sentinel_http_responses", "responses, by path and status", ["path", "status"], registry=registry
         )
         self._answers = Counter("sentinel_answers", "answers that ended, by reason", ["finish"], registry=registry)
         for finish in Finish:
             self._answers.labels(finish.value)
+        self._by_width: Counter | None = None
+        if len(batcher.width_names) > 1:
+            self._by_width = Counter("sentinel_tokens_by_width", "tokens generated", ["width"], registry=registry)
+            in_use = Gauge("sentinel_width_in_use", "1 for the width in force", ["width"], registry=registry)
+            for name in batcher.width_names:
+                self._by_width.labels(name)
+                in_use.labels(name).set_function(lambda name=name: batcher.width == name)
         self._prompt = Counter("sentinel_prompt_tokens", "tokens of prompts that were begun", registry=registry)
         self._generated = Counter("sentinel_generated_tokens", "tokens that were generated", registry=registry)
         self._first = Histogram(
@@ -60,6 +67,8 @@ class Metrics:
             if event.token is not None:
                 count, last = count + 1, time.perf_counter()
                 self._generated.inc()
+                if self._by_width is not None:
+                    self._by_width.labels(event.width).inc()
                 if count == 1:
                     first = last
                     self._prompt.inc(len(request.prompt))

@@ -9,18 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sentinel.infer.batch_request import Request
+from sentinel.infer.grammar import Constraint, Grammars
 from sentinel.infer.sampling import SamplingSettings
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.plain import is_list, is_object
 from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
+from sentinel.serve.forms import constraint_of
 
 TOKEN_ID = re.compile(r"[0-9]{1,9}")
 MOST_CHOICES = 16  # answers to one request
 MOST_STOPS = 16
 MOST_LIKELIEST = 20
 DEFAULT_COMPLETION = 16  # new tokens, as OpenAI's
-REFUSED = ("response_format", "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction")
+REFUSED = ("tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction")
 REFUSED_IN_COMPLETIONS = ("best_of", "echo", "suffix")
 
 
@@ -48,21 +50,20 @@ class Asked:
         return sum(len(tokens) for tokens in {id(request.prompt): request.prompt for request in self.requests}.values())
 
 
-def completion(fields: Fields, tokenizer: TextTokenizer, limits: Limits) -> Asked:
+def completion(fields: Fields, tokenizer: TextTokenizer, limits: Limits, grammars: Grammars) -> Asked:
     """A request to ``/v1/completions``. Raises `ApiError`, or `InputError` for settings out of range."""
     best_of = fields.get("best_of")
     fields.refuse([name for name in (*REFUSED, *REFUSED_IN_COMPLETIONS) if name != "best_of" or best_of != 1])
     n_likeliest = fields.whole("logprobs", None, 0, MOST_LIKELIEST)
     prompts = [_encoded(prompt, tokenizer) for prompt in _prompts(fields.get("prompt"))]
     wanted = fields.whole("max_tokens", DEFAULT_COMPLETION, 1, 2**31)
-    return _asked(fields, prompts, tokenizer, limits, wanted, n_likeliest, chat=False)
+    constraint = constraint_of(fields, grammars)
+    return _asked(fields, prompts, tokenizer, limits, wanted, n_likeliest, constraint, chat=False)
 
 
-def chat(fields: Fields, tokenizer: TextTokenizer, limits: Limits) -> Asked:
+def chat(fields: Fields, tokenizer: TextTokenizer, limits: Limits, grammars: Grammars) -> Asked:
     """A request to ``/v1/chat/completions``. Raises `ApiError`, or `InputError` for what the template can't take."""
-    kind = fields.get("response_format")
-    plain = is_object(kind) and kind.get("type") == "text"
-    fields.refuse([name for name in REFUSED if not (name == "response_format" and plain) and name != "modalities"])
+    fields.refuse([name for name in REFUSED if name != "modalities"])
     if fields.get("modalities") not in (None, ["text"]):
         raise ApiError(400, "the model gives text only; leave out modalities", param="modalities")
     n_likeliest = fields.whole("top_logprobs", 0, 0, MOST_LIKELIEST)
@@ -70,7 +71,8 @@ def chat(fields: Fields, tokenizer: TextTokenizer, limits: Limits) -> Asked:
         n_likeliest = None
     prompt = chat_prompt(fields, tokenizer)
     given = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
-    return _asked(fields, [prompt], tokenizer, limits, fields.whole(given, None, 1, 2**31), n_likeliest, chat=True)
+    wanted, constraint = fields.whole(given, None, 1, 2**31), constraint_of(fields, grammars)
+    return _asked(fields, [prompt], tokenizer, limits, wanted, n_likeliest, constraint, chat=True)
 
 
 def chat_prompt(fields: Fields, tokenizer: TextTokenizer) -> list[int]:
@@ -121,6 +123,7 @@ def _asked(
     limits: Limits,
     wanted: int | None,
     n_likeliest: int | None,
+    constraint: Constraint | None,
     *,
     chat: bool,
 ) -> Asked:
@@ -134,7 +137,7 @@ def _asked(
         count = _new_tokens(len(prompt), wanted, limits)
         for number in range(n):
             drawn = replace(settings, seed=settings.seed + number)
-            requests.append(Request(prompt, count, drawn, eos_ids, stop, n_likeliest))
+            requests.append(Request(prompt, count, drawn, eos_ids, stop, n_likeliest, constraint))
     options = fields.get("stream_options")
     if options is not None and not is_object(options):
         raise wrong("stream_options", "an object", options)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
 
 from sentinel.infer.batch_request import Event
@@ -17,6 +17,7 @@ from sentinel.serve.answers import Answers
 from sentinel.serve.errors import ApiError
 from sentinel.serve.metrics import Metrics
 from sentinel.serve.requests import Asked
+from sentinel.serve.responses import Response
 
 
 class ClientGoneError(Exception):
@@ -65,12 +66,12 @@ class Running:
             self.cancel()
 
 
-class EventStream(Response):
-    """Server-sent events of a request's answers, ended by ``[DONE]``, or by an error where they were broken off."""
+class EventStream(HttpResponse):
+    """Server-sent events of a request's answers, with an error at the end where they were broken off."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, running: Running, answers: Answers) -> None:
+    def __init__(self, running: Running, answers: Answers | Response) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._running, self._answers = running, answers
@@ -79,7 +80,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
         async def say(*chunks: Any) -> None:
-            data = b"".join(b"data: " + _json(chunk) + b"\n\n" for chunk in chunks)
+            data = b"".join(_sent(chunk) for chunk in chunks)
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
 
@@ -88,9 +89,9 @@ class EventStream(Response):
                 await say(*self._answers.first())
                 async for index, event in events:
                     await say(*self._answers.add(index, event))
-            await say(*self._answers.usage_chunk(), "[DONE]")
+            await say(*self._answers.last())
         except ApiError as error:
-            await say(error.body, "[DONE]")
+            await say(*self._answers.failed(error))
         except ClientGoneError:
             return
         finally:
@@ -98,7 +99,9 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _json(chunk: Any) -> bytes:
+def _sent(chunk: Any) -> bytes:
+    """A chunk as a server-sent event, which is called by its type where it has one."""
     if isinstance(chunk, str):
-        return chunk.encode()
-    return json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
+        return f"data: {chunk}\n\n".encode()
+    name = f"event: {chunk['type']}\n" if "type" in chunk else ""
+    return f"{name}data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
