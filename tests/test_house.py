@@ -17,6 +17,7 @@ SOURCE = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 COMMAND_MODULES = {f"sentinel.commands.{name}" for name in (*COMMANDS, "lm_eval")}
 SHARED = {  # what tests may import from tests
+    "browser",
     "conftest",
     "family_configs",
     "gguf_models",

@@ -168,7 +168,8 @@ def test_masks_change_a_run_and_the_next_one_is_without(client):
         ({"masked": [[0, 0]], "level": 2}, "masked at level 1, by their gates"),
         ({"masked": [[0, 5]], **HALVED}, "no head 5 in layer 0 at this width"),
         ({"prompt": ""}, "the prompt is empty"),
-        ({"prompt": "a" * 200}, "beyond the context"),
+        ({"prompt": "a" * 200}, "200 tokens, at most 128 are taken"),
+        ({"prompt": "a" * 120}, "beyond the context of 128"),
         ({"max_tokens": 10**6}, "max_tokens must be from 1 to"),
         ({"chat": True}, "no chat template"),
     ],
@@ -187,10 +188,8 @@ def test_only_the_pages_own_files_are_free_of_the_key(engines):
         assert client.get("/page/model").status_code == client.post("/page/run", json=ASKED).status_code == 401
         client.headers["authorization"] = "Bearer secret"
         assert client.get("/page/model").json()["name"] == "small" and events(client)[-1] == {"kind": "done"}
-        assert (
-            client.post("/page/run", content=json.dumps(ASKED), headers={"content-type": "text/plain"}).status_code
-            == 415
-        )
+        plain = client.post("/page/run", content=json.dumps(ASKED), headers={"content-type": "text/plain"})
+        assert plain.status_code == 415
 
 
 def test_serve_has_no_page(engines):
@@ -350,5 +349,5 @@ def test_a_run_is_stopped_and_begun_by_the_keyboard(page):
     page.until(STATUS, lambda status: status in ("Stopped.", "Done."))
     page.run("document.querySelector('#prompt').value = 'a'.repeat(300)")
     page.click("#run")
-    assert "beyond the context" in page.until(STATUS, lambda status: "context" in status)
+    assert page.until(STATUS, lambda status: "taken" in status) == "the prompt has 300 tokens, at most 128 are taken"
     page.told.clear()  # the browser's own line on the 400
