@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import subprocess
@@ -24,7 +25,8 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         (theirs, self._out), (self._in, their_out) = os.pipe(), os.pipe()
-        command = [*("sh", "-c", f'exec "$@" 3<&{theirs} 4>&{their_out}', "sh", "chromium"), *FLAGS]
+        theirs, their_out = (_above(fd) for fd in (theirs, their_out))  # it speaks on 3 and 4, which may be either
+        command = ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{their_out}', "bash", "chromium", *FLAGS]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(theirs, their_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -130,3 +132,10 @@ class Browser:
         """The whole page as PNG."""
         found = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(found["data"]))
+
+
+def _above(descriptor: int) -> int:
+    """The same file by a number of at least 10."""
+    found = fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10)
+    os.close(descriptor)
+    return found
