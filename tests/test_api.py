@@ -17,7 +17,7 @@ from sentinel.cli import COMMANDS
 from sentinel.errors import InputError
 
 NO_TEXT = {"criterion": "magnitude", "compensate": False}
-NOT_FUNCTIONS = {"cache", "chat", "serve"}  # about this machine, not about a model; or they last until they are ended
+NOT_FUNCTIONS = {"cache", "chat", "serve", "ui"}  # about this machine, or they last until they are ended
 
 
 def settings() -> sentinel.PruningSettings:

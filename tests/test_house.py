@@ -18,6 +18,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 COMMAND_MODULES = {f"sentinel.commands.{name}" for name in (*COMMANDS, "lm_eval")}
 SHARED = {  # what tests may import from tests
     "batches",
+    "browser",
     "conftest",
     "family_configs",
     "gguf_models",

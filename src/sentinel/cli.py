@@ -22,6 +22,7 @@ COMMANDS = {
     "info": "sizes, bytes and FLOPs per token of a model",
     "generate": "continue a prompt, streamed, with speed and memory",
     "serve": "a model over HTTP, for OpenAI's clients, many at once",
+    "ui": "the same server with a page: a dial of widths and levels, and what it does to the text",
     "chat": "talk to a model, with its chat template and a history",
     "importance": "how much every head matters, as a map",
     "prune": "remove heads and neurons, re-solve what is left, write a smaller model",

@@ -26,7 +26,7 @@ def render_html(results: ResultSet) -> str:
     content = content_of(results)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     environment.filters["explained"] = FirstUse()
-    specs = {name: json.dumps(_fluid(chart)).replace("</", "<\\/") for name, chart in _named_charts(content).items()}
+    specs = {name: json.dumps(fluid(chart)).replace("</", "<\\/") for name, chart in _named_charts(content).items()}
     return environment.get_template("report.html").render(
         content=content,
         specs=specs,
@@ -42,7 +42,7 @@ def _named_charts(content: Content) -> dict[str, Any]:
     }
 
 
-def _fluid(chart: Any) -> dict[str, Any]:
+def fluid(chart: Any) -> dict[str, Any]:
     """The chart's specification, as wide as the page lets it be."""
     spec = json.loads(chart.to_json())
     return {

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,11 +24,14 @@ from sentinel.serve import requests, responses
 from sentinel.serve.answers import Answers
 from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
-from sentinel.serve.gate import Gate
+from sentinel.serve.gate import OPEN, Gate
 from sentinel.serve.metrics import Metrics
 from sentinel.serve.requests import Asked, Limits
 from sentinel.serve.running import ClientGoneError, EventStream, Running
 from sentinel.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from sentinel.serve.page.routes import Page
 
 Reader = Callable[[Fields, TextTokenizer, Limits, Grammars], Asked]
 Shape = Callable[[Asked, TextTokenizer, str, Fields], "Answers | responses.Response"]
@@ -36,10 +39,11 @@ CLIENT_GONE = 499  # a status that nobody reads; counted
 
 
 class Service:
-    """One model, called ``name``, that answers through ``batcher``. ``stopping`` is set once the server is to end."""
+    """One model, called ``name``, that answers through ``batcher``, with a ``page`` to look at it by or without one.
+    ``stopping`` is set once the server is to end."""
 
-    def __init__(self, batcher: Batcher, name: str, settings: ServeSettings) -> None:
-        self.batcher, self.name, self.settings = batcher, name, settings
+    def __init__(self, batcher: Batcher, name: str, settings: ServeSettings, page: Page | None = None) -> None:
+        self.batcher, self.name, self.settings, self.page = batcher, name, settings, page
         self.tokenizer, self.metrics = batcher.tokenizer, Metrics(batcher)
         self.grammars = Grammars(batcher.tokenizer, batcher.engine.spec.vocab_size)
         self.stopping = False
@@ -66,6 +70,10 @@ class Service:
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.figures, methods=["GET"]),
         ]
+        free = OPEN
+        if self.page is not None:
+            routes += self.page.routes(self._fields, self.limits, self.grammars, self.metrics, lambda: self.stopping)
+            free = (*OPEN, *self.page.free)
         handlers: dict[Any, Any] = {
             ApiError: _api_error,
             InputError: lambda request, error: _api_error(request, ApiError(400, str(error))),
@@ -79,7 +87,8 @@ class Service:
             ),
         }
         paths = {route.path.partition("{")[0] for route in routes}
-        return Gate(Starlette(routes=routes, exception_handlers=handlers), self.settings.api_key, self.metrics, paths)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        return Gate(app, self.settings.api_key, self.metrics, paths, free)
 
     # --- paths ------------------------------------------------------------------------------------------------------
 

@@ -19,10 +19,18 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Gate:
-    """Lets a request through to ``app`` if it brings ``api_key`` (None: always). ``paths`` are counted by name."""
+    """Lets a request through to ``app`` if it brings ``api_key`` (None: always), or asks for a path of ``free``. ``paths``
+    are counted by name."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics, paths: Collection[str]) -> None:
-        self._app, self._key, self._metrics, self._paths = app, api_key, metrics, paths
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_key: str | None,
+        metrics: Metrics,
+        paths: Collection[str],
+        free: Collection[str] = OPEN,
+    ) -> None:
+        self._app, self._key, self._metrics, self._paths, self._free = app, api_key, metrics, paths, free
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,7 +47,7 @@ class Gate:
                 self._metrics.responses.labels(known, str(message["status"])).inc()
             await send(message)
 
-        if path not in OPEN and not self._allowed(headers.get("authorization", "")):
+        if path not in self._free and not self._allowed(headers.get("authorization", "")):
             error = ApiError(401, "the API key is missing or wrong; send it as Authorization: Bearer KEY")
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send_named)
             return

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -19,6 +20,9 @@ from sentinel.errors import InputError
 from sentinel.infer.batching import Batcher
 from sentinel.serve.application import Service
 from sentinel.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from sentinel.serve.page.routes import Page
 
 LOOK_S = 0.05  # how often an ending server looks whether all answers are finished
 LAST_S = 5.0  # for the last words of streams that were broken off
@@ -70,14 +74,15 @@ def run(
     settings: ServeSettings,
     listening: socket.socket,
     ready: Callable[[str], None],
+    page: Page | None = None,
 ) -> None:
     """Serve until a signal (SIGTERM, SIGINT); `ready` is told the address once requests are taken.
 
     Then new requests get 503, and answers under way have ``settings.grace_s`` to be finished; those that are not end with
-    an error of that kind. A second signal ends them at once. ``batcher`` is closed. Raises `InputError` for a port that was
-    taken meanwhile.
+    an error of that kind; a run of the ``page`` ends with its next token. A second signal ends all at once. ``batcher`` is
+    closed. Raises `InputError` for a port that was taken meanwhile.
     """
-    service = Service(batcher, name, settings)
+    service = Service(batcher, name, settings, page)
     try:
         listening.listen(1024)
     except OSError as error:
