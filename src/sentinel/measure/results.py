@@ -84,6 +84,8 @@ class Result:
     per token over the row's, ``mbu_low`` the lower end of its 95 % interval, and ``mbu_note`` says why it is above 1.
     ``passes`` are the stretches of the run, far apart, that the samples come from, as many of each in turn.
     ``gops_per_thread`` are the billions of operations a second and thread that a prefill needs, by the model's arithmetic.
+    ``seen_kind`` tells whether calibration, order or recovery has read text of the same kind, None where that is not known;
+    ``by_kind`` holds, by text, what the row says of it alone. Where some kinds were not seen, the row is of these.
     ``acceptance`` is the share of a draft's proposed tokens that were right. ``load_ms`` and ``first_token_ms`` count from
     the start of a process.
     """
@@ -131,6 +133,7 @@ class Result:
     compensated: bool | None = None
     seed: int | None = None
     text: str | None = None
+    seen_kind: bool | None = None
     context: int | None = None
     stride: int | None = None
     tokens: int | None = None
@@ -140,6 +143,7 @@ class Result:
     perplexity_ratio: float | None = None
     perplexity_ratio_stderr: float | None = None
     bits_per_byte: float | None = None
+    by_kind: dict[str, dict[str, Any]] = field(default_factory=dict)
     kl: float | None = None
     top1_agreement: float | None = None
     repetition: float | None = None

@@ -82,6 +82,11 @@ def over_dense(result: Result) -> str:
     return f"{times(result.perplexity_ratio)}{error(result.perplexity_ratio_stderr, 3)}"
 
 
+def of_kind(kind: str, result: Result) -> str:
+    """Perplexity over the dense model's on one kind of text."""
+    return times(result.by_kind.get(kind, {}).get("perplexity_ratio"))
+
+
 def milliseconds(result: Result) -> str:
     """The median time of one call, of the rows that hold nothing else."""
     return number(result.percentiles.get("total_ms", {}).get("p50"), 3)

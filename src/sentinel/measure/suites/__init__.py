@@ -72,8 +72,8 @@ _SUITES = (
             "heads": (0.3, 0.5, 0.7),
             "calibration": SELF,
             "calibration_tokens": 4096,
-            "text": "built-in",
-            "eval_tokens": 4096,
+            "text": "judges",
+            "eval_tokens": 2048,
             "expand_kv": False,
         },
         # The same text as in a full run, so that the numbers are the same. Ranking heads the default way, and int4's
