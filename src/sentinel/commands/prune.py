@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help=f"text to judge by (default {KINDS}: kinds that nothing learns from)",
     )
-    parser.add_argument("--eval-tokens", metavar="N", type=whole_number(2), default=8192, help="default 8192")
+    parser.add_argument(
+        "--eval-tokens", metavar="N", type=whole_number(2), default=28_672, help="default 28672, over all texts"
+    )
     add_machine(parser)
 
 

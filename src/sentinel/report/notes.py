@@ -168,6 +168,14 @@ def evaluate_note(results: Sequence[Result]) -> str:
     )
 
 
+def task_note(results: Sequence[Result]) -> str:
+    """Of the project's own tasks."""
+    return (
+        "Items are made of texts that are kept to judge by; the likeliest continuation is the choice. Accuracy with its "
+        "binomial standard error. No published score compares with these."
+    )
+
+
 def integration_note(results: Sequence[Result]) -> str:
     first, steps = results[0], max(row.recovery_steps or 0 for row in results)
     quality = "Not recovered and not judged here: speed and parameters alone."

@@ -200,6 +200,20 @@ SECTIONS = (
         notes.evaluate_note,
     ),
     Section(
+        "task",
+        "Zero-shot tasks",
+        (
+            ("model", lambda r: r.model),
+            ENGINE,
+            HEADS,
+            ("task", lambda r: r.text or "–"),
+            ("items", lambda r: number(r.items, 0)),
+            ("accuracy", cells.accuracy),
+            ("chance", lambda r: percent(r.chance)),
+        ),
+        notes.task_note,
+    ),
+    Section(
         "sweep",
         "Quality by model, criterion and level",
         (

@@ -73,7 +73,7 @@ _SUITES = (
             "calibration": SELF,
             "calibration_tokens": 4096,
             "text": "judges",
-            "eval_tokens": 2048,
+            "eval_tokens": 4096,
             "expand_kv": False,
         },
         # The same text as in a full run, so that the numbers are the same. Ranking heads the default way, and int4's
