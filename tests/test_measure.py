@@ -99,7 +99,7 @@ def test_ratio_to_the_dense_model_and_its_error_are_of_paired_windows(model):
         [evaluate(m, character_tokenizer(), [t], context=16, stride=15) for t in texts] for m in (model, other)
     )
     ratio, error = perplexity_ratio(found, dense)
-    assert ratio == pytest.approx(np.mean([math.exp(f.nll - d.nll) for f, d in zip(found, dense, strict=True)]))
+    assert ratio == pytest.approx(math.exp(np.mean([f.nll - d.nll for f, d in zip(found, dense, strict=True)])))
     assert error > 0 and perplexity_ratio(dense, dense) == (1.0, None)  # equal models leave nothing uncertain
     judged = Judge(model, character_tokenizer(), texts, Record(), tokens_per_text=None, context=16)(other)
     assert judged["perplexity_ratio"] == pytest.approx(ratio)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import spec_of
 from helpers import (
     byte_tokenizer,
     character_tokenizer,
+    filled_decoder,
+    letter_tokenizer,
     text_of,
     word_tokenizer,
 )
@@ -17,10 +20,13 @@ from tokenizers import processors
 
 from sentinel.adapt.text.corpora import BUILT_IN, Document, Text, load_texts, sample_windows
 from sentinel.adapt.text.judges import JUDGES, JudgeKind
+from sentinel.adapt.text.kinds import Seen, seen_together
 from sentinel.cli import main
 from sentinel.errors import InputError
 from sentinel.measure.evaluation import geometric_mean
+from sentinel.measure.judge import Judge
 from sentinel.measure.results import ResultSet
+from sentinel.models.record import Quantised, Record, Recovered, Step
 from sentinel.models.tokenizer import TextTokenizer
 
 
@@ -176,3 +182,39 @@ def test_every_kind_names_its_source_and_licence():
     assert all(kind.what and kind.source and kind.licence for kind in JUDGES.values())
     documents = list(JUDGES["code"].documents(Path()))  # of this Python: nothing is fetched
     assert len(documents) > 20 and sum("\ndef " in text or "\nclass " in text for _, text in documents) > 20
+
+
+def test_seen_kinds_follow_from_the_record(kinds, tmp_path, monkeypatch):
+    corpora = {"alpha": lambda scratch: iter([Document(f"d{n}", f"alpha {n}") for n in range(99)])}
+    for place in ("corpora", "kinds"):
+        monkeypatch.setattr(f"sentinel.adapt.text.{place}.BUILT_IN", corpora)
+    monkeypatch.setattr("sentinel.adapt.text.kinds.JUDGES", kinds)
+    (tmp_path / "mine.txt").write_text("words of mine")
+    judge, alpha, mine = (load_texts(name, "test")[0] for name in ("early", "alpha", str(tmp_path / "mine.txt")))
+    train = load_texts("alpha", "train")[0]
+    read = tuple(document.fingerprint for document in train.documents)
+
+    def told(*steps: Step) -> list[bool | None]:
+        seen = Seen.of(Record(steps))
+        return [seen.kind_of(text) for text in (judge, alpha, mine)]
+
+    assert told() == told(Quantised(source="m", precision="int4", texts="self", documents=("x",))) == [False] * 3
+    pruned = Quantised(source="m", precision="int4", texts="self,built-in", documents=read)
+    assert told(pruned) == [False, True, None]  # other documents of the same corpus; nobody knows of mine
+    taught = Recovered(source="m", teacher="t", texts="elsewhere", others_seen=read[:1])
+    assert told(taught) == [False, True, None]  # what a teacher had seen counts too
+    assert told(Quantised(source="m", precision="int4", texts=mine.label)) == [False, False, True]
+    assert seen_together([False, None]) is None and seen_together([None, True]) is True and not seen_together([False])
+
+
+def test_a_judge_goes_by_the_kinds_that_were_not_seen():
+    spec = spec_of("gpt2")
+    dense, other = filled_decoder(spec), filled_decoder(spec, seed=5)
+    texts = [Text(name, (Document(name, " ".join(name) * 40),)) for name in ("bead", "face")]
+    judge = Judge(dense, letter_tokenizer(), texts, Record(), tokens_per_text=None, context=16)
+    both, unseen = judge(other), judge(other, Seen(frozenset({"bead"}), frozenset({"x"})))
+    each = both["by_kind"]
+    assert both["perplexity_ratio"] == pytest.approx(geometric_mean([one["perplexity_ratio"] for one in each.values()]))
+    assert unseen["perplexity_ratio"] == each["face"]["perplexity_ratio"] and unseen["seen_kind"] is None
+    assert unseen["by_kind"]["bead"]["seen_kind"] is True
+    assert judge(other, Seen(frozenset({"bead", "face"})))["seen_kind"] is True

@@ -34,12 +34,15 @@ if TYPE_CHECKING:
     from sentinel.api.learning import recover as recover
     from sentinel.api.measuring import bench as bench
     from sentinel.api.measuring import evaluate as evaluate
+    from sentinel.api.measuring import evaluate_tasks as evaluate_tasks
     from sentinel.api.measuring import profile as profile
     from sentinel.api.measuring import report as report
     from sentinel.api.measuring import sweep as sweep
     from sentinel.api.model import Model as Model
     from sentinel.api.model import generate as generate
     from sentinel.api.model import load as load
+    from sentinel.api.optimizing import Optimized as Optimized
+    from sentinel.api.optimizing import optimize as optimize
     from sentinel.errors import InputError as InputError
     from sentinel.formats.checkpoint import save_checkpoint as save_checkpoint
     from sentinel.formats.hugging_face.model import SentinelConfig as SentinelConfig
@@ -66,6 +69,7 @@ _PLACES = {
     "Exported": "sentinel.api.exporting",
     "InputError": "sentinel.errors",
     "Model": "sentinel.api.model",
+    "Optimized": "sentinel.api.optimizing",
     "Pruner": "sentinel.adapt.pruning.prune",
     "PruningSettings": "sentinel.adapt.pruning.prune",
     "Record": "sentinel.models.record",
@@ -82,6 +86,7 @@ _PLACES = {
     "calibrate": "sentinel.adapt.pruning.calibrate",
     "compare": "sentinel.measure.compare",
     "evaluate": "sentinel.api.measuring",
+    "evaluate_tasks": "sentinel.api.measuring",
     "export": "sentinel.api.exporting",
     "generate": "sentinel.api.model:generate",
     "importance": "sentinel.api.changing",
@@ -89,6 +94,7 @@ _PLACES = {
     "integrate": "sentinel.api.changing",
     "load": "sentinel.api.model",
     "make_engine": "sentinel.infer.opening",
+    "optimize": "sentinel.api.optimizing",
     "profile": "sentinel.api.measuring",
     "prune": "sentinel.api.changing",
     "quantize": "sentinel.api.changing",
@@ -108,6 +114,7 @@ __all__ = [
     "Exported",
     "InputError",
     "Model",
+    "Optimized",
     "Pruner",
     "PruningSettings",
     "Record",
@@ -124,6 +131,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "evaluate_tasks",
     "export",
     "generate",
     "importance",
@@ -131,6 +139,7 @@ __all__ = [
     "integrate",
     "load",
     "make_engine",
+    "optimize",
     "profile",
     "prune",
     "quantize",

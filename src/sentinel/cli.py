@@ -31,6 +31,7 @@ COMMANDS = {
     "quantize": "write an int8 or int4 checkpoint that runs without torch",
     "export": "write it for other runtimes: Hugging Face, llama.cpp, ONNX Runtime",
     "adapt": "prune, measure, regrow and learn in cycles, down to a budget",
+    "optimize": "search precisions and widths for the best model within a goal, and write it",
     "evaluate": "perplexity, agreement with a teacher, variety of sampled text",
     "bench": "measure one suite: decode, attention, quality and others",
     "compare": "what changed between two results files by more than noise",

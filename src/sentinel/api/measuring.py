@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sentinel.adapt.pruning.criteria import ALL
+from sentinel.adapt.text.choices import TASKS
 from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts
 from sentinel.api.model import Model, as_model, load
 from sentinel.errors import InputError
@@ -23,6 +24,7 @@ from sentinel.measure.runner import run_suites
 from sentinel.measure.suites import SUITES, suite_of
 from sentinel.measure.sweep import SweepFile, SweepSettings, check_texts, plan_jobs
 from sentinel.measure.sweep_backends import in_processes, on_ray
+from sentinel.measure.zero_shot import DEFAULT_ITEMS, evaluate_task
 from sentinel.models.dtypes import require_fp32
 from sentinel.progress import say, track
 from sentinel.report.render import REPORT_FILES, RESULTS, write_report
@@ -57,6 +59,26 @@ def evaluate(
         teacher=None if teacher is None else as_model(teacher).loaded,
         width=(heads, neurons),
     )
+
+
+def evaluate_tasks(
+    model: Model | str | Path,
+    tasks: Sequence[str] = tuple(TASKS),
+    *,
+    items: int = DEFAULT_ITEMS,
+    heads: float = 0.0,
+    neurons: float = 0.0,
+    **engine: Any,
+) -> list[Result]:
+    """Accuracy of ``model`` on zero-shot ``tasks``, ``items`` of each, made of texts that nothing learns from.
+
+    ``heads``, ``neurons`` and ``engine`` are the arguments of `Model.engine`. Raises `InputError` for an unknown task and
+    for random weights.
+    """
+    source = as_model(model)
+    running = source.engine(heads=heads, neurons=neurons, **engine)
+    opened = OpenedEngine(running, source.tokenizer, source.name, source.record)
+    return [evaluate_task(opened, name, items, (heads, neurons)) for name in tasks]
 
 
 def profile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentinel.commands.arguments import (
     add_machine,
@@ -19,7 +19,7 @@ from sentinel.commands.arguments import (
     whole_number,
 )
 from sentinel.commands.pruning import (
-    DEFAULT_TEXT,
+    KINDS,
     add_calibration,
     not_smaller,
     ratio,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sentinel.api.model import Model
-    from sentinel.measure.judge import Judge
     from sentinel.models.decoder import Decoder
 
 COLUMNS = [
@@ -62,9 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compensation.add_argument("--no-compensate", dest="compensate", action="store_false", help="only remove")
     add_calibration(parser)
     parser.add_argument(
-        "--text", default=DEFAULT_TEXT, metavar="TEXT", help="text to judge by (default: test splits; judges)"
+        "--text",
+        default=KINDS,
+        metavar="TEXT",
+        help=f"text to judge by (default {KINDS}: kinds that nothing learns from)",
     )
-    parser.add_argument("--eval-tokens", metavar="N", type=whole_number(2), default=8192, help="default 8192")
+    parser.add_argument(
+        "--eval-tokens", metavar="N", type=whole_number(2), default=28_672, help="default 28672, over all texts"
+    )
     add_machine(parser)
 
 
@@ -103,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
 def _print_table(options: argparse.Namespace, before: Model, made: Model) -> None:
     """The model as loaded and the pruned one at each stored width, with a line on each that is not smaller."""
     from sentinel.adapt.text.corpora import load_texts
-    from sentinel.adapt.text.judges import ALL_JUDGES
+    from sentinel.adapt.text.kinds import Seen
     from sentinel.measure.judge import Judge
     from sentinel.report.terminal import print_table, stdout_console
 
@@ -112,40 +116,48 @@ def _print_table(options: argparse.Namespace, before: Model, made: Model) -> Non
         texts = load_texts(options.text, "test")
         each = -(-options.eval_tokens // len(texts))
         judge = Judge(before.decoder, before.require_tokenizer(), texts, before.record, tokens_per_text=each)
-    rows, remarks = [_row("as loaded", before.decoder, None, judge)], []
-    by_text: dict[str, list[float | None]] = {}
+    rows = [_row("as loaded", before.decoder, None, None if judge is None else judge(before.decoder))]
+    remarks: list[str] = []
+    by_width: dict[str, dict[str, Any]] = {}
     for shares, decoder in _widths(made):
-        rows.append(_row("pruned", decoder, shares, judge))
-        if judge is not None:
-            by_text[f"-{shares[0]:.0%} heads, -{shares[1]:.0%} neurons"] = judge.by_text(decoder)
+        judged = None if judge is None else judge(decoder, Seen.of(made.record))
+        rows.append(_row("pruned", decoder, shares, judged))
+        if judged is not None:
+            by_width[f"-{shares[0]:.0%} heads, -{shares[1]:.0%} neurons"] = judged
         said = not_smaller(before.spec, decoder.spec, before.name, expanded=options.expand_kv)
         if said is not None:
             remarks.append(f"Without {shares[0]:.0%} of heads: {said}" if options.elastic else said)
     console = stdout_console()
     print_table(console, COLUMNS, rows)
     if judge is not None:
-        labels = ", ".join(text.label for text in judge.texts)
+        unseen = any(judged["seen_kind"] is not True for judged in by_width.values())
         console.print(
-            f"Perplexity on {labels}, {judge.tokens:,} tokens, context {judge.context}; the ratio is the mean over texts, "
-            "with the standard error of paired differences.",
+            f"Perplexity on {', '.join(text.label for text in judge.texts)}, {judge.tokens:,} tokens, context "
+            f"{judge.context}; the ratio is the geometric mean over the kinds that {'no step' if unseen else 'a step'} has "
+            "seen, with the standard error of paired differences.",
             style="dim",
         )
-        if options.text == ALL_JUDGES:
-            _print_kinds(console, [text.label for text in judge.texts], by_text)
+        _print_kinds(console, by_width)
     for remark in remarks:
         console.print(remark, markup=False, soft_wrap=True)
     print(Path(options.output))
 
 
-def _print_kinds(console: Console, labels: list[str], by_text: dict[str, list[float | None]]) -> None:
+def _print_kinds(console: Console, by_width: dict[str, dict[str, Any]]) -> None:
     """Perplexity over dense of each width on each kind of text, and the geometric means."""
-    from sentinel.measure.evaluation import geometric_mean
     from sentinel.report.cells import times
     from sentinel.report.terminal import print_table
 
-    rows = [[label, *(times(ratios[i]) for ratios in by_text.values())] for i, label in enumerate(labels)]
-    rows.append(["geometric mean", *(times(geometric_mean(ratios)) for ratios in by_text.values())])
-    print_table(console, ["perplexity over dense", *by_text], rows)
+    found = list(by_width.values())
+    rows = [
+        [
+            f"{kind}{' (seen)' if one['seen_kind'] else ''}",
+            *(times(f["by_kind"][kind]["perplexity_ratio"]) for f in found),
+        ]
+        for kind, one in found[0]["by_kind"].items()
+    ]
+    rows.append(["geometric mean", *(times(one["perplexity_ratio"]) for one in found)])
+    print_table(console, ["perplexity over dense", *by_width], rows)
 
 
 def _widths(made: Model) -> Iterator[tuple[tuple[float, float], Decoder]]:
@@ -158,13 +170,13 @@ def _widths(made: Model) -> Iterator[tuple[tuple[float, float], Decoder]]:
         yield shares, made.decoder.at_width(*shares) if step.elastic else made.decoder
 
 
-def _row(label: str, model: Decoder, shares: tuple[float, float] | None, judge: Judge | None) -> list[str]:
+def _row(label: str, model: Decoder, shares: tuple[float, float] | None, fields: dict[str, Any] | None) -> list[str]:
     from sentinel.measure.results import Result
     from sentinel.report.cells import over_dense, perplexity
 
     judged = ["random weights", "–"]
-    if judge is not None:
-        found = Result(suite="prune", model=label, weights="real", engine=label, **judge(model))
+    if fields is not None:
+        found = Result(suite="prune", model=label, weights="real", engine=label, **fields)
         judged = [perplexity(found), over_dense(found)]
     spec = model.spec
     heads, neurons = spec.n_head_total, sum(layer.intermediate_size for layer in spec.layers)

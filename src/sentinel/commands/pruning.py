@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sentinel.adapt.pruning.prune import PruningSettings
 
 DEFAULT_TEXT = "built-in"
+KINDS = "judges"  # as `adapt.text.judges`
 
 
 def ratio(text: str) -> float:

@@ -35,7 +35,12 @@ def add_suite_options(group: Any) -> None:
     add("--batches", "B,B", listed(count), "numbers of sequences of the suites batch and peers")
     add("--calibration", "TEXT", str, "for pruning (self, text that the model writes itself)")
     add("--calibration-tokens", "N", count, "of it")
-    add("--text", "TEXT", str, "to judge by (the built-in texts' test splits)")
+    add(
+        "--text",
+        "TEXT",
+        str,
+        "to judge by (quality: judges, kinds that nothing learns from)",
+    )
     add("--eval-tokens", "N", whole_number(2), "per text")
     add("--shapes", "S,S", names, "shapes of the scaling suite: known ids or folders")
     add("--drafts", "D,D", names, "what proposes tokens: int8, int4, a stored width as 0.5, lookup")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sentinel.adapt.recovery.likelihood import finite
 from sentinel.adapt.text.corpora import Text, refuse_seen_text
+from sentinel.adapt.text.kinds import Seen, seen_together
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer.opening import OpenedEngine
@@ -61,6 +62,7 @@ def evaluate_engine(
         neurons_pruned=width[1],
         parameters=engine.spec.parameter_count(),
         text=found.text,
+        seen_kind=seen_together(map(Seen.of(opened.record).kind_of, texts)),
         context=found.context,
         stride=found.stride,
         tokens=found.tokens,

@@ -4,7 +4,8 @@
 
 ``pretrained`` is any MODEL that sentinel takes, ``heads`` and ``neurons`` a stored width, ``level`` an optimisation
 level (0 to 3) and ``precision`` int8 or int4 at level 3. Texts become tokens, and prompts chats, as for ``--model hf``.
-Importing this module registers the model.
+Importing this module registers the model. The project's own tasks are sentinel_last_word, sentinel_agreement and
+sentinel_definition.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def mean_with_error(windows: Sequence[Judged], sums: Sequence[float]) -> tuple[f
 
 
 def perplexity_ratio(found: Sequence[Quality], dense: Sequence[Quality]) -> tuple[float, float | None]:
-    """Perplexity over the dense model's, the mean over texts, and its standard error.
+    """Perplexity over the dense model's, the geometric mean over texts, and its standard error.
 
     Both models were judged by the same windows, text by text, so that the error is that of the paired differences. It is
     None when a text has none, and when the ratio is infinite.
@@ -242,10 +242,9 @@ def perplexity_ratio(found: Sequence[Quality], dense: Sequence[Quality]) -> tupl
         mean_with_error(ours.windows, [a.loss - b.loss for a, b in zip(ours.windows, theirs.windows, strict=True)])
         for ours, theirs in zip(found, dense, strict=True)
     ]
-    ratios = [perplexity_of(gap) for gap, _ in pairs]
-    errors = [ratio * error for ratio, (_, error) in zip(ratios, pairs, strict=True) if error is not None]
-    whole = len(errors) == len(ratios)
-    return sum(ratios) / len(ratios), finite(math.hypot(*errors) / len(errors)) if whole else None
+    ratio = perplexity_of(sum(gap for gap, _ in pairs) / len(pairs))
+    errors = [error for _, error in pairs if error is not None]
+    return ratio, finite(ratio * math.hypot(*errors) / len(pairs)) if len(errors) == len(pairs) else None
 
 
 def _scored_logits(decoder: Decoder | Scorer, passage: Passage) -> Tensor:

@@ -87,6 +87,9 @@ class Result:
     ``gops_per_thread`` are the billions of operations a second and thread that a prefill needs, by the model's arithmetic.
     ``saved_over_removed`` is the share of the unpruned model's TPOT that is saved over the share of its bytes per token
     that is removed, both in the same engine, with the ends of its 95 % interval.
+    ``seen_kind`` tells whether calibration, order or recovery has read text of the same kind, None where that is not known;
+    ``by_kind`` holds, by text, what the row says of it alone. Where some kinds were not seen, the row is of these.
+    ``accuracy`` is the share of a task's ``items`` that were right, ``chance`` that of guessing.
     ``acceptance`` is the share of a draft's proposed tokens that were right. ``load_ms`` and ``first_token_ms`` count from
     the start of a process.
     """
@@ -137,6 +140,7 @@ class Result:
     compensated: bool | None = None
     seed: int | None = None
     text: str | None = None
+    seen_kind: bool | None = None
     context: int | None = None
     stride: int | None = None
     tokens: int | None = None
@@ -146,6 +150,11 @@ class Result:
     perplexity_ratio: float | None = None
     perplexity_ratio_stderr: float | None = None
     bits_per_byte: float | None = None
+    by_kind: dict[str, dict[str, Any]] = field(default_factory=dict)
+    items: int | None = None
+    accuracy: float | None = None
+    accuracy_stderr: float | None = None
+    chance: float | None = None
     kl: float | None = None
     top1_agreement: float | None = None
     repetition: float | None = None

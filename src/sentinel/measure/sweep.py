@@ -19,6 +19,7 @@ from sentinel.adapt.pruning.criteria import asked_for, criterion_named
 from sentinel.adapt.pruning.plan import PruningPlan, check_ratio
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings
 from sentinel.adapt.text.corpora import Text, load_texts
+from sentinel.adapt.text.kinds import Seen
 from sentinel.errors import InputError
 from sentinel.files import check_output_file
 from sentinel.formats.sources import load
@@ -171,7 +172,10 @@ class _Subject:
             text=", ".join(text.label for text in self.texts),
             context=self.context,
         )
-        return replace(row, **fields, **self.judge(model))
+        seen = Seen.of(self._loaded.record)
+        if fields.get("criterion") is not None and self._calibrated is not None:
+            seen = seen.also(self.settings.calibration, self._calibrated.fingerprints)
+        return replace(row, **fields, **self.judge(model, seen))
 
 
 @lru_cache(maxsize=1)

@@ -62,7 +62,8 @@ class Candidate:
     @property
     def name(self) -> str:
         shape = str(self.shape)  # level 0 only masks heads
-        return f"level {self.level}, {shape if self.level else shape.replace('removed', 'masked')}"
+        recovered = ", recovered" if self.speed.recovery_steps else ""
+        return f"level {self.level}, {shape if self.level else shape.replace('removed', 'masked')}{recovered}"
 
     @property
     def is_stored(self) -> bool:
@@ -123,8 +124,11 @@ def frontier(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def perplexity_ratios(rows: Iterable[Result]) -> list[tuple[Result, float]]:
-    """Rows with their perplexity over the dense model's: as measured, or over the dense row of the same text."""
-    rows = [row for row in rows if row.perplexity is not None or row.perplexity_ratio is not None]
+    """Rows with their perplexity over the dense model's: as measured, or over the dense row of the same text.
+
+    Rows that are only of kinds of text that the model was made with are left out: they flatter it.
+    """
+    rows = [r for r in rows if r.seen_kind is not True and (r.perplexity is not None or r.perplexity_ratio is not None)]
     dense = {_text(row): row.perplexity for row in rows if Shape.of(row).is_dense and row.compensated is None}
     found = []
     for row in rows:
@@ -141,7 +145,10 @@ def missing(found: Sequence[Candidate], rows: Sequence[Result], model: str) -> l
     said = []
     no_quality = [str(shape) for shape in dict.fromkeys(c.shape for c in found if c.perplexity_ratio is None)]
     if no_quality:
-        said.append(f"No perplexity was measured for {'; '.join(no_quality)}: 'sentinel bench quality {model}' does.")
+        said.append(
+            f"No perplexity was measured for {'; '.join(no_quality)} on kinds of text that it has not seen: "
+            f"'sentinel bench quality {model}' does."
+        )
     fast = {c.shape for c in found}
     judged = dict.fromkeys(Shape.of(row) for row, _ in perplexity_ratios(rows) if row.suite != STORED)
     no_speed = [str(shape) for shape in judged if shape not in fast]

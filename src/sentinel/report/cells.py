@@ -91,6 +91,19 @@ def over_dense(result: Result) -> str:
     return f"{times(result.perplexity_ratio)}{error(result.perplexity_ratio_stderr, 3)}"
 
 
+def accuracy(result: Result) -> str:
+    """A share of right answers with its standard error."""
+    if result.accuracy is None:
+        return "–"
+    spread = " ± –" if result.accuracy_stderr is None else f" ± {100 * result.accuracy_stderr:.1f}"
+    return f"{100 * result.accuracy:.1f}{spread} %"
+
+
+def of_kind(kind: str, result: Result) -> str:
+    """Perplexity over the dense model's on one kind of text."""
+    return times(result.by_kind.get(kind, {}).get("perplexity_ratio"))
+
+
 def milliseconds(result: Result) -> str:
     """The median time of one call, of the rows that hold nothing else."""
     return number(result.percentiles.get("total_ms", {}).get("p50"), 3)

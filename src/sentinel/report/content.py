@@ -36,7 +36,8 @@ METHOD = (
     "last-level cache has none. MBU above 100 % is marked where the interval excludes 100 %.",
     "Only level 0 masks pruned heads, which saves nothing; wherever heads are said to be removed, they are gone.",
     "Perplexities are of texts that share no document with calibration; over dense is the ratio to the model that was not "
-    "changed, on the same tokens.",
+    "changed, on the same tokens, as geometric mean over kinds of text that calibration, order and recovery have not seen. "
+    "Recommendations go by that mean; what is known on seen kinds alone stands in tables and is recommended by nothing.",
     "Levels 0 to 2 compute the same function in fp32, so that one perplexity is theirs in common. Speed and quality are "
     "joined only for the same precision and the same removed shares.",
 )

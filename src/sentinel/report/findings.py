@@ -217,6 +217,19 @@ def how_good(results: Sequence[Result]) -> str:
     )
 
 
+def what_is_answered(results: Sequence[Result]) -> str:
+    """Of tasks: how far each is above chance, in standard errors."""
+    said = []
+    for row in results:
+        if row.accuracy is None or row.chance is None:
+            continue
+        spread = row.accuracy_stderr
+        above = spread is not None and row.accuracy > row.chance + 2 * spread
+        word = "above chance" if above or (spread is None and row.accuracy == 1) else "not told from chance"
+        said.append(f"{row.text}: {word}")
+    return "; ".join(said) + "." if said else NOTHING
+
+
 FINDINGS: dict[str, Callable[[Sequence[Result]], str]] = {
     "levels": what_removal_gives,
     "decode": fastest_engine,
@@ -232,6 +245,7 @@ FINDINGS: dict[str, Callable[[Sequence[Result]], str]] = {
     "prefill": how_fast_prompts_are_read,
     "load": how_soon_it_answers,
     "evaluate": how_good,
+    "task": what_is_answered,
     "sweep": what_quality_costs,
 }
 

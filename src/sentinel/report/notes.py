@@ -144,9 +144,20 @@ def quality_note(results: Sequence[Result]) -> str:
     timed = next((r for r in results if r.samples), None)
     speed = "" if timed is None else f" Speed: batch 1, {timed.prompt_tokens} prompt tokens. {rounds_note(results)}"
     return (
-        f"{first.model}; perplexity on {first.text}{tokens}, context {first.context}; over dense: mean of the ratios on "
-        f"the texts. Calibration and these texts share no document.{speed}"
+        f"{first.model}; perplexity on {first.text}{tokens}, context {first.context}; over dense: geometric mean of the "
+        f"ratios on the kinds of text. {seen_note(results)}{speed}"
     )
+
+
+def seen_note(results: Sequence[Result]) -> str:
+    """Whether the kinds of text were seen when models were made."""
+    seen = {row.seen_kind for row in results}
+    if True in seen:
+        return (
+            "Calibration has read other documents of these kinds, so that the rows flatter what was calibrated; nothing is "
+            "recommended by them."
+        )
+    return "Calibration and these texts share no document" + (", and no kind." if seen == {False} else ".")
 
 
 def evaluate_note(results: Sequence[Result]) -> str:
@@ -154,6 +165,14 @@ def evaluate_note(results: Sequence[Result]) -> str:
     return (
         f"Text: {first.text}; context {first.context}; heads removed {percent(first.heads_pruned)}. Perplexity with its "
         "standard error; repetition: sampled tokens that were among the 32 before."
+    )
+
+
+def task_note(results: Sequence[Result]) -> str:
+    """Of the project's own tasks."""
+    return (
+        "Items are made of texts that are kept to judge by; the likeliest continuation is the choice. Accuracy with its "
+        "binomial standard error. No published score compares with these."
     )
 
 
@@ -204,6 +223,6 @@ def peers_note(results: Sequence[Result]) -> str:
 def sweep_note(results: Sequence[Result]) -> str:
     contexts = ", ".join(str(context) for context in sorted({r.context for r in results if r.context}))
     return (
-        f"Perplexity on {results[0].text}, context {contexts}; over dense: mean of the ratios on the texts. Calibration "
-        "and these texts share no document. No speeds: the jobs ran side by side."
+        f"Perplexity on {results[0].text}, context {contexts}; over dense: geometric mean of the ratios on the kinds of "
+        f"text. {seen_note(results)} No speeds: the jobs ran side by side."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sentinel.errors import InputError
@@ -82,7 +82,6 @@ def recommend(results: ResultSet, model: str, demand: Demand) -> Recommendation:
 
     Raises `InputError` when the results do not hold what the question needs.
     """
-    rule = demand.rule
     rows = rows_of_model(results.results, model)
     found = candidates(rows)
     if not found:
@@ -91,12 +90,19 @@ def recommend(results: ResultSet, model: str, demand: Demand) -> Recommendation:
         raise InputError(f"the results hold no perplexity of {model}; measure it with 'sentinel bench quality {model}'")
     if demand.max_memory_mb is not None and all(c.peak_memory_mb is None for c in found):
         raise InputError(f"the results hold no peak memory of {model}; measure it with 'sentinel bench decode {model}'")
-    best, said = frontier(found), missing(found, rows, model)
+    return decide(found, demand, missing(found, rows, model), lambda chosen: commands(chosen, results, model))
+
+
+def decide(
+    found: Sequence[Candidate], demand: Demand, said: list[str], how: Callable[[Candidate], list[str]]
+) -> Recommendation:
+    """What of ``found`` meets ``demand`` best; ``said`` is what is missing, ``how`` gives the commands that run it."""
+    best = frontier(found)
     fitting = [c for c in best if meets(c, demand)]
     if not fitting:
         return Recommendation(demand, None, _why_not(best, demand), best, said, [])
-    chosen = choose(fitting, rule)
-    return Recommendation(demand, chosen, _reason(chosen, demand), best, said, commands(chosen, results, model))
+    chosen = choose(fitting, demand.rule)
+    return Recommendation(demand, chosen, _reason(chosen, demand), best, said, how(chosen))
 
 
 def meets(candidate: Candidate, demand: Demand) -> bool:

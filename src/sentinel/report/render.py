@@ -23,7 +23,11 @@ REPORT_FILES = (RESULTS, "report.html", "report.md", "*.svg")
 
 def render_html(results: ResultSet) -> str:
     """One self-contained page: tables, interactive charts, no request to the network."""
-    content = content_of(results)
+    return page_of(content_of(results))
+
+
+def page_of(content: Content) -> str:
+    """``content`` as that page."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     environment.filters["explained"] = FirstUse()
     specs = {name: json.dumps(fluid(chart)).replace("</", "<\\/") for name, chart in _named_charts(content).items()}

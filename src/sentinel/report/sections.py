@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sentinel.adapt.text.judges import JUDGES
 from sentinel.measure.results import Result
 from sentinel.report import cells, notes
 from sentinel.report.candidates import STORED
@@ -30,6 +32,8 @@ OVER_DENSE: Column = ("over dense", cells.over_dense)
 AGREEMENT: Column = ("top-1 agreement", lambda r: percent(r.top1_agreement, 1))
 CRITERION: Column = ("criterion", lambda r: r.criterion or "not pruned")
 COMPENSATED: Column = ("compensated", lambda r: yes_or_no(r.compensated))
+# Perplexity over dense on each kind of text.
+KINDS: tuple[Column, ...] = tuple((kind, functools.partial(cells.of_kind, kind)) for kind in JUDGES)
 RUN = (TOKENS_PER_S, TTFT, TPOT, ROOFLINE, MBU)
 
 
@@ -48,7 +52,7 @@ class Section:
 
 CONFIGURATIONS = {"original": "head by head (level 0)"}
 # Without the speeds that the suite measures at level 1: those of every level stand in the suites of speed.
-QUALITY = (CRITERION, ENGINE, HEADS, COMPENSATED, PERPLEXITY, OVER_DENSE, AGREEMENT, PARAMETERS)
+QUALITY = (CRITERION, ENGINE, HEADS, COMPENSATED, PERPLEXITY, OVER_DENSE, AGREEMENT, *KINDS, PARAMETERS)
 
 SECTIONS = (
     Section("levels", "Optimisation levels", (ENGINE, HEADS, *RUN, SPEEDUP), notes.levels_note),
@@ -184,6 +188,8 @@ SECTIONS = (
         (
             ("model", lambda r: r.model),
             ENGINE,
+            ("text", lambda r: r.text or "–"),
+            ("kind seen", lambda r: yes_or_no(r.seen_kind)),
             ("tokens", lambda r: number(r.tokens, 0)),
             PERPLEXITY,
             ("bits per byte", lambda r: number(r.bits_per_byte, 4)),
@@ -194,6 +200,20 @@ SECTIONS = (
             ("distinct-2", lambda r: percent(r.distinct_2, 1)),
         ),
         notes.evaluate_note,
+    ),
+    Section(
+        "task",
+        "Zero-shot tasks",
+        (
+            ("model", lambda r: r.model),
+            ENGINE,
+            HEADS,
+            ("task", lambda r: r.text or "–"),
+            ("items", lambda r: number(r.items, 0)),
+            ("accuracy", cells.accuracy),
+            ("chance", lambda r: percent(r.chance)),
+        ),
+        notes.task_note,
     ),
     Section(
         "sweep",

@@ -25,7 +25,8 @@ SUITE = "quality"
 KEPT = (
     "suite", "model", "weights", "engine", "level", "precision", "heads_pruned", "neurons_pruned", "criterion",
     "compensated", "text", "context", "tokens", "perplexity", "perplexity_stderr", "perplexity_ratio",
-    "perplexity_ratio_stderr", "bits_per_byte", "parameters", "weight_bytes_per_token", "head_ranks",
+    "perplexity_ratio_stderr", "bits_per_byte", "seen_kind", "by_kind", "parameters", "weight_bytes_per_token",
+    "head_ranks",
 )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ _SUITES = (
             "heads": (0.3, 0.5, 0.7),
             "calibration": SELF,
             "calibration_tokens": 4096,
-            "text": "built-in",
+            "text": "judges",
             "eval_tokens": 4096,
             "expand_kv": False,
         },

@@ -18,6 +18,7 @@ from sentinel.adapt.pruning.gram_matrices import input_grams
 from sentinel.adapt.pruning.plan import RemovalOrder
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings
 from sentinel.adapt.text.corpora import Text, Windows, load_texts, refuse_shared_documents
+from sentinel.adapt.text.kinds import Seen
 from sentinel.infer.calibration_text import WINDOW, calibration_windows
 from sentinel.infer.engine import Engine
 from sentinel.infer.native import NativeEngine, Precision
@@ -47,7 +48,8 @@ def run(request: Request) -> list[Result]:
 
 
 def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) -> list[Result]:
-    """A row per criterion, ratio and kind; perplexities are ratios to the dense model's, the mean over ``texts``.
+    """A row per criterion, ratio and way; perplexities are ratios to the dense model's, the geometric mean over those of
+    ``texts`` whose kind the calibration has not seen, or over all where it has seen all.
 
     Raises `InputError` for random weights, and when a text shares a document with the calibration windows.
     """
@@ -59,6 +61,7 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
     context = min(WINDOW, loaded.spec.max_seq_len)
     tokenizer, tokens = loaded.require_tokenizer(), settings.eval_tokens
     judge = Judge(loaded.decoder, tokenizer, texts, loaded.record, tokens_per_text=tokens, context=context)
+    seen = Seen.of(loaded.record).also(settings.calibration, windows.fingerprints)
     base = replace(
         request.row("quality", Subject(make_engine(loaded.decoder, 1), loaded.spec, 1)),
         engine=REFERENCE,
@@ -71,20 +74,21 @@ def judge_criteria(request: Request, windows: Windows, texts: Sequence[Text]) ->
     )
     if not settings.criteria:
         whole = replace(base, speedup_over=None, **judge(loaded.decoder))
-        return [whole, *_quantised(base, judge, windows, loaded.decoder, settings.precision)]
+        return [whole, *_quantised(base, judge, seen, windows, loaded.decoder, settings.precision)]
     rows: list[Result] = []
     pruners = Pruner(dense, PruningSettings(), windows)
     for criterion in criteria.asked_for(settings.criteria):
         say(f"quality: criterion {criterion}")
         pruner = pruners.with_settings(PruningSettings(criterion))
         order = pruner.order(max(settings.heads), 0.0)
-        rows += _criterion_rows(base, judge, pruner, order, settings, loaded.decoder, first=not rows)
+        rows += _criterion_rows(base, judge, seen, pruner, order, settings, loaded.decoder, first=not rows)
     return rows
 
 
 def _criterion_rows(
     base: Result,
     judge: Judge,
+    seen: Seen,
     pruner: Pruner,
     order: RemovalOrder,
     settings: SuiteSettings,
@@ -101,20 +105,20 @@ def _criterion_rows(
     rows: list[Result] = []
     if first:
         rows.append(_timed(replace(base, **judge(whole)), samples, 0.0, whole))
-        rows += _quantised(base, judge, windows, whole, settings.precision)
+        rows += _quantised(base, judge, seen, windows, whole, settings.precision)
     judged = functools.partial(replace, base, criterion=order.criterion, head_ranks=ranks)
     for kind, models in ((False, plain), (True, compensated)):
         for ratio, model in zip(settings.heads, models, strict=True):
             name = f"{order.criterion}{', compensated' if kind else ''}"
-            row = judged(engine=name, compensated=kind, heads_pruned=ratio, **judge(model))
+            row = judged(engine=name, compensated=kind, heads_pruned=ratio, **judge(model, seen))
             rows.append(_timed(row, samples, ratio, model))
             if kind and first:
-                rows += _quantised(row, judge, windows, model, settings.precision[:1])
+                rows += _quantised(row, judge, seen, windows, model, settings.precision[:1])
     return rows
 
 
 def _quantised(
-    row: Result, judge: Judge, windows: Windows | None, model: Decoder, precisions: Sequence[str]
+    row: Result, judge: Judge, seen: Seen, windows: Windows | None, model: Decoder, precisions: Sequence[str]
 ) -> list[Result]:
     """Perplexity of ``model`` at level 3; its speed is in other suites. int4 is calibrated as `sentinel quantize` does."""
     found = []
@@ -133,7 +137,7 @@ def _quantised(
                 parameters=model.spec.parameter_count(),
                 weight_bytes_per_token=engine.weight_bytes_per_token(),
                 speedup_over=None,
-                **judge(engine),
+                **judge(engine, seen if grams is not None or row.criterion else None),
             )
         )
         engine.release()

@@ -11,6 +11,7 @@ from sentinel.adapt.pruning.prune import Pruner, PruningSettings
 from sentinel.adapt.recovery.recover import recover
 from sentinel.adapt.recovery.settings import RecoverySettings
 from sentinel.adapt.text.corpora import EVERY_BUILT_IN, load_texts, refuse_shared_documents, sample_windows
+from sentinel.adapt.text.kinds import Seen
 from sentinel.infer.calibration_text import WINDOW, calibration_texts, calibration_windows
 from sentinel.measure.judge import Judge
 from sentinel.measure.suites.request import Request
@@ -49,6 +50,8 @@ class Recovered:
         self._pruner = Pruner(expand_kv(self._dense), PruningSettings(CRITERION), calibration)
         tokens = settings.eval_tokens
         self._judge = Judge(self._dense, tokenizer, texts, loaded.record, tokens_per_text=tokens, context=context)
+        names = ",".join([settings.calibration, *(text.label for text in training)])
+        self._seen = Seen.of(loaded.record).also(names, {*calibration.fingerprints, *windows.fingerprints})
         self._fields = {"text": ", ".join(text.label for text in texts), "context": context}
 
     def pruned(self, heads: float) -> Decoder:
@@ -66,4 +69,4 @@ class Recovered:
             say(f"integration: {configuration} without {heads:.0%} of the heads learns for {self._steps} steps")
             found = recover(model, self._dense, self._train, self._held_out, self._recovery)
             how = {"recovery_steps": len(found.steps), "criterion": CRITERION, "compensated": True}
-        return model, {**self._fields, **self._judge(model), **how}
+        return model, {**self._fields, **self._judge(model, self._seen if heads else None), **how}

@@ -70,7 +70,8 @@ class Page:
         metrics: Metrics,
         stopping: Callable[[], bool],
     ) -> list[Route]:
-        """Its paths in a server that reads bodies by ``fields`` and forms by ``grammars``, counts in ``metrics`` and tells if it is ``stopping``."""
+        """Its paths in a server that reads bodies by ``fields`` and forms by ``grammars``, counts in ``metrics`` and tells
+        if it is ``stopping``."""
 
         async def model(request: Request) -> Response:
             return JSONResponse(self._about(limits))
