@@ -25,6 +25,7 @@ from sentinel.infer.calibration_text import calibration_windows, split_own
 from sentinel.infer.opening import make_engine
 from sentinel.infer.own_text import Openings, openings_of, own_text, write_documents
 from sentinel.infer.sampling import SamplingSettings, draw_nucleus, token_probabilities
+from sentinel.infer.training_text import training_windows
 from sentinel.models.record import Pruned, Record
 from sentinel.models.tokenizer import TextTokenizer
 
@@ -61,11 +62,14 @@ def sampled(monkeypatch) -> list[int]:
 
 def test_the_nucleus_is_drawn_as_its_probabilities_say():
     logits = np.random.default_rng(0).normal(0, 3, 500).astype(np.float32)
-    expected = token_probabilities(logits, SamplingSettings(temperature=1.0, top_p=0.9))
-    numbers = (np.arange(20_000) + 0.5) / 20_000
-    found = np.bincount([draw_nucleus(logits, 0.9, number) for number in numbers], minlength=500) / 20_000
-    assert np.abs(found - expected).max() < 1e-4
-    assert {draw_nucleus(logits, 1e-6, number) for number in (0.0, 0.5, 0.999999)} == {int(logits.argmax())}
+    logits[100:110] = logits[100]  # as likely as each other
+    stream, draws = np.random.default_rng(1), 20_000
+    for top_p in (0.9, 0.5):
+        expected = token_probabilities(logits, SamplingSettings(temperature=1.0, top_p=top_p))
+        found = np.bincount([draw_nucleus(logits, top_p, stream) for _ in range(draws)], minlength=500)
+        assert not found[expected == 0].any()
+        assert (np.abs(found - draws * expected) < 5 * np.sqrt(draws * expected) + 1).all()
+    assert {draw_nucleus(logits, 1e-6, stream) for _ in range(50)} == {int(logits.argmax())}
 
 
 def test_a_seed_gives_one_text_and_another_seed_another(bare):
@@ -212,3 +216,26 @@ def test_the_cache_lists_and_removes_texts(monkeypatch, tmp_path, capsys, bare):
     assert main(["cache", "list"]) == 0 and "text that bare wrote" in " ".join(capsys.readouterr().out.split())
     assert main(["cache", "clear"]) == 0 and len(list(kept_texts())) == 1  # it takes long to make again
     assert main(["cache", "clear", "--all"]) == 0 and not list(kept_texts())
+
+
+def test_a_student_learns_what_its_teacher_writes_and_is_judged_by_other_documents(bare):
+    teacher = LoadedModel("teacher", filled_decoder(spec_of("llama-grouped")), None, Record())
+    train, judges = training_windows((bare, teacher), "self", None, 96, 20, 16, 0)
+    assert train.tokens.shape == (6, 16) and judges.tokens.shape == (1, 16)
+    assert not set(train.fingerprints) & set(judges.fingerprints)
+    assert train.own_text["model"] == "teacher" and train.own_text["seed"] == 1
+
+
+def test_what_is_held_out_of_a_mixture_is_of_all_its_texts(letters, worded):
+    loaded = load(worded)
+    train, judges = training_windows((loaded,), f"self,{letters['calibration']}", None, 256, 64, 16, 0)
+    of_file, held_of_file = training_windows((loaded,), letters["calibration"], None, 128, 32, 16, 0)
+    assert len(train.tokens) == 16 and len(judges.tokens) == 4
+    assert torch.equal(train.tokens[8:], of_file.tokens) and torch.equal(judges.tokens[2:], held_of_file.tokens)
+
+
+def test_a_text_that_is_held_out_takes_the_place_of_what_the_teacher_wrote(letters, worded):
+    loaded = load(worded)
+    train, judges = training_windows((loaded,), "self", letters["test"], 128, 64, 16, 0)
+    _, alone = training_windows((loaded,), letters["calibration"], letters["test"], 128, 64, 16, 0)
+    assert len(train.tokens) == 8 and torch.equal(judges.tokens, alone.tokens)

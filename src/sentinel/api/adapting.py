@@ -24,17 +24,16 @@ from sentinel.adapt.pruning.compact import expand_kv as with_expanded_kv
 from sentinel.adapt.pruning.compact import with_output_biases
 from sentinel.adapt.pruning.gated_model import short_windows
 from sentinel.adapt.recovery.state import identity_of
-from sentinel.adapt.text.corpora import EVERY_BUILT_IN
-from sentinel.adapt.text.training_windows import training_windows
 from sentinel.api.model import Model, as_model
 from sentinel.errors import InputError
 from sentinel.files import check_output_folder, remove_written, write_into
 from sentinel.formats.checkpoint import save_checkpoint
 from sentinel.formats.folder import MODEL_FILES
 from sentinel.formats.sources import LoadedModel
+from sentinel.infer.training_text import training_windows
 from sentinel.measure.latency import measure_latencies
 from sentinel.models.decoder import Decoder
-from sentinel.models.record import Adapted
+from sentinel.models.record import SELF, Adapted
 from sentinel.models.width import Width
 
 TRAIN_LENGTH = 256  # tokens of a training window; pruning and held-out text take twice as many
@@ -44,7 +43,7 @@ TRAIN_LENGTH = 256  # tokens of a training window; pruning and held-out text tak
 class AdaptationText:
     """What an adaptation reads: ``tokens`` of ``text``, ``calibration_tokens`` of them to prune by, and held-out ones."""
 
-    text: str = EVERY_BUILT_IN
+    text: str = SELF
     held_out: str | None = None
     tokens: int = 524_288
     held_out_tokens: int = 8192
@@ -78,6 +77,7 @@ class Task:
             budget=self.asked,
             texts=said.text,
             documents=train.fingerprints,
+            own_text=dict(train.own_text),
             held_out=held_out.fingerprints,
             expanded_kv=self.dense is not self.loaded.decoder,
         )

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from sentinel.adapt.recovery.recover import recover as recover_decoder
 from sentinel.adapt.recovery.settings import RecoverySettings
-from sentinel.adapt.text.corpora import EVERY_BUILT_IN
-from sentinel.adapt.text.training_windows import training_windows
 from sentinel.api.model import Model, as_model
-from sentinel.models.record import Recovered
+from sentinel.infer.training_text import training_windows
+from sentinel.models.record import SELF, Recovered
 
 MINUTES = 30.0
 
@@ -20,7 +19,7 @@ def recover(
     model: Model | str | Path,
     teacher: Model | str | Path,
     *,
-    text: str = EVERY_BUILT_IN,
+    text: str = SELF,
     held_out: str | None = None,
     tokens: int = 262_144,
     held_out_tokens: int = 8192,
@@ -31,8 +30,8 @@ def recover(
 ) -> Model:
     """A model that has learned its ``teacher``'s predictions on ``text`` (distillation, Hinton et al. 2015).
 
-    Windows of ``length`` tokens are learned from; ``held_out`` text, by default the valid splits or a part of ``text``,
-    decides when to stop and what is kept. How long and how is in ``settings``, 30 minutes by default. ``state`` is a
+    Windows of ``length`` tokens are learned from, by default of text that the teacher writes itself (``self``);
+    ``held_out`` text, by default other documents of the same, the valid splits or a part of ``text``, decides when to stop and what is kept. How long and how is in ``settings``, 30 minutes by default. ``state`` is a
     folder from which a run that was interrupted goes on. A copy of ``model`` learns, or ``in_place`` the model itself. What
     was done is the result's ``recovery``.
 
@@ -55,6 +54,7 @@ def recover(
         divergence_before=found.held_out[0].mean_kl,
         divergence_after=found.best.mean_kl,
         documents=train.fingerprints,
+        own_text=dict(train.own_text),
         held_out=judges.fingerprints,
         # What the teacher had seen, the student has learned.
         others_seen=tuple(sorted(other.record.seen_documents())),

@@ -20,6 +20,7 @@ from sentinel.commands.arguments import (
 )
 from sentinel.commands.pruning import DEFAULT_TEXT, not_smaller, ratio
 from sentinel.errors import InputError
+from sentinel.models.record import SELF
 
 if TYPE_CHECKING:
     from sentinel.adapt.cycles.adaptation import Adaptation
@@ -39,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fp32 weights (400MB), speed-up at level 1 as measured here (1.3x), or share of heads that stay (0.5)",
     )  # fmt: skip
     parser.add_argument(
-        "--text", metavar="TEXT", default=DEFAULT_TEXT,
-        help=f"to learn from: files, folders or built-in texts, with commas between (default {DEFAULT_TEXT})",
+        "--text", metavar="TEXT", default=SELF,
+        help="to learn from: self (default: text that the model writes), files, folders or built-in texts, with commas "
+        "between",
     )  # fmt: skip
     parser.add_argument(
         "--held-out", metavar="TEXT", help="that decides when to stop (default: valid splits, or a part)"

@@ -18,7 +18,7 @@ from sentinel.commands.arguments import (
     telling_what_is_kept,
     whole_number,
 )
-from sentinel.commands.pruning import DEFAULT_TEXT
+from sentinel.models.record import SELF
 
 if TYPE_CHECKING:
     from sentinel.adapt.recovery.recover import Recovery
@@ -33,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
     parser.add_argument("--teacher", metavar="MODEL", required=True, help="the unpruned model")
     parser.add_argument(
-        "--text", metavar="TEXT", default=DEFAULT_TEXT,
-        help=f"text files, folders or built-in texts, with commas between (default {DEFAULT_TEXT}: their train splits)",
+        "--text", metavar="TEXT", default=SELF,
+        help="self (default: text that the teacher writes), text files, folders or built-in texts, with commas between",
     )  # fmt: skip
     parser.add_argument(
-        "--held-out", metavar="TEXT", help="text that decides when to stop (default: valid splits, or part of a file)"
+        "--held-out", metavar="TEXT", help="text that decides when to stop (default: a part of the text, of built-in ones the valid splits)"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", metavar="N", type=real_number, help=f"time for all of it (default {MINUTES:g})")

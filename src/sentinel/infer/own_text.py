@@ -32,7 +32,7 @@ from sentinel.models.fingerprint import weights_fingerprint
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.progress import progress_bar, say
 
-VERSION = 1
+VERSION = 2
 TOP_P = 0.98
 CHAT_EVERY = 4  # documents of a chat model of which one is a chat
 AT_ONCE = 16  # sequences
@@ -138,7 +138,7 @@ def _write_on(engine: Engine, running: dict[Writing, Logits], ends: Sequence[int
     for one, logits in list(running.items()):
         if np.isnan(logits).any():
             raise InputError("the model predicts NaN, so that it can't write a text; check its weights")
-        token = draw_nucleus(logits, TOP_P, one.stream.random())
+        token = draw_nucleus(logits, TOP_P, one.stream)
         assert one.sequence is not None
         if token in ends and one.answer and len(one.ids) + len(one.answer) < length:
             running[one] = engine.extend(one.sequence, one.answer)

@@ -186,18 +186,19 @@ def token_chance(logits: Logits, token: int, n_likeliest: int) -> TokenChance:
     return TokenChance(token, float(values[token]), tuple((int(t), float(values[t])) for t in top))
 
 
-def draw_nucleus(logits: Logits, top_p: float, number: float) -> int:
-    """The token that a uniform ``number`` in [0, 1) draws from the nucleus of ``logits`` [V], at temperature 1.
+def draw_nucleus(logits: Logits, top_p: float, stream: np.random.Generator) -> int:
+    """A token of the nucleus of ``logits`` [V], at temperature 1, drawn by ``stream``.
 
-    The distribution of `token_probabilities`, but only tokens that can be in the nucleus are put in order: those whose
-    probability is below (1 - top_p) / V make less than 1 - top_p together.
+    The distribution of `token_probabilities`, without putting the tokens in order: what all tokens draw is taken if it is
+    in the nucleus, that is if the likelier ones (of equally likely ones those before it) make less than ``top_p``
+    together, and drawn again if not.
     """
     likely = np.exp(logits - logits.max())
-    total = float(likely.sum(dtype=np.float64))
-    found = np.flatnonzero(likely >= (1 - top_p) / len(likely) * total)
-    chances = likely[found].astype(np.float64)
-    order = np.argsort(-chances, kind="stable")
-    sums = np.cumsum(chances[order])
-    size = min(int(np.searchsorted(sums, top_p * total)) + 1, len(sums))  # the first token is always kept
-    place = int(np.searchsorted(sums[:size], number * sums[size - 1], side="right"))
-    return int(found[order[min(place, size - 1)]])
+    sums = np.cumsum(likely, dtype=np.float64)
+    while True:
+        token = min(int(np.searchsorted(sums, stream.random() * sums[-1], side="right")), len(likely) - 1)
+        chance = likely[token]
+        before = likely[likely > chance].sum(dtype=np.float64) + chance * np.count_nonzero(likely[:token] == chance)
+        if before < top_p * sums[-1]:
+            return token
+

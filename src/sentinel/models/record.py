@@ -56,8 +56,8 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Calibrated(Step):
-    """A step that took calibration text. ``own_text`` says how the model wrote what of it is its own (the model's weights,
-    seed, sampling, the text's fingerprint); empty where none is."""
+    """A step that took text to calibrate or to learn by. ``own_text`` says how a model wrote what is its own of it (the
+    model's weights, seed, sampling, the text's fingerprint); empty where nothing is."""
 
     own_text: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
@@ -110,7 +110,7 @@ class _Taught(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovered(_Taught):
+class Recovered(_Taught, _Calibrated):
     """The model learned the predictions of ``teacher``. Divergences are on held-out text, in nats a token."""
 
     kind = "recovered"
@@ -129,7 +129,7 @@ class Recovered(_Taught):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapted(Step):
+class Adapted(_Calibrated):
     """Pruned, regrown and trained in ``cycles`` down to ``budget``, its own source being the teacher."""
 
     kind = "adapted"

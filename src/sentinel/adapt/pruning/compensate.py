@@ -28,8 +28,8 @@ from sentinel.models.decoder import Decoder
 from sentinel.models.width import Kept
 from sentinel.progress import say, track
 
-DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-FIRST_DAMPING = 1  # where the search begins: the one that is chosen most often
+DAMPINGS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+FIRST_DAMPING = 6  # where the search begins: the one that is chosen most often on text that a model wrote
 BIAS_DAMPING = 1e-6  # of the bias: it is one number per output and hardly needs any
 HELD_OUT = 8  # every 8th window is held out to choose the damping
 TRIED = 64  # about as many outputs, evenly spread, are solved for with each damping that is tried: enough to choose by
