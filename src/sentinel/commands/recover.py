@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="self (default: text that the teacher writes), text files, folders or built-in texts, with commas between",
     )  # fmt: skip
     parser.add_argument(
-        "--held-out", metavar="TEXT", help="text that decides when to stop (default: a part of the text, of built-in ones the valid splits)"
-    )
+        "--held-out", metavar="TEXT",
+        help="text that decides when to stop (default: a part of the text, of built-in ones the valid splits)",
+    )  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", metavar="N", type=real_number, help=f"time for all of it (default {MINUTES:g})")
     length.add_argument("--steps", metavar="N", type=whole_number(1), help="instead: number of updates")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def open_stored(folder: Path) -> Stored:
 
 
 @contextmanager
-def _safetensors(file: Path) -> Iterator[Any]:
+def _safetensors(file: Path) -> Generator[Any, None, None]:
     """The file, opened; `InputError` when it is missing or damaged."""
     try:
         found: Any = safe_open(file, "pt")
@@ -143,7 +143,7 @@ def write_tensors(tensors: State, file: Path, metadata: dict[str, str] | None = 
 
 
 @contextmanager
-def writing_safetensors() -> Iterator[None]:
+def writing_safetensors() -> Generator[None, None, None]:
     """A full disk is an `OSError`, as for any other file, and not one of that package's own."""
     try:
         yield

@@ -77,15 +77,17 @@ class Grammars:
     def _made(self) -> LLTokenizer:
         """The tokenizer as llguidance has it, which takes about a second the first time."""
         with self._making:
-            if self._tokenizer is None:
+            made = self._tokenizer
+            if made is None:
                 if not self._source.eos_ids:
                     raise InputError("the tokenizer names no token that ends a text, so that no form can be kept to")
                 text, ends = self._source.fast.to_str(), list(self._source.eos_ids)
                 try:
-                    self._tokenizer = _llguidance().LLTokenizer(text, n_vocab=self._vocab_size, eos_token=ends)
+                    made = _llguidance().LLTokenizer(text, n_vocab=self._vocab_size, eos_token=ends)
                 except ValueError as error:
                     raise InputError(f"text of this tokenizer can't be kept to a form ({error})") from error
-            return self._tokenizer
+                self._tokenizer = made
+            return made
 
 
 class Constraint:

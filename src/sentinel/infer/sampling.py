@@ -201,4 +201,3 @@ def draw_nucleus(logits: Logits, top_p: float, stream: np.random.Generator) -> i
         before = likely[likely > chance].sum(dtype=np.float64) + chance * np.count_nonzero(likely[:token] == chance)
         if before < top_p * sums[-1]:
             return token
-

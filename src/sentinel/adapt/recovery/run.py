@@ -277,8 +277,9 @@ def _options(*, first_process_only: bool = True) -> Any:
     """Whole tensors of what learns: on the CPU of the first process, where alone PyTorch puts them, or on every device."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    whole = {"full_state_dict": True, "ignore_frozen_params": True, "strict": False}
-    return StateDictOptions(**whole, cpu_offload=first_process_only)
+    return StateDictOptions(
+        full_state_dict=True, ignore_frozen_params=True, strict=False, cpu_offload=first_process_only
+    )
 
 
 def _groups(student: Student, rate_multiplier: Callable[[str], float] | None) -> list[dict[str, Any]]:

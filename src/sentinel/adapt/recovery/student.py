@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ class Student(nn.Module):
         self._checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             for block in decoder.blocks:  # inside of the module, so that hooks that gather shards stay outside
-                block.forward = functools.partial(_computed_again, block.forward)
+                again: Any = functools.partial(_computed_again, block.forward)
+                block.forward = again
 
     def _own_widths(self, decoder: Decoder, choice: Choice) -> None:
         if decoder.spec.integration is not None:

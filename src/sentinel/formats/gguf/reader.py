@@ -122,7 +122,8 @@ class GGUFFile:
         place = int(tensor.data_offset) + start * width
         data: NDArray[Any] = np.fromfile(self.path, kind, n_byte // kind.itemsize, offset=place)
         try:
-            flat = gguf.dequantize(data.reshape(-1, width // kind.itemsize), tensor.tensor_type)
+            shaped: NDArray[Any] = np.reshape(data, (-1, width // kind.itemsize))
+            flat = gguf.dequantize(shaped, tensor.tensor_type)
         except NotImplementedError as error:
             raise InputError(
                 f"{self.path}: {tensor.name} is of type {tensor.tensor_type.name}, which can't be de-quantised"

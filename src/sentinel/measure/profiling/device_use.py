@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.profiler import DeviceType
 
 from sentinel.errors import InputError
 from sentinel.infer.engine import Engine
@@ -110,7 +111,7 @@ def counted(events: Iterable[Any]) -> Work:
     """`Work` of the profiler's events: launches by name, kernels by being a device's own."""
     launches, ran = 0, []
     for event in events:
-        if event.device_type != torch.autograd.DeviceType.CPU:
+        if event.device_type != DeviceType.CPU:
             ran.append(event.time_range.elapsed_us())
         elif event.name.startswith(LAUNCHES):
             launches += 1
