@@ -31,10 +31,10 @@ def recover(
     """A model that has learned its ``teacher``'s predictions on ``text`` (distillation, Hinton et al. 2015).
 
     Windows of ``length`` tokens are learned from, by default of text that the teacher writes itself (``self``);
-    ``held_out`` text, by default other documents of the same, the valid splits or a part of ``text``, decides when to stop
-    and what is kept. How long and how is in ``settings``, 30 minutes by default. ``state`` is a folder from which a run that
-    was interrupted goes on. A copy of ``model`` learns, or ``in_place`` the model itself. What was done is the result's
-    ``recovery``.
+    ``held_out`` text, by default other documents of the same, the valid splits or a part of ``text``, decides when to
+    stop and what is kept. How long and how is in ``settings``, 30 minutes by default. ``state`` is a folder from which a
+    run that was interrupted goes on. A copy of ``model`` learns, or ``in_place`` the model itself. What was done is the
+    result's ``recovery``.
 
     Raises `InputError` for random weights, a teacher of another vocabulary, and too little text.
     """
