@@ -16,7 +16,6 @@ from sentinel.commands.pruning import not_smaller
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint
 from sentinel.formats.sources import load
-from sentinel.measure.latency import LatencyTable
 from sentinel.measure.results import ResultSet
 from sentinel.measure.runner import run_suites
 from sentinel.measure.suites import attention
@@ -105,14 +104,13 @@ def test_memory_targets_are_below_the_model_as_loaded(wide, letters, tmp_path, c
 def test_speed_targets_are_over_the_model_as_loaded(wide, letters, tmp_path, monkeypatch):
     """Twice as fast as loaded: with repeated K/V, whose half layers are made to take three times as long, out of reach."""
 
-    def table(decoder, **_) -> LatencyTable:
-        spec = decoder.spec
-        slow = 3.0 if spec.layers[0].n_kv_head == spec.layers[0].n_head else 1.0
-        attention = {la: {g: slow * g / la.n_kv_head for g in range(la.n_kv_head + 1)} for la in spec.layers}
-        mlp = {la: {0: 0.0, la.intermediate_size: 0.0} for la in spec.layers}
-        return LatencyTable(spec.layers, 0.0, attention, mlp)
+    def cost(loaded, dense, precision, narrow):
+        assert precision == "int8" and narrow == (0.7, 0.5)
+        slow = 1.0 if dense is loaded.decoder else 3.0
+        total = sum(dense.spec.layers[0].n_kv_head for _ in dense.spec.layers)
+        return lambda plan: slow * sum(plan.width.groups) / total, 1.0
 
-    monkeypatch.setattr(changing, "measure_latencies", table)
+    monkeypatch.setattr(changing, "measure_plan_cost", cost)
     command = pruned(wide, letters, tmp_path, "--speedup", "2", "--expand-kv")
     assert main(command) == 2  # 0.3 x 3 is not half of 1
     assert main([*command[:-1]]) == 0

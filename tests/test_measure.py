@@ -10,10 +10,14 @@ import torch
 from conftest import spec_of
 from helpers import character_tokenizer, filled_decoder
 
+from sentinel.adapt.pruning.criteria import criterion_named
+from sentinel.adapt.pruning.subject import Subject
 from sentinel.adapt.text.corpora import Document, Text, Windows
 from sentinel.errors import InputError
 from sentinel.formats.sources import LoadedModel
 from sentinel.infer.opening import make_engine
+from sentinel.measure import decode_speed
+from sentinel.measure.decode_speed import NEW_TOKENS, measure_plan_cost
 from sentinel.measure.judge import Judge
 from sentinel.measure.latency import measure_latencies
 from sentinel.measure.perplexity import FEWEST, evaluate, passages, perplexity_ratio
@@ -175,3 +179,18 @@ def test_quality_suite_rows(model):
         judge_criteria(request_for(wide, "random", **settings), windows, texts)
     with pytest.raises(InputError, match="was calibrated or trained on"):
         judge_criteria(request_for(wide, **settings), Windows(tokens, (texts[0].documents[0].fingerprint,)), texts)
+
+
+def test_a_plan_costs_what_lies_between_what_was_timed(model, monkeypatch):
+    """A generation that takes as long as its weights are large: every plan's cost is that of an engine of its size."""
+    monkeypatch.setattr(
+        decode_speed, "generate_timed", lambda engine, *_: ([], {"total_ms": float(engine.weight_bytes_per_token())})
+    )
+    loaded = LoadedModel("tiny", model, character_tokenizer(), Record())
+    cost, whole = measure_plan_cost(loaded, model, "fp32", (0.5, 0.5))
+    order = criterion_named("random").order(Subject(model), 0.5, 0.5)
+    engines = Engines(loaded)
+    for heads, neurons in ((0.0, 0.0), (0.25, 0.5), (0.5, 0.25), (0.75, 0.75)):
+        own = engines.at(2, heads=heads, neurons=neurons).own_engine.weight_bytes_per_token() / NEW_TOKENS
+        assert cost(order.plan(heads, neurons)) == pytest.approx(own, rel=0.02)
+    assert whole == pytest.approx(cost(order.plan(0.0, 0.0)))

@@ -52,8 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", metavar="R", type=ratio, default=0.0, help="ratio of heads to remove")
     parser.add_argument("--neurons", metavar="R", type=ratio, default=0.0, help="ratio of MLP neurons to remove")
     parser.add_argument(
-        "--speedup", metavar="X", type=real_number, help="instead: be X times as fast (level 1, measured)"
+        "--speedup", metavar="X", type=real_number, help="instead: X times the tokens/s, as measured here at level 3"
     )
+    parser.add_argument(
+        "--speedup-precision", choices=("int8", "int4", "fp32"), default="int8",
+        help="that --speedup is measured in (default int8; fp32 is level 2)",
+    )  # fmt: skip
     parser.add_argument("--max-memory", metavar="MB", type=real_number, help="instead: weights of at most MB in fp32")
     parser.add_argument("--elastic", metavar="R,R", type=ratios, help="instead: one model with these ratios as levels")
     compensation = parser.add_mutually_exclusive_group()
@@ -93,6 +97,7 @@ def run(options: argparse.Namespace) -> None:
             neurons=options.neurons,
             elastic=options.elastic,
             speedup=options.speedup,
+            speedup_precision=options.speedup_precision,
             max_memory=options.max_memory,
             expand_kv=options.expand_kv,
             calibration=options.calibration,

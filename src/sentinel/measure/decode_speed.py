@@ -1,19 +1,25 @@
-"""The speed of decoding at a width that was not built: bytes over bandwidth, corrected by what was measured of others."""
+"""The speed of decoding at a width that was not built: bytes over bandwidth, corrected by what was measured of others;
+and what a pruning plan costs, between a whole and a narrow model that are measured."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sentinel.adapt.pruning.fit_to import Cost
+from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.formats.sources import LoadedModel
 from sentinel.measure.method import READ, generate_timed, interleave, random_prompts
 from sentinel.measure.results import Sample, median
 from sentinel.measure.suites.engines import Engines, Subject
+from sentinel.models.decoder import Decoder
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 20
+ROUNDS = 5
 Ratios = tuple[float, float]  # shares of heads and neurons that are removed
 WHOLE: Ratios = (0.0, 0.0)
 
@@ -34,7 +40,7 @@ class DecodeSpeed:
 
 
 def measure_decode_speed(
-    loaded: LoadedModel, precisions: Sequence[str], widths: Sequence[Ratios], threads: int | None, rounds: int = 5
+    loaded: LoadedModel, precisions: Sequence[str], widths: Sequence[Ratios], threads: int | None, rounds: int = ROUNDS
 ) -> DecodeSpeed:
     """What predicts the speed of level 3 in ``precisions`` at ``widths``.
 
@@ -51,11 +57,10 @@ def measure_decode_speed(
         own = [key for key in subjects if key[0] == precision]
         for key in ((precision, WHOLE), min(own, key=lambda key: n_byte[key])):
             timed[str(key)] = key
-    prompts = random_prompts(loaded.spec.vocab_size, 1, min(PROMPT_TOKENS, loaded.spec.max_seq_len // 2))
-    count = min(NEW_TOKENS, loaded.spec.max_seq_len // 2)
+    run = _Decoding(loaded)
 
     def once(subject: Subject, size: int) -> Sample:
-        return {**generate_timed(subject.engine, prompts, count)[1], **engines.reading(size)}
+        return {**run.timed(subject), **engines.reading(size)}
 
     runs = {name: functools.partial(once, subjects[key], n_byte[key]) for name, key in timed.items()}
     samples = interleave(runs, rounds, "Timing level 3")
@@ -63,11 +68,63 @@ def measure_decode_speed(
     factors: dict[str, tuple[list[float], list[float]]] = {}
     for precision in precisions:
         points = sorted(
-            (float(n_byte[key]), median(samples[name], "total_ms") / count / (n_byte[key] / bandwidth))
+            (float(n_byte[key]), run.milliseconds(samples[name]) / (n_byte[key] / bandwidth))
             for name, key in timed.items()
             if key[0] == precision
         )
         factors[precision] = [size for size, _ in points], [factor for _, factor in points]
-    for subject in subjects.values():
-        subject.own_engine.release()
+    _release(subjects.values())
     return DecodeSpeed(bandwidth, n_byte, factors)
+
+
+def measure_plan_cost(
+    loaded: LoadedModel, dense: Decoder, precision: str, narrow: Ratios, threads: int | None = None
+) -> tuple[Cost, float]:
+    """Milliseconds that a generated token takes in a plan for ``dense``, and what it takes in the model as ``loaded``.
+
+    That is at level 3 in ``precision``, or at level 2 for fp32. ``dense``, which may be the loaded model with K and V
+    repeated, is timed whole and at the shares of heads and neurons of ``narrow``, ``loaded`` beside it, all in turn; what
+    lies between is interpolated by the number of parameters, for decoding at batch 1 is bound by the bytes of weights.
+    """
+    level = 2 if precision == "fp32" else 3
+    engines = Engines(dataclasses.replace(loaded, decoder=dense), threads)
+    subjects = {"narrow": engines.at(level, precision, heads=narrow[0], neurons=narrow[1])}
+    subjects["whole"] = subjects["loaded"] = engines.at(level, precision)
+    if dense is not loaded.decoder:
+        subjects["loaded"] = Engines(loaded, threads).at(level, precision)
+    run = _Decoding(loaded)
+    samples = interleave(
+        {name: functools.partial(run.timed, subject) for name, subject in subjects.items()},
+        ROUNDS,
+        f"Timing level {level}",
+    )
+    took = {name: run.milliseconds(rows) for name, rows in samples.items()}
+    sizes = {name: subject.spec.parameter_count() for name, subject in subjects.items()}
+    slope = (took["whole"] - took["narrow"]) / max(1, sizes["whole"] - sizes["narrow"])
+    _release(subjects.values())
+
+    def cost(plan: PruningPlan) -> float:
+        return took["narrow"] + slope * (plan.width.of(dense.spec).parameter_count() - sizes["narrow"])
+
+    return cost, took["loaded"]
+
+
+class _Decoding:
+    """One generation of `NEW_TOKENS` tokens after `PROMPT_TOKENS`, or of as many as the model can take."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        most = loaded.spec.max_seq_len // 2
+        self._prompts = random_prompts(loaded.spec.vocab_size, 1, min(PROMPT_TOKENS, most))
+        self._count = min(NEW_TOKENS, most)
+
+    def timed(self, subject: Subject) -> Sample:
+        return generate_timed(subject.engine, self._prompts, self._count)[1]
+
+    def milliseconds(self, samples: Sequence[Sample]) -> float:
+        """Of a generated token, its share of the prompt included: the median."""
+        return median(samples, "total_ms") / self._count
+
+
+def _release(subjects: Iterable[Subject]) -> None:
+    for subject in subjects:
+        subject.own_engine.release()
