@@ -264,7 +264,7 @@ def test_the_prompt_comes_from_the_argument_a_file_or_standard_input(worded, run
 
 
 def test_an_end_at_once_is_said(chatting, worded, capsys, monkeypatch):
-    def ends(engine, prompts, count, settings, eos_ids, timings, lookup):
+    def ends(engine, prompts, count, settings, eos_ids, timings, lookup, form):
         timings.stamps.append(0.1)
         yield [eos_ids[0]]
 

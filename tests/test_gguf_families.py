@@ -324,7 +324,12 @@ def test_the_largest_gemmas_scale_scores_by_their_width(tmp_path):
         ("qwen2", {}, {"blk__0__ffn_gate_inp__weight": np.ones((4, 48), np.float32)}, "ffn_gate_inp"),
         ("gpt2", {}, {"position_embd__weight": None}, "wpe"),
         ("llama-yarn", {"rope_scaling_yarn_attn_factor": 2.0}, {}, "yarn_attn_factor"),
-        ("gptneox", {}, {"blk__1__attn_qkv__weight": np.ones((5, 48), np.float32)}, "blk.1.attn_qkv.weight"),
+        (
+            "gptneox",
+            {},
+            {"blk__1__attn_qkv__weight": np.ones((5, 48), np.float32)},
+            "layers.1.attention.query_key_value.weight",
+        ),
     ],
     ids=str,
 )

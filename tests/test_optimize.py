@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sentinel
-from sentinel.api import optimizing
+from sentinel.api import search
 from sentinel.cli import build_parser, main
 from sentinel.errors import InputError
 from sentinel.measure.decode_speed import DecodeSpeed
@@ -66,7 +66,7 @@ def asked(letters, tmp_path, monkeypatch) -> dict[str, object]:
     rng = np.random.default_rng(1)
     other = tmp_path / "other.txt"
     other.write_text(" ".join(rng.choice(list("abcdefghijklmnop"), 300)))
-    monkeypatch.setattr(optimizing, "measure_peak_memory", lambda request: 100.0)
+    monkeypatch.setattr(search, "measure_peak_memory", lambda request: 100.0)
     return {
         "calibration": letters["calibration"], "calibration_tokens": 512, "text": f"{letters['test']},{other}",
         "eval_tokens": 128, "widths": ((0.0, 0.5),),
@@ -89,16 +89,16 @@ def test_the_best_model_is_written_ready_to_run_and_nothing_else_is_left(worded,
 
 
 def test_what_was_found_before_an_interruption_is_not_made_again(worded, asked, tmp_path, monkeypatch):
-    timing = optimizing._Search._time_finalists
-    monkeypatch.setattr(optimizing._Search, "_time_finalists", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    timing = search.Search._time_finalists
+    monkeypatch.setattr(search.Search, "_time_finalists", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sentinel.optimize(worded, tmp_path / "best", **asked)
     kept = ResultSet.read(tmp_path / "best.search" / "results.json").results
     assert {"int8", "int4"} <= {row.engine for row in kept} and not (tmp_path / "best").exists()
     with pytest.raises(InputError, match="a search with another eval tokens"):
         sentinel.optimize(worded, tmp_path / "best", **{**asked, "eval_tokens": 64})
-    monkeypatch.setattr(optimizing._Search, "_time_finalists", timing)
-    monkeypatch.setattr(optimizing, "quantize", None)  # nothing is packed again
+    monkeypatch.setattr(search.Search, "_time_finalists", timing)
+    monkeypatch.setattr(search, "quantize", None)  # nothing is packed again
     found = sentinel.optimize(worded, tmp_path / "best", max_perplexity_increase=9.0, **asked)
     assert [row.engine for row in found.results.results] == [row.engine for row in kept]
 

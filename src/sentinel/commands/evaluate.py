@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.items is not None:
         raise InputError("--items are of --tasks; name tasks, or leave it out")
-    text = options.text or DEFAULT_TEXT
+    text = DEFAULT_TEXT if options.text is None else options.text
     texts = load_texts(text, "test")  # refused before the model is opened
     opened = open_engine(options)
     teacher = load(options.teacher, device=options.device) if options.teacher is not None else None

@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from sentinel.api.optimizing import WIDTHS, optimize, search_folder
+    from sentinel.api.optimizing import optimize, search_folder
+    from sentinel.api.search import WIDTHS
     from sentinel.report.optimized import PAGE, RESULTS, tables_of
     from sentinel.report.terminal import print_table, stdout_console
 

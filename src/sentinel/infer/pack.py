@@ -15,6 +15,7 @@ from sentinel.infer.native.weights import Grams, packed_size
 from sentinel.models.decoder import Decoder
 from sentinel.models.rows import Rows
 from sentinel.models.spec import ModelSpec
+from sentinel.models.tensors import pruned_tensors
 from sentinel.progress import say
 
 Source: TypeAlias = "Decoder | StoredWeights"
@@ -32,7 +33,8 @@ def pack(source: Source, precision: Precision, grams: Grams | None = None) -> Na
 
 def pack_width(source: Source, precision: Precision, grams: Grams | None = None) -> PackedWidth:
     """The width that is set, with the projections that were re-solved for it."""
-    gates = {name: rows for name, rows in source.whole_state().items() if name.endswith(".gate")}
+    whole = source.whole_state()
+    gates = {t.name: whole[t.name] for t in pruned_tensors(source.spec) if t.name.endswith(".gate") and t.name in whole}
     own = {} if source.current is None else source.current.projections
     return PackedWidth.from_arrays(source.spec, source.in_use, _Arrays({**gates, **own}), precision, grams)
 

@@ -62,7 +62,8 @@ class StaticTorchEngine(TorchEngine):
         step = self._recorded(None, sequences, lambda: tokens)
         step.place(sequences, tokens)
         step.run()
-        return in_order(step.logits, [sequence.slot for sequence in sequences])
+        found = in_order(step.logits, [sequence.slot for sequence in sequences])
+        return found.copy() if self.decoder.device.type == "cpu" else found  # the next step writes over them
 
     def _recorded(
         self,

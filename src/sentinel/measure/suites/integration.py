@@ -8,7 +8,7 @@ speed does not depend on which ones go.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sentinel.adapt.integration import CONFIGURATIONS, Configuration, integrate, require_plain
@@ -26,17 +26,6 @@ from sentinel.progress import working
 
 ORIGINAL, PLAIN = "original", "minimal"
 HOW = ("recovery_steps", "criterion", "compensated")  # how a model was made, whatever precision it then runs in
-
-
-@dataclass(frozen=True)
-class Configured(Subject):
-    """A subject that is told apart by its configuration too."""
-
-    configuration: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.configuration}, {super().name}"
 
 
 def run(request: Request) -> list[Result]:
@@ -67,7 +56,7 @@ def _rows_at(request: Request, heads: float, quality: Recovered | None) -> list[
     found = generate_in_turn(request, "integration", subjects, batch=request.settings.batch)
     rows = []
     for one in found if not heads else found[1:]:
-        assert isinstance(one.subject, Configured)
+        assert one.subject.configuration is not None
         spec = one.subject.spec
         before = spec.parameter_count(baseline=False) - spec.fusion_weights
         told = judged[one.subject.configuration]
@@ -76,7 +65,7 @@ def _rows_at(request: Request, heads: float, quality: Recovered | None) -> list[
         rows.append(
             replace(
                 one.row,
-                engine=f"{one.subject.configuration}, {one.subject.engine.name}",
+                engine=f"{one.subject.engine.name}, {one.subject.configuration}",
                 configuration=one.subject.configuration,
                 parameters=before + spec.fusion_weights,
                 parameters_before=before,
@@ -113,8 +102,8 @@ def without_last_heads(decoder: Decoder, ratio: float) -> Decoder:
     return select(single, Width(tuple(kept), Width.full(single.spec).neurons).kept)
 
 
-def _subject(request: Request, configuration: Configuration, decoder: Decoder, level: int, heads: float) -> Configured:
+def _subject(request: Request, configuration: Configuration, decoder: Decoder, level: int, heads: float) -> Subject:
     with working(f"Preparing {configuration.name} at level {level}"):
         engine = make_engine(decoder, level, threads=request.engines.threads)
         warm_up(engine)
-    return Configured(engine, decoder.spec, level, engine.precision, heads, configuration=configuration.name)
+    return Subject(engine, decoder.spec, level, engine.precision, heads, configuration=configuration.name)
