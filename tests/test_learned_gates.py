@@ -9,7 +9,6 @@ from helpers import filled_decoder, some_tokens
 
 from sentinel.adapt.pruning.criteria.learned import learn_gates, open_probability, sample_gates
 from sentinel.adapt.pruning.gated_model import GatedModel, open_gates, short_windows
-from sentinel.adapt.pruning.gradients import compensated_fisher
 from sentinel.adapt.recovery.distillation import divergence
 from sentinel.adapt.recovery.teacher import Teacher
 from sentinel.errors import InputError
@@ -71,8 +70,3 @@ def test_windows_are_cut_into_short_ones():
     windows = torch.arange(20).view(2, 10)
     assert torch.equal(short_windows(windows, 4), torch.stack([windows[i, s : s + 4] for i in (0, 1) for s in (0, 4)]))
     assert torch.equal(short_windows(windows, 99), windows)
-
-
-def test_a_head_with_a_closed_gate_is_worth_nothing():
-    gradients = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(compensated_fisher(torch.zeros(30, 8), gradients, 4), torch.zeros(2, dtype=torch.float64))

@@ -15,7 +15,6 @@ from sentinel.adapt.pruning.residual_stream import (
     HALVES,
     Half,
     check_finite,
-    device_of_float64,
     half_of,
     joined,
     masks_of,
@@ -78,28 +77,3 @@ def _loss(logits: Tensor, tokens: Tensor, labels: str, generator: torch.Generato
         noise = torch.empty_like(logits).exponential_(generator=generator).log_()
         sampled = (logits - noise).argmax(dim=-1)  # Gumbel-max: a sample of the softmax
     return functional.cross_entropy(logits.flatten(0, 1), sampled.flatten(), reduction="sum")
-
-
-def compensated_fisher(inputs: Tensor, gradients: Tensor, unit: int, *, ridge: float = 1e-3) -> Tensor:
-    """Importance [K / unit] of every block of ``unit`` columns, given that the rest is re-solved after its removal.
-
-    The part of a unit that the others (and a constant) predict linearly costs nothing, since compensation brings it
-    back. What counts is the residual r_t of that prediction, and the Fisher information of its effect on the loss:
-    sum_t (g_t . r_t)^2, g_t being the gradient at the projection's input. ``inputs`` and ``gradients`` are [N, K].
-    The residuals of all units come from one inverse P of the Gram matrix: r = Z P[:, u] P[u, u]^-1.
-    """
-    z = torch.cat((inputs, inputs.new_ones(len(inputs), 1)), dim=1)
-    gram = (z.T @ z).to(device_of_float64(z.device)).double()
-    scale = gram.diagonal()[:-1].mean().clamp(min=torch.finfo(torch.float32).tiny)  # inputs of a closed gate are all 0
-    gram += torch.eye(len(gram), dtype=torch.float64, device=gram.device) * scale * ridge
-    inverse = torch.linalg.inv(gram)
-    if unit == 1:
-        residuals = z @ (inverse[:, :-1] / inverse.diagonal()[:-1]).float().to(z.device)
-        return (residuals * gradients).square().sum(0).to(gram.device).double()
-    scores = []
-    for start in range(0, inputs.shape[1], unit):
-        columns = slice(start, start + unit)
-        prediction = (inverse[:, columns] @ torch.linalg.inv(inverse[columns, columns])).float()
-        residual = z @ prediction.to(z.device)
-        scores.append((residual * gradients[:, columns]).sum(1).square().sum().to(gram.device).double())
-    return torch.stack(scores)

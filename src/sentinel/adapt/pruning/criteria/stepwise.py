@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sentinel.adapt.pruning.compensate import compensate
 from sentinel.adapt.pruning.criterion import Criterion
-from sentinel.adapt.pruning.gradients import Place, compensated_fisher, probe
+from sentinel.adapt.pruning.gradients import Place, probe
+from sentinel.adapt.pruning.joint_removal import JointRemoval
 from sentinel.adapt.pruning.plan import Losses, Ranks, RemovalOrder
 from sentinel.adapt.pruning.residual_stream import Half
 from sentinel.adapt.pruning.subject import Subject
@@ -19,6 +23,7 @@ from sentinel.progress import track
 
 STEP = 0.1  # of all units, between two probes
 PROBE_WINDOWS = 12
+AT_ONCE = 0.02  # of a layer's units, at least one: what goes before the rest of the layer is scored again
 
 
 class Stepwise(Criterion):
@@ -51,9 +56,9 @@ def stepwise_order(
 ) -> RemovalOrder:
     """A removal order down to ratios ``heads`` and ``neurons``, from calibration ``windows`` [windows, T].
 
-    Each step probes the model as pruned and compensated so far (`compensated_fisher`), removes up to a tenth of all
-    head groups and as large a share of the way for neurons, and re-solves the attention projections. What is
-    never reached is ordered by the last scores.
+    Each step probes the model as pruned and compensated so far, removes up to `STEP` of all head groups and as large a
+    share of the way for neurons (`JointRemoval`, which knows what else has gone of a layer), and re-solves the attention
+    projections. What is never reached is ordered by the last scores.
     """
     spec = dense.spec
     groups = [list(range(layer.n_kv_head)) for layer in spec.layers]
@@ -61,28 +66,26 @@ def stepwise_order(
     ranks = _Ranks(spec)
     steps = max(1, int(np.ceil(max(heads, neurons) / STEP - 1e-9)))
     student = dense
-    group_scores: list[dict[int, float]] = []
-    neuron_scores: list[dict[int, float]] = []
+    units = _Units({}, "attn", groups), _Units({}, "mlp", kept)
     for step in track(range(steps), "Planning", steps):
         part = windows.roll(-step * PROBE_WINDOWS, 0)[:PROBE_WINDOWS]
-        group_scores, neuron_scores = score(student, part, groups, kept, seed=seed + step, with_neurons=neurons > 0)
+        removals = probed(student, part, seed=seed + step, with_neurons=neurons > 0)
+        units = _Units(removals, "attn", groups), _Units(removals, "mlp", kept)
         share = (step + 1) / steps
-        ranks.drop("groups", group_scores, groups, share * heads, floor_groups)
+        ranks.drop("groups", units[0], share * heads, floor_groups)
         if neurons > 0:
-            ranks.drop("neurons", neuron_scores, kept, share * neurons, floor_neurons)
+            ranks.drop("neurons", units[1], share * neurons, floor_neurons)
         if step + 1 < steps:
             (student,) = compensate(dense, [Kept(groups, kept)], windows[: 2 * PROBE_WINDOWS], halves=("attn",))
-    ranks.finish("groups", group_scores, groups)
-    ranks.finish("neurons", neuron_scores, kept)
+    ranks.finish("groups", units[0])
+    ranks.finish("neurons", units[1])
     return RemovalOrder(
         spec, Stepwise.name, ranks.of["groups"], ranks.of["neurons"], ranks.losses["groups"], ranks.losses["neurons"]
     )
 
 
-def score(
-    student: Decoder, windows: Tensor, groups: list[list[int]], kept: list[list[int]], *, seed: int, with_neurons: bool
-) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
-    """Importance of what the ``student`` still has, per layer, by the dense model's unit numbers."""
+def probed(student: Decoder, windows: Tensor, *, seed: int, with_neurons: bool) -> dict[Place, JointRemoval]:
+    """What can be removed of every half layer of the ``student``, by one probe."""
     read: dict[Place, list[list[Tensor]]] = {}
     for found in probe(student, windows, seed=seed):
         for place, layer in found.items():
@@ -90,19 +93,57 @@ def score(
                 both = read.setdefault(place, [[], []])
                 both[0].append(layer.inputs)
                 both[1].append(layer.gradients)
-    scores: dict[Place, Tensor] = {}
-    for place, (inputs, gradients) in read.items():
+    removals = {}
+    for place in list(read):
+        inputs, gradients = read.pop(place)
         spec: LayerSpec = student.spec.layers[place[0]]
         unit = spec.group_size * spec.head_dim if place[1] == "attn" else 1
-        scores[place] = compensated_fisher(torch.cat(inputs), torch.cat(gradients), unit)
-    return _by_unit(scores, "attn", groups), _by_unit(scores, "mlp", kept)
+        removals[place] = JointRemoval(torch.cat(inputs), torch.cat(gradients), unit)
+    return removals
 
 
-def _by_unit(scores: dict[Place, Tensor], half: Half, units: list[list[int]]) -> list[dict[int, float]]:
-    return [
-        dict(zip(units[index], scores[index, half].tolist(), strict=True)) if (index, half) in scores else {}
-        for index in range(len(units))
-    ]
+class _Units:
+    """The units of all layers that are left, ``left`` [layer] by the dense model's numbers, cheapest first.
+
+    A layer is scored anew when as many of its units have gone as `AT_ONCE` says; those that go in between are removed
+    together.
+    """
+
+    def __init__(self, removals: dict[Place, JointRemoval], half: Half, left: list[list[int]]) -> None:
+        self.left = left
+        self._removals = {index: removals[index, half] for index in range(len(left)) if (index, half) in removals}
+        self._numbers = [list(units) for units in left]  # of the units as the probe found them
+        self._at_once = [max(1, int(len(units) * AT_ONCE)) for units in left]
+        self._gone: list[list[int]] = [[] for _ in left]
+        self._cheapest: list[tuple[float, int, int]] = []
+        for index in self._removals:
+            self._score(index)
+
+    def scores(self) -> dict[tuple[int, int], float]:
+        """Scores of what is left, by layer and number."""
+        return {(index, self._numbers[index][place]): value for value, index, place in self._cheapest}
+
+    def take(self, floor: int) -> tuple[float, int, int] | None:
+        """Remove the cheapest unit of a layer with more than ``floor``: its cost, layer and number; None without one."""
+        while self._cheapest:
+            value, index, place = heapq.heappop(self._cheapest)
+            if len(self.left[index]) <= floor:
+                continue
+            number = self._numbers[index][place]
+            self.left[index].remove(number)
+            self._gone[index].append(place)
+            if len(self._gone[index]) == self._at_once[index]:
+                self._removals[index].remove(self._gone[index])
+                self._gone[index] = []
+                self._score(index)
+            return value, index, number
+        return None
+
+    def _score(self, index: int) -> None:
+        scores = self._removals[index].scores().tolist()
+        others = [entry for entry in self._cheapest if entry[1] != index]
+        self._cheapest = others + [(value, index, place) for place, value in enumerate(scores) if math.isfinite(value)]
+        heapq.heapify(self._cheapest)
 
 
 class _Ranks:
@@ -118,26 +159,20 @@ class _Ranks:
         }
         self._next = {"groups": 0, "neurons": 0}
 
-    def drop(self, kind: str, scores: list[dict[int, float]], units: list[list[int]], ratio: float, floor: int) -> None:
-        """Remove the least important units until ``ratio`` of all is gone; every layer keeps ``floor`` of them."""
-        total = sum(len(r) for r in self.of[kind])
-        wanted = round(ratio * total) - self._next[kind]
-        ordered = sorted((value, index, unit) for index, layer in enumerate(scores) for unit, value in layer.items())
-        for value, index, unit in ordered:
-            if wanted <= 0:
+    def drop(self, kind: str, units: _Units, ratio: float, floor: int) -> None:
+        """Remove the cheapest units until ``ratio`` of all is gone; every layer keeps ``floor`` of them."""
+        for _ in range(round(ratio * sum(len(r) for r in self.of[kind])) - self._next[kind]):
+            taken = units.take(floor)
+            if taken is None:
                 return
-            if len(units[index]) > floor:
-                units[index].remove(unit)
-                self._take(kind, index, unit, value)
-                wanted -= 1
+            value, index, unit = taken
+            self._take(kind, index, unit, value)
 
-    def finish(self, kind: str, scores: list[dict[int, float]], units: list[list[int]]) -> None:
+    def finish(self, kind: str, units: _Units) -> None:
         """Give the units that are left the last ranks, by score; units without a score keep their order."""
-        left = [(scores[i].get(unit, 0.0), i, unit) for i, layer in enumerate(units) for unit in layer]
-        if not any(scores):
-            left.sort(key=lambda item: (-item[2], item[1]))
-        else:
-            left.sort()
+        scores = units.scores()
+        left = [(scores.get((i, unit), 0.0), i, unit) for i, layer in enumerate(units.left) for unit in layer]
+        left.sort(key=None if scores else lambda item: (-item[2], item[1]))
         for value, index, unit in left:
             self._take(kind, index, unit, value)
 
