@@ -91,7 +91,7 @@ def test_the_native_engine_runs_every_family(name, precision):
     spec = spec_named(name)
     decoder, tokens = filled_decoder(spec), some_tokens(spec, batch=1, length=48)[0].tolist()
     weights = pack(decoder, precision)
-    engine = NativeEngine(weights, half_kv=False, threads=1)
+    engine = NativeEngine(weights, kv="fp32", threads=1)
     rounded = filled_decoder(spec)
     with torch.no_grad():
         for block, source in zip(rounded.blocks, decoder.blocks, strict=True):  # gates are rounded with the weights

@@ -256,7 +256,7 @@ def test_the_cache_is_widened_in_the_middle_of_a_sequence():
     spec, arrays = oracle.canonical(oracle.gpt2())
     arrays["embed.weight"][7, 0] = 3e7  # the final norm makes nothing of it, but no key or value of its token is small
     arrays["layers.0.attn_norm.weight"][0] = 2e5
-    engine, exact = (engine_of(spec, arrays, half_kv=half) for half in (True, False))
+    engine, exact = (engine_of(spec, arrays, kv=kv) for kv in ("half", "fp32"))
     prompts = [[t for t in TOKENS if t != 7][:n] for n in (9, 2)]
     for one in (engine, exact):
         one.prefill(prompts, 8)

@@ -248,7 +248,7 @@ def test_a_published_shape_keeps_a_fraction():
     config = KNOWN_SHAPES["gemma-3-270m"]
     spec = family_of(config["model_type"]).spec_from_config(config)
     assert 8192 * spec.kv_bytes_per_position(2) == 150_994_944
-    assert spec.kv_bytes(8192, 2) == KvArea(spec.layers, 1, 8192, half=True).n_byte == 34_996_224
+    assert spec.kv_bytes(8192, 2) == KvArea(spec.layers, 1, 8192, kind="half").n_byte == 34_996_224
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -328,7 +328,7 @@ def test_rings_that_have_turned_go_on_in_fp32():
         decoder.embed.weight[:, 0], decoder.state_dict()["layers.0.attn_norm.weight"][0] = 1e-6, 2e5
         decoder.embed.weight[7, 0] = 3e7
     text = [token for token in text_of(8, 400) if token != 7]
-    engine, exact = (NativeEngine(pack(decoder, "int8"), half_kv=half) for half in (True, False))
+    engine, exact = (NativeEngine(pack(decoder, "int8"), kv=kv) for kv in ("half", "fp32"))
     sequence, other = (one.open(text[:350], 40)[0] for one in (engine, exact))
     for i, token in enumerate((text[350], 7, *text[351:360])):
         right, found = exact.step([other], [token])[0], engine.step([sequence], [token])[0]

@@ -95,22 +95,26 @@ class Model(Origin):
         neurons: float = 0.0,
         threads: int | None = None,
         draft: str | None = None,
+        kv: str | None = None,
     ) -> Engine:
         """An engine at an optimisation level 0-3 (default 1; 3 of a quantised model) and a stored width (ratios that are
         left out); the same one for the same arguments.
 
         ``draft`` lets a cheaper copy of the model propose tokens that the engine verifies, several at once: ``int8``,
         ``int4``, or a stored width (``0.5`` of heads, or ``0.5/0.2`` of heads and neurons). The text stays the same.
+        ``kv`` is what level 3 keeps keys and values in: half (default), or int8, which takes half as much.
         Raises `InputError` for what the model or this machine can't do.
         """
-        key = (level, precision, heads, neurons, threads, draft)
+        key = (level, precision, heads, neurons, threads, draft, kv)
         if key not in self._engines:
             if self.quantised is not None:
-                self._engines[key] = self.quantised.engine(level, precision, heads, neurons, threads, draft)
+                self._engines[key] = self.quantised.engine(*key)
             else:
                 decoder = self.decoder.at_width(heads, neurons)
                 chosen = 1 if level is None else level
-                self._engines[key] = make_engine(decoder, chosen, precision=precision, threads=threads, draft=draft)
+                self._engines[key] = make_engine(
+                    decoder, chosen, precision=precision, threads=threads, draft=draft, kv=kv
+                )
         return self._engines[key]
 
     def stream(
@@ -127,6 +131,7 @@ class Model(Origin):
         neurons: float = 0.0,
         threads: int | None = None,
         draft: str | None = None,
+        kv: str | None = None,
         json_schema: Mapping[str, Any] | None = None,
     ) -> Iterator[str]:
         """Pieces of the answer as soon as they are certain.
@@ -137,7 +142,9 @@ class Model(Origin):
         beginning of such JSON where ``max_new_tokens`` cut it. The other arguments are those of `engine`.
         """
         tokenizer = self.require_tokenizer()
-        engine = self.engine(level, precision=precision, heads=heads, neurons=neurons, threads=threads, draft=draft)
+        engine = self.engine(
+            level, precision=precision, heads=heads, neurons=neurons, threads=threads, draft=draft, kv=kv
+        )
         ids = self._token_ids(prompt, raw=raw)
         form = None if json_schema is None else Form.json_schema(json_schema)
         return stream_text(engine, tokenizer, ids, max_new_tokens, sampling, stop, form=form)

@@ -37,6 +37,11 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "int8", "int4"), help="of level 3: int8 (default) or int4")
     parser.add_argument("--heads", metavar="R", type=ratio, help="stored width of an elastic model (default 0)")
     parser.add_argument("--neurons", metavar="R", type=ratio, help="likewise")
+    parser.add_argument(
+        "--kv",
+        choices=("half", "int8"),
+        help="of level 3: keys and values in half precision (default), or int8, half as large",
+    )
     add_dtype(parser, "fp32, in which PyTorch then computes; auto where levels 2 and 3 pack them")
 
 
@@ -64,4 +69,5 @@ def open_engine(
         draft=draft,
         dtype=options.dtype,
         narrower=narrower,
+        kv=options.kv,
     )

@@ -261,7 +261,7 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def kv_bytes(self) -> int:
+    def kv_bytes(self) -> float:
         """Bytes of a cached key or value."""
 
     @abstractmethod
@@ -363,7 +363,7 @@ class Engine(ABC):
             )
 
 
-def step_bytes(weight_bytes: int, spec: ModelSpec, kv_bytes: int, n_sequence: int, context: float) -> int:
+def step_bytes(weight_bytes: int, spec: ModelSpec, kv_bytes: float, n_sequence: int, context: float) -> int:
     """Bytes that a step of ``n_sequence`` reads at the least: weights once, keys and values of ``context`` positions each,
     of layers with a window those within it."""
     return weight_bytes + n_sequence * spec.kv_bytes_read(context, kv_bytes)

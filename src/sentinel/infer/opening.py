@@ -11,7 +11,7 @@ from sentinel.errors import InputError
 from sentinel.formats.places import label, locate
 from sentinel.infer.draft_choice import DraftChoice
 from sentinel.infer.engine import Engine, warm_up
-from sentinel.infer.levels import check_level
+from sentinel.infer.levels import check_kv, check_level
 from sentinel.infer.native import NativeEngine, PackedWidth
 from sentinel.infer.packed_cache import entry_of, keep, recall
 from sentinel.infer.quantised import WEIGHTS_FILE, QuantisedModel, Ratios, is_quantised
@@ -21,38 +21,42 @@ from sentinel.progress import say
 if TYPE_CHECKING:
     from sentinel.formats.sources import LoadedModel
     from sentinel.infer.native import NativeWeights, Precision
+    from sentinel.infer.native.kv_cache import KvKind
     from sentinel.models.decoder import Decoder
     from sentinel.models.record import Record
     from sentinel.models.spec import ModelSpec
     from sentinel.models.tokenizer import TextTokenizer
 
 
-Maker = Callable[["Decoder", int, str, "int | None"], Engine]  # of a decoder, level, precision and threads
+# Of a decoder, level, precision, threads and what keys and values are kept in.
+Maker = Callable[["Decoder", int, str, "int | None", "KvKind | None"], Engine]
 
 
-def _eager(decoder: Decoder, level: int, precision: str, threads: int | None) -> Engine:
+def _eager(decoder: Decoder, level: int, precision: str, threads: int | None, kv: KvKind | None) -> Engine:
     from sentinel.infer.torch.eager import TorchEngine
 
     return TorchEngine(decoder, level)
 
 
-def _static(decoder: Decoder, level: int, precision: str, threads: int | None) -> Engine:
+def _static(decoder: Decoder, level: int, precision: str, threads: int | None, kv: KvKind | None) -> Engine:
     from sentinel.infer.torch.static import StaticTorchEngine
 
     return StaticTorchEngine(decoder)
 
 
-def _native(decoder: Decoder, level: int, precision: str, threads: int | None) -> Engine:
+def _native(decoder: Decoder, level: int, precision: str, threads: int | None, kv: KvKind | None) -> Engine:
     from sentinel.infer.pack import pack
 
-    return _at_width(decoder, pack(decoder, cast("Precision", precision)), precision, threads)
+    return _at_width(decoder, pack(decoder, cast("Precision", precision)), precision, threads, kv)
 
 
-def _at_width(decoder: Decoder, weights: NativeWeights, precision: str, threads: int | None) -> NativeEngine:
+def _at_width(
+    decoder: Decoder, weights: NativeWeights, precision: str, threads: int | None, kv: KvKind | None
+) -> NativeEngine:
     """An engine of the decoder's packed weights, at the width that the decoder is set to."""
     from sentinel.infer.pack import pack_width
 
-    engine = NativeEngine(weights, threads=threads)
+    engine = NativeEngine(weights, threads=threads, kv=kv)
     width = pack_width(decoder, cast("Precision", precision))
     if width != PackedWidth.full(decoder.spec):
         engine.set_packed_width(width)
@@ -93,9 +97,11 @@ def make_engine(
     precision: str | None = None,
     threads: int | None = None,
     draft: str | None = None,
+    kv: str | None = None,
 ) -> Engine:
     """An engine that runs ``decoder`` at an optimisation level, as pruned as it is set to be.
 
+    ``kv`` is what level 3 keeps keys and values in, that of its draft too: half (default) or int8, see `check_kv`.
     ``draft`` names what proposes tokens to it (`Engine.draft`), see `DraftChoice.parse`. Raises `InputError` for a level
     that there is not on the decoder's device, or not in that precision, and for a draft that is no cheaper.
     """
@@ -105,28 +111,35 @@ def make_engine(
     if make is None:
         there = levels_on(device.type)
         raise InputError(f"level {level} runs on the CPU; on {device} there are levels {there[0]} to {there[-1]}")
+    cached = check_kv(kv, level, device.type)
     if draft is None:
-        return make(decoder, level, precision, threads)
+        return make(decoder, level, precision, threads, cached)
     choice = DraftChoice.parse(draft)
     choice.check_cheaper(precision, *_ratios_in_use(decoder))
-    engine = make(decoder, level, precision, threads)
+    engine = make(decoder, level, precision, threads, cached)
     if choice.precision is not None:
-        engine.draft_by(make_engine(decoder, 3, precision=choice.precision, threads=threads), draft)
+        engine.draft_by(make_engine(decoder, 3, precision=choice.precision, threads=threads, kv=kv), draft)
     else:
-        engine.draft_by(narrower_engine(decoder, engine, choice.heads, choice.neurons, threads), draft)
+        engine.draft_by(narrower_engine(decoder, engine, choice.heads, choice.neurons, threads, kv), draft)
     return engine
 
 
 def narrower_engine(
-    decoder: Decoder, engine: Engine, heads: float, neurons: float, threads: int | None = None
+    decoder: Decoder,
+    engine: Engine,
+    heads: float,
+    neurons: float,
+    threads: int | None = None,
+    kv: str | None = None,
 ) -> Engine:
     """Another engine of what ``engine`` runs, at a stored width of its ``decoder``; packed weights are shared."""
     used = _ratios_in_use(decoder)
     decoder.set_width(heads, neurons)
     try:
         if engine.packed is not None:
-            return _at_width(decoder, engine.packed, engine.precision, threads)
-        return make_engine(decoder.narrowed(), engine.level, threads=threads)
+            cached = check_kv(kv, engine.level, "cpu")
+            return _at_width(decoder, engine.packed, engine.precision, threads, cached)
+        return make_engine(decoder.narrowed(), engine.level, threads=threads, kv=kv)
     finally:
         decoder.set_width(*used)
 
@@ -170,12 +183,13 @@ def open_engine(
     draft: str | None = None,
     dtype: str | None = None,
     narrower: Sequence[Ratios] = (),
+    kv: str | None = None,
 ) -> OpenedEngine:
     """An engine that runs ``model`` (hub id, folder, ``.gguf`` file or ``smollm2-135m``), compiled and warmed up.
 
     A quantised folder runs without torch; so does a model at level 3, which is quantised once and kept (`packed_cache`).
     ``level`` is 1 by default, 3 for a quantised folder; ``heads`` and ``neurons`` are the ratios of a stored width;
-    ``draft`` is as in `make_engine`; ``narrower`` are ratios of further widths, to be run beside it.
+    ``draft`` and ``kv`` are as in `make_engine`; ``narrower`` are ratios of further widths, to be run beside it.
     ``dtype`` is that of the weights that are loaded, see `sources.load`: what PyTorch runs computes in it, by default fp32.
     Levels 2 and 3 on the CPU compute in types of their own, so that by default the weights stay as they are stored.
     Raises `InputError` for what the model or this machine can't do.
@@ -190,13 +204,14 @@ def open_engine(
             raise InputError(f"{model} is quantised, which runs on the CPU only; leave out --device")
         refuse_dtype(model, dtype)
         found = QuantisedModel.load(folder)
-        others = [found.engine(level, precision, *ratios, threads) for ratios in narrower]
-        return _warm(found.engine(level, precision, heads, neurons, threads, draft), found, others)
+        others = [found.engine(level, precision, *ratios, threads, kv=kv) for ratios in narrower]
+        return _warm(found.engine(level, precision, heads, neurons, threads, draft, kv), found, others)
     level = 1 if level is None else level
     precision = check_precision(level, precision)
-    width = (heads, neurons)
+    width, cached = (heads, neurons), check_kv(kv, level, device)
     if level >= 2 and device == "cpu":
-        return _open_packed(_Wanted(model, random_weights, dtype, width, threads), level, precision, draft, narrower)
+        wanted = _Wanted(model, random_weights, dtype, width, threads, cached)
+        return _open_packed(wanted, level, precision, draft, narrower)
     loaded = _load(model, width, threads, random_weights, device, dtype or "fp32")
     engine = make_engine(loaded.decoder, level, precision=precision, threads=threads, draft=draft)
     others = [narrower_engine(loaded.decoder, engine, *ratios, threads) for ratios in narrower]
@@ -237,13 +252,14 @@ def _load(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Which model is packed, at which stored width, and run by how many threads."""
+    """Which model is packed, at which stored width, and run by how many threads with which KV cache."""
 
     model: str
     random_weights: int | None
     dtype: str | None
     width: Ratios
     threads: int | None
+    kv: KvKind | None
 
     @property
     def kept(self) -> bool:
@@ -255,21 +271,21 @@ def _open_packed(
     wanted: _Wanted, level: int, precision: str, draft: str | None, narrower: Sequence[Ratios]
 ) -> OpenedEngine:
     """Levels 2 and 3 on the CPU. What level 3 packs is kept, and an earlier start may have kept it."""
-    width, threads = wanted.width, wanted.threads
+    width, threads, kv = wanted.width, wanted.threads, wanted.kv
     choice = None if draft is None else DraftChoice.parse(draft)
     if choice is not None:
         choice.check_cheaper(precision, *width)
     found = _packed(wanted, level, precision)
-    engine = found.at_width(*width, threads)
+    engine = found.at_width(*width, threads, kv)
 
     def at(ratios: Ratios) -> NativeEngine:
-        narrow = NativeEngine(found.native, threads=threads)
+        narrow = NativeEngine(found.native, threads=threads, kv=kv)
         narrow.set_packed_width(_packed(replace(wanted, width=ratios), level, precision).stored(*ratios))
         return narrow
 
     if draft is not None and choice is not None:
         if choice.precision is not None:
-            engine.draft_by(_packed(wanted, 3, choice.precision).at_width(*width, threads), draft)
+            engine.draft_by(_packed(wanted, 3, choice.precision).at_width(*width, threads, kv), draft)
         else:
             engine.draft_by(at((choice.heads, choice.neurons)), draft)
     return _warm(engine, found, [at(ratios) for ratios in narrower])

@@ -17,7 +17,9 @@ from sentinel.errors import InputError
 from sentinel.files import write_folder
 from sentinel.formats.folder import MODEL_TYPE, read_config, read_record
 from sentinel.infer.draft_choice import DraftChoice
+from sentinel.infer.levels import check_kv
 from sentinel.infer.native import NativeEngine, NativeWeights, PackedWidth
+from sentinel.infer.native.kv_cache import KvKind
 from sentinel.models.origin import Origin
 from sentinel.models.record import Record
 from sentinel.models.spec import ModelSpec
@@ -72,14 +74,16 @@ class QuantisedModel(Origin):
         neurons: float = 0.0,
         threads: int | None = None,
         draft: str | None = None,
+        kv: str | None = None,
     ) -> NativeEngine:
-        """Level 3 at a stored width, with another one for drafts.
+        """Level 3 at a stored width, with another one for drafts; ``kv`` is what it keeps keys and values in.
 
         Raises `InputError` for another level or precision, for a width that is not stored, and for a quantised draft.
         """
+        cached = check_kv(kv, 3, "cpu")
         if level not in (None, 3) or precision not in (None, self.native.precision):
             raise InputError(f"{self.name} is quantised to {self.native.precision}, so that only level 3 runs it so")
-        engine = self.at_width(heads, neurons, threads)
+        engine = self.at_width(heads, neurons, threads, cached)
         if draft is not None:
             choice = DraftChoice.parse(draft)
             choice.check_cheaper(self.native.precision, heads, neurons)
@@ -88,12 +92,12 @@ class QuantisedModel(Origin):
                     f"{self.name} is quantised, so that no copy in {choice.precision} can be made of it; draft by a stored "
                     "width, or give the model that it was made from"
                 )
-            engine.draft_by(self.at_width(choice.heads, choice.neurons, threads), draft)
+            engine.draft_by(self.at_width(choice.heads, choice.neurons, threads, cached), draft)
         return engine
 
-    def at_width(self, heads: float, neurons: float, threads: int | None) -> NativeEngine:
+    def at_width(self, heads: float, neurons: float, threads: int | None, kv: KvKind | None = None) -> NativeEngine:
         """An engine at a stored width, the whole for none; `InputError` for a width that is not stored."""
-        engine = NativeEngine(self.native, threads=threads)
+        engine = NativeEngine(self.native, threads=threads, kv=kv)
         if heads or neurons:
             engine.set_packed_width(self.stored(heads, neurons))
         return engine

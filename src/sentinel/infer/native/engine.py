@@ -19,6 +19,7 @@ from sentinel.progress import say
 
 from .kernels import layout
 from .kernels.cpu import HAS_FAST_VECTORS
+from .kv_cache import KvKind, value_bytes
 from .passes import Passes, one_each, rows_of
 from .program import program
 from .threads import MAX_THREADS
@@ -37,21 +38,23 @@ class NativeEngine(Engine):
 
     weights: packed weights (`NativeWeights.from_arrays`, `NativeWeights.load`).
     threads: number of threads, by default the physical cores; at most ``MAX_THREADS`` are used.
-    half_kv: keep keys and values in half precision (`Passes`); by default for quantised weights only.
+    kv: what keys and values are kept in (`Passes`): fp32; half, the default for quantised weights; or int8 with a scale per
+    head and token.
     """
 
     max_sequences = MAX_SEQUENCES
 
-    def __init__(self, weights: NativeWeights, *, threads: int | None = None, half_kv: bool | None = None) -> None:
+    def __init__(self, weights: NativeWeights, *, threads: int | None = None, kv: KvKind | None = None) -> None:
         level = 2 if weights.precision == "fp32" else 3
         name = "level 2" if level == 2 else f"level 3 {weights.precision}"
+        name = f"{name}, KV int8" if kv == "int8" else name
         super().__init__(weights.spec, name=name, level=level, precision=weights.precision)
         threads = physical_cores() if threads is None else threads
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         self.threads = min(threads, MAX_THREADS)
         self._packed = weights
-        self._half_kv = level == 3 if half_kv is None else half_kv
+        self._kv: KvKind = kv or ("half" if level == 3 else "fp32")
         self._width: PackedWidth | None = None
         self._passes: Passes | None = None
         _warn_of_slow_path()
@@ -63,9 +66,10 @@ class NativeEngine(Engine):
         return self._packed
 
     @property
-    def kv_bytes(self) -> int:
-        """Bytes of a cached key or value."""
-        return 2 if (self._half_kv if self._passes is None else self._passes.half_kv) else 4
+    def kv_bytes(self) -> float:
+        """Bytes of a cached key or value, in int8 with its share of a scale."""
+        kind = self._kv if self._passes is None else self._passes.kv
+        return value_bytes(kind, self.spec.with_baseline_layers().layers)
 
     @property
     def spec_in_use(self) -> ModelSpec:
@@ -123,7 +127,7 @@ class NativeEngine(Engine):
     def _free(self) -> None:
         """Give back tables and threads; no sequence is open."""
         if self._passes is not None:
-            self._half_kv = self._passes.half_kv
+            self._kv = self._passes.kv
             self._passes.close()
             self._passes = None
 
@@ -147,8 +151,8 @@ class NativeEngine(Engine):
         if not self._open:
             self._free()  # before there is anything new: memory for one of them
             old = None
-        half = self._half_kv if old is None else old.half_kv
-        self._passes = Passes(self.packed, self.threads, n_slot, n_position, half_kv=half)
+        kv = self._kv if old is None else old.kv
+        self._passes = Passes(self.packed, self.threads, n_slot, n_position, kv=kv)
         if self._width is not None:
             self._passes.set_width(self._width)
         if old is not None:

@@ -12,6 +12,7 @@ from sentinel.progress import say
 from .kernels import layout
 from .kernels.layout import S
 from .kernels.names import Part
+from .kv_cache import KvKind
 from .tables import Tables
 from .threads import Team
 from .weights import NativeWeights
@@ -23,21 +24,21 @@ Rows = NDArray[np.int64]
 class Passes:
     """Runs rows (a token of a slot at a position each) of up to ``n_slot`` sequences of ``n_position`` tokens.
 
-    ``half_kv`` keeps keys and values in half precision. With the first that it can't hold, float32 takes its place, the
-    pass is run again, and ``half_kv`` is False.
+    ``kv`` is what keys and values are kept in. With the first that half precision can't hold, float32 takes its place, the
+    pass is run again, and ``kv`` is fp32.
     """
 
-    def __init__(self, weights: NativeWeights, threads: int, n_slot: int, n_position: int, *, half_kv: bool) -> None:
+    def __init__(self, weights: NativeWeights, threads: int, n_slot: int, n_position: int, *, kv: KvKind) -> None:
         self.n_slot, self.n_position = n_slot, n_position
         self.pass_ns = 0  # since the last call of `profile`, the start and the end of the threads included
         self._vocab_size = weights.spec.vocab_size
-        self._tables = Tables(weights, threads=threads, max_batch=n_slot, max_tokens=n_position, half_kv=half_kv)
+        self._tables = Tables(weights, threads=threads, max_batch=n_slot, max_tokens=n_position, kv=kv)
         self._tables.set_width(PackedWidth.full(weights.spec))
         self._team = Team(self._tables, threads)
 
     @property
-    def half_kv(self) -> bool:
-        return self._tables.cache.half
+    def kv(self) -> KvKind:
+        return self._tables.cache.kind
 
     @property
     def kv_byte(self) -> int:

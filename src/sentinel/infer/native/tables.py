@@ -18,7 +18,7 @@ from .kernels import layout
 from .kernels.cpu import TILE_TOKENS
 from .kernels.layout import S
 from .kernels.names import Activation, Kind, Part
-from .kv_cache import KvArea
+from .kv_cache import TYPES, KvArea, KvKind
 from .packed_file import PackedTensors
 from .precisions import PRECISIONS
 from .weights import NativeWeights, place_of
@@ -32,7 +32,7 @@ class Tables:
     what it found. The tables point into ``weights``, which they keep alive.
     """
 
-    def __init__(self, weights: NativeWeights, *, threads: int, max_batch: int, max_tokens: int, half_kv: bool) -> None:
+    def __init__(self, weights: NativeWeights, *, threads: int, max_batch: int, max_tokens: int, kv: KvKind) -> None:
         self.spec = weights.spec
         self.weights = weights
         self.state = np.zeros(S.N_FIELD, np.int64)
@@ -49,7 +49,7 @@ class Tables:
         for tensor in tensors_of(self.spec):
             self._tensors.setdefault(place_of(tensor), []).append(tensor)
         self._allocate()
-        self._place_cache(KvArea(self._described.layers, max_batch, self._context, half=half_kv))
+        self._place_cache(KvArea(self._described.layers, max_batch, self._context, kind=kv))
         self._describe_model()
         if self.spec.integration is not None:
             self._describe_baseline()
@@ -150,9 +150,11 @@ class Tables:
 
     def _place_cache(self, cache: KvArea) -> None:
         self.cache = cache
-        self.state[S.HALF_KV] = cache.half
+        self.state[S.KV_BYTES] = np.dtype(TYPES[cache.kind]).itemsize
+        fields = (layout.L_KEYS, layout.L_VALUES, layout.L_KEY_SCALES, layout.L_VALUE_SCALES)
         for i, y in enumerate(self._described.layers):
-            self.layers[i, layout.L_KEYS], self.layers[i, layout.L_VALUES] = cache.addresses(i)
+            for field, array in zip(fields, cache.of_layer(i), strict=False):  # scales in int8 alone
+                self.layers[i, field] = array.ctypes.data
             self.layers[i, layout.L_KV_STRIDE], self.layers[i, layout.L_PLACES] = y.n_kv_head, cache.places[i]
 
     # --- what the tables say ----------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """The KV cache and attention over it.
 
 Per layer, sequence and KV head: keys in blocks of 32 positions, [D][32 positions]; values in chunks of 32 columns,
-[position][32 columns]. Both are read as streams, by the same tiles as weights. float32, or half precision. A layer with a
-window has them in a ring, which begins again after L_PLACES positions.
+[position][32 columns]. Both are read as streams, by the same tiles as weights. float32, half precision, or int8 with a
+float32 scale per position, [places] for the keys of a head and as many for its values. A layer with a window has them in a
+ring, which begins again after L_PLACES positions.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import math
 import numpy as np
 from numba import njit
 
-from .intrinsics import f32_view, float_bits, halves, i16_view, never_inlined
+from .intrinsics import f32_view, float_bits, halves, i8_view, i16_view, i32_view, nearest, never_inlined
 from .layout import (
     L_CAP_BITS,
     L_COS,
     L_HEAD,
     L_HEAD_DIM,
     L_K_NORM,
+    L_KEY_SCALES,
     L_KEYS,
     L_KV_HEAD,
     L_KV_STRIDE,
@@ -27,6 +29,7 @@ from .layout import (
     L_ROTARY,
     L_SCALE_BITS,
     L_SIN,
+    L_VALUE_SCALES,
     L_VALUES,
     L_WHOLE_NORM,
     L_WINDOW,
@@ -38,14 +41,15 @@ from .layout import (
     S,
 )
 from .matrix import add_to
-from .precision_fp32 import float_block, half_block
+from .precision_fp32 import byte_block, float_block, half_block
 from .vector import FAST, scale_by, soft_cap, softmax_weights, square_sum
 
 _EPS = int(S.EPS_BITS)
-_HALF_KV, _TOO_WIDE = int(S.HALF_KV), int(S.TOO_WIDE)
+_KV_BYTES, _TOO_WIDE = int(S.KV_BYTES), int(S.TOO_WIDE)
 _QKV, _QKV_STRIDE = int(S.QKV), int(S.QKV_STRIDE)
 _ATTENTION, _ATTENTION_STRIDE = int(S.ATTENTION), int(S.ATTENTION_STRIDE)
 _LARGEST_HALF = np.float32(65504)
+_LARGEST, _TINY, _LEVELS = np.float32(np.finfo(np.float32).max), np.float32(1e-35), np.float32(127)
 _SMALL_HALF = np.float32(2.0**-20)  # a row without a larger value would keep 5 bits at the most
 
 
@@ -69,6 +73,41 @@ def _fits_half(address, n):
     for i in range(n):
         peak = max(peak, abs(x[i]))
     return peak == 0 or _SMALL_HALF <= peak <= _LARGEST_HALF
+
+
+@njit(**FAST)
+def _scale_of(address, n):
+    """What ``n`` values are divided by to be at most 127; NaN or infinity where one of them is."""
+    bits, peak = i32_view(address, n), np.int32(0)
+    for i in range(n):
+        peak = max(peak, bits[i] & np.int32(0x7FFFFFFF))  # as numbers of their own, NaN is above infinity
+    return float_bits(peak) / _LEVELS
+
+
+@njit(**FAST)
+def _steps(scale):
+    """1 / ``scale``; 0 where that is no number, since such values are rounded to 0."""
+    return np.float32(1) / scale if _TINY < scale <= _LARGEST else np.float32(0)
+
+
+@njit(**FAST)
+def _cache_bytes(layer, key, value, head, place, d):
+    """A key and a value in int8, the largest number of each being 127, and their scales."""
+    places, n_chunk = layer[L_PLACES], (d + 31) // 32
+    of_key, of_value = _scale_of(key, d), _scale_of(value, d)
+    f32_view(layer[L_KEY_SCALES] + (head * places + place) * 4, 1)[0] = of_key
+    f32_view(layer[L_VALUE_SCALES] + (head * places + place) * 4, 1)[0] = of_value
+    source, steps = f32_view(key, d), _steps(of_key)
+    keys = i8_view(layer[L_KEYS] + (head * places + place // 32 * 32) * d + place % 32, d * 32)
+    for i in range(d):
+        keys[i * 32] = np.int8(nearest(source[i] * steps))
+    steps = _steps(of_value)
+    for chunk in range(n_chunk):
+        n = min(32, d - chunk * 32)
+        v = f32_view(value + chunk * 128, n)
+        values = i8_view(layer[L_VALUES] + ((head * n_chunk + chunk) * places + place) * 32, n)
+        for i in range(n):
+            values[i] = np.int8(nearest(v[i] * steps))
 
 
 @njit(**FAST)
@@ -115,7 +154,9 @@ def cache_row(st, layer, row, sequence, position, group, scratch):
     head = sequence * layer[L_KV_STRIDE] + group
     n_chunk = d_padded // 32
     place = position % places if layer[L_WINDOW] else position
-    if st[_HALF_KV]:
+    if st[_KV_BYTES] == 1:
+        _cache_bytes(layer, key, value, head, place, d)
+    elif st[_KV_BYTES] == 2:
         if not (_fits_half(key, d) and _fits_half(value, d)):
             st[_TOO_WIDE] = 1
         keys = i16_view(layer[L_KEYS] + (head * places + place // 32 * 32) * d * 2, d * 32)
@@ -140,10 +181,23 @@ def cache_row(st, layer, row, sequence, position, group, scratch):
 @njit(**FAST)
 def _weigh(n_token, weights, stride, values, n, size, out):
     """32 columns of ``n`` values, of ``size`` bytes each, summed with the weights of every token."""
-    if size == 2:
+    if size == 1:
+        byte_block(n_token, weights, stride, values, 32, n, 0, out, 128)
+    elif size == 2:
         half_block(n_token, weights, stride, values, 64, n, 0, out, 128)
     else:
         float_block(n_token, weights, stride, values, 128, n, 0, out, 128)
+
+
+@njit(**FAST)
+def _multiply(n_token, rows, stride, scales, n):
+    """Multiply ``n`` values of ``n_token`` rows by the same ``scales``, in place."""
+    never_inlined()
+    factors = f32_view(scales, n)
+    for t in range(n_token):
+        x = f32_view(rows + t * stride, n)
+        for i in range(n):
+            x[i] *= factors[i]
 
 
 @njit(**FAST)
@@ -176,13 +230,16 @@ def attend(st, layer, rows, row0, n_token, head, private):
     q = st[_QKV] + row0 * st[_QKV_STRIDE] + (group * (gs + 2) + head - group * gs) * d * 4
     turn = (start // places + 1) * places if window else places  # the position at which the ring begins again
     cached = (rows[row0, R_SEQUENCE] * layer[L_KV_STRIDE] + group) * places
-    size = 2 if st[_HALF_KV] else 4
+    size = st[_KV_BYTES]
     scores = private + P_SCORES
     stride = (places + 32) * 4
     for position in range(start, n_seen, 32):
         place = position - turn if position >= turn else position - turn + places
         keys, s = layer[L_KEYS] + (cached + place) * d * size, scores + (position - start) * 4
-        if size == 2:
+        if size == 1:
+            byte_block(n_token, q, st[_QKV_STRIDE], keys, 32, d, 0, s, stride)
+            _multiply(n_token, s, stride, layer[L_KEY_SCALES] + (cached + place) * 4, 32)
+        elif size == 2:
             half_block(n_token, q, st[_QKV_STRIDE], keys, 64, d, 0, s, stride)
         else:
             float_block(n_token, q, st[_QKV_STRIDE], keys, 128, d, 0, s, stride)
@@ -195,6 +252,11 @@ def attend(st, layer, rows, row0, n_token, head, private):
             soft_cap(s, seen - start, cap / scale)  # of the scores before their scale
         factors[t] = softmax_weights(s, from_, seen - start, n_token - 1 - t, scale)
     before = min(n_seen, turn) - start  # of the values that are read, those before the ring begins again
+    if size == 1:
+        scales = layer[L_VALUE_SCALES] + cached * 4
+        _multiply(n_token, scores, stride, scales + (start - turn + places) * 4, before)
+        if n_seen > turn:
+            _multiply(n_token, scores + before * 4, stride, scales, n_seen - turn)
     for chunk in range(d_padded // 32):
         out = private + P_BLOCK
         values = layer[L_VALUES] + (cached * (d_padded // 32) + chunk * places) * 32 * size

@@ -22,6 +22,7 @@ F32 = ir.FloatType()
 V16F = ir.VectorType(F32, 16)
 V16I = ir.VectorType(I32, 16)
 V16S = ir.VectorType(I16, 16)
+V16B = ir.VectorType(I8, 16)
 
 
 class Emit:

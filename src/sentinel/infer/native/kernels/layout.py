@@ -45,12 +45,13 @@ L_KEEP = L_DOWN + MATRIX_FIELDS
 L_SKIP = L_KEEP + 1
 L_ADAPTER = L_SKIP + FUSION_FIELDS
 # Norms of queries and keys (0: none; of each head, or of all in use), norms after the halves, pairs that are rotated, what
-# the scores are multiplied by and capped at (float32 bits; 0: no cap), the window (0: none), and how many places the KV
-# cache has, a multiple of 32: with a window, position p is in place p modulo that.
+# the scores are multiplied by and capped at (float32 bits; 0: no cap), the window (0: none), how many places the KV
+# cache has, a multiple of 32: with a window, position p is in place p modulo that; in int8 the scales of keys and values.
 L_Q_NORM = L_ADAPTER + FUSION_FIELDS
 L_K_NORM, L_WHOLE_NORM, L_POST1, L_POST1_BIAS, L_POST2, L_POST2_BIAS = range(L_Q_NORM + 1, L_Q_NORM + 7)
 L_ROTARY, L_SCALE_BITS, L_CAP_BITS, L_WINDOW, L_PLACES = range(L_Q_NORM + 7, L_Q_NORM + 12)
-LAYER_FIELDS = L_Q_NORM + 12
+L_KEY_SCALES, L_VALUE_SCALES = range(L_Q_NORM + 12, L_Q_NORM + 14)
+LAYER_FIELDS = L_Q_NORM + 14
 LAYER_TENSORS = {
     "attn_norm.weight": L_NORM1, "attn_norm.bias": L_NORM1_BIAS, "mlp_norm.weight": L_NORM2, "mlp_norm.bias": L_NORM2_BIAS,
     "attn.qkv_proj.weight": L_QKV, "attn.out_proj.weight": L_OUT, "mlp.gate_proj.weight": L_GATE,
@@ -75,7 +76,7 @@ class S(IntEnum):
     LOGIT_CAP_BITS = 4  # float32 bits of what logits are capped at, or 0
     LAYERNORM = 5
     EPS_BITS = 6  # float32 bits of norm_eps
-    HALF_KV = 7
+    KV_BYTES = 7  # of a cached key or value: 4, 2, or 1 beside a float32 scale per head and position
     N_ROW = 8
     ROWS = 9
     LAYERS = 10

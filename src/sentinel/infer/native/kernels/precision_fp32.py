@@ -1,4 +1,4 @@
-"""float32 matrices, [K][32 rows] a block. The same tile reads keys and values, which may be in half precision."""
+"""float32 matrices, [K][32 rows] a block. The same tile reads keys and values, which may be in half precision or bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numba import njit
 from numba.core import cgutils
 
 from .cpu import TILE_TOKENS
-from .emit import F32, I64, V16F, V16S, Emit, accumulate, kernel, sums
+from .emit import F32, I64, V16B, V16F, V16I, V16S, Emit, accumulate, kernel, sums
 from .inputs import X_STRIDE, X, put_floats
 from .intrinsics import f32_view, floats_of_halves
 from .layout import BLOCK_BYTES, N_COLUMN, WEIGHT
@@ -19,15 +19,17 @@ from .vector import FAST
 # has under way take 128 bytes in the four cycles of an fma: more than memory brings.
 
 
-def _emit_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
+def _emit_tile(builder: Any, args: Any, tokens: int, size: int) -> None:
     x, x_stride, w, w_stride, n, skip, y, y_stride = args
     e = Emit(builder)
-    size = 2 if half else 4
 
     totals = sums(builder, V16F, tokens * 2)
     with cgutils.for_range_slice(builder, I64(0), n, I64(1), I64) as (k, _):
         row = e.at(w, builder.mul(k, w_stride))
-        if half:
+        if size == 1:
+            wide = [builder.sext(e.load(e.at(row, v * 16), V16B, 1), V16I) for v in range(2)]
+            weights = [builder.sitofp(whole, V16F) for whole in wide]
+        elif size == 2:
             weights = [floats_of_halves(builder, e.load(e.at(row, v * 32), V16S, 2)) for v in range(2)]
         else:
             weights = [e.load(e.at(row, v * 64), V16F) for v in range(2)]
@@ -49,8 +51,8 @@ def _emit_tile(builder: Any, args: Any, tokens: int, half: bool) -> None:
             builder.store(builder.load(totals[t * 2 + v], typ=V16F), out, align=4)
 
 
-def _tile(tokens: int, half: bool) -> Any:
-    emitted = kernel(8, lambda builder, args: _emit_tile(builder, args, tokens, half))
+def _tile(tokens: int, size: int) -> Any:
+    emitted = kernel(8, lambda builder, args: _emit_tile(builder, args, tokens, size))
 
     @njit(fastmath=False)  # said, or else taken from the caller, and the sums would be put in another order
     def tile(x, x_stride, w, w_stride, n, skip, y, y_stride):
@@ -60,8 +62,9 @@ def _tile(tokens: int, half: bool) -> Any:
 
 
 T0, T1, T2, _ = TILE_TOKENS
-_f0, _f1, _f2, _f3 = (_tile(t, False) for t in TILE_TOKENS)
-_h0, _h1, _h2, _h3 = (_tile(t, True) for t in TILE_TOKENS)
+_f0, _f1, _f2, _f3 = (_tile(t, 4) for t in TILE_TOKENS)
+_h0, _h1, _h2, _h3 = (_tile(t, 2) for t in TILE_TOKENS)
+_b0, _b1, _b2, _b3 = (_tile(t, 1) for t in TILE_TOKENS)
 
 
 @njit
@@ -104,6 +107,26 @@ def half_block(n_token, x, x_stride, w, w_stride, n, skip, y, y_stride):
             t += T2
         else:
             _h3(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += 1
+
+
+@njit
+def byte_block(n_token, x, x_stride, w, w_stride, n, skip, y, y_stride):
+    """`float_block` with ``w`` in int8."""
+    t = 0
+    while t < n_token:
+        left = n_token - t
+        if left >= T0:
+            _b0(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T0
+        elif left >= T1:
+            _b1(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T1
+        elif left >= T2:
+            _b2(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
+            t += T2
+        else:
+            _b3(x + t * x_stride, x_stride, w, w_stride, n, skip, y + t * y_stride, y_stride)
             t += 1
 
 
