@@ -328,7 +328,8 @@ def test_the_page_fits_and_is_readable(width, scheme, page):
     page.click("#run")
     after(page, "whole")
     page.until("document.querySelectorAll('#frontier svg path').length", lambda count: count > 5)
-    assert page.run("[document.documentElement.scrollWidth - innerWidth, innerWidth]") == [0, width]
+    root = "document.documentElement"
+    assert page.run(f"[{root}.scrollWidth - {root}.clientWidth, innerWidth]") == [0, width]
     background = page.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 24, 31)" if scheme == "dark" else "rgb(255, 255, 255)")
     small = (
