@@ -11,7 +11,7 @@ from sentinel.errors import InputError
 
 @dataclass(frozen=True)
 class Frontier:
-    """The model measured, a chart (Vega-Lite), whence it is, and the increase in perplexity of each judged configuration."""
+    """The model measured, a chart (Vega-Lite), whence it is, and how much each judged configuration adds to perplexity."""
 
     model: str
     chart: dict[str, Any]
