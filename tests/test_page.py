@@ -47,7 +47,6 @@ from sentinel.serve.page.studio import Studio
 from sentinel.serve.settings import ServeSettings
 
 HALF = (0.5, 0.5)
-TALL = 15  # layers: more than the map has room for beside one another on a phone
 ASKED = {"prompt": "some text", "level": 1, "precision": "fp32", "max_tokens": 12}
 HALVED = {"heads": 0.5, "neurons": 0.5}
 
@@ -248,7 +247,7 @@ in_a_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="Chro
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> Iterator[str]:
     """Where ``sentinel ui`` runs, as a process of its own, with a report."""
-    folder = saved_elastic(tmp_path_factory.mktemp("models") / "tall", num_hidden_layers=TALL)
+    folder = saved_elastic(tmp_path_factory.mktemp("models") / "browsed")
     report = tmp_path_factory.mktemp("report")
     all_results().write(report / "results.json")
     command = [
