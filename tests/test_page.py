@@ -51,11 +51,9 @@ ASKED = {"prompt": "some text", "level": 1, "precision": "fp32", "max_tokens": 1
 HALVED = {"heads": 0.5, "neurons": 0.5}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def saved_elastic(place: Path, **more: int) -> Path:
     """A tiny elastic model that stores a width of half its heads and neurons, with a tokenizer of characters."""
-    place = tmp_path_factory.mktemp("models") / "small"
-    spec = family_of("llama").spec_from_config({**CONFIGS["llama-grouped"], "max_position_embeddings": 128})
+    spec = family_of("llama").spec_from_config({**CONFIGS["llama-grouped"], "max_position_embeddings": 128, **more})
     dense = expand_kv(filled_decoder(spec))
     pruner = Pruner(dense, PruningSettings("random", compensate=False, seed=4), None)
     order = pruner.order(*HALF)
@@ -63,6 +61,11 @@ def folder(tmp_path_factory) -> Path:
     made = make_elastic(dense, order, [plan], pruner.apply([plan]))
     save_checkpoint(made, place, TextTokenizer(character_tokenizer().fast, ()), Record())
     return place
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return saved_elastic(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +203,7 @@ def test_serve_has_no_page(engines):
 
 
 def test_a_quantised_model_has_its_level_and_its_widths(folder, tmp_path):
-    sentinel.load(folder).quantize("int4").save(tmp_path / "int4")
+    sentinel.load(folder).quantize("int4", calibration=None).save(tmp_path / "int4")
     engines = engines_of(sentinel.load(tmp_path / "int4"), 2)
     assert engines.levels == ((3, "int4"),) and list(engines.widths) == [(0.0, 0.0), HALF]
     assert engines.dial(None, None, HALF) == Dial(3, "int4", HALF) and engines.unpruned == Dial(3, "int4")
@@ -242,8 +245,9 @@ in_a_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="Chro
 
 
 @pytest.fixture(scope="module")
-def address(folder, tmp_path_factory) -> Iterator[str]:
+def address(tmp_path_factory) -> Iterator[str]:
     """Where ``sentinel ui`` runs, as a process of its own, with a report."""
+    folder = saved_elastic(tmp_path_factory.mktemp("models") / "browsed")
     report = tmp_path_factory.mktemp("report")
     all_results().write(report / "results.json")
     command = [
@@ -255,7 +259,7 @@ def address(folder, tmp_path_factory) -> Iterator[str]:
         "--port",
         "0",
         "--threads",
-        "2",
+        "1",
         "--report",
         str(report),
     ]
@@ -299,7 +303,7 @@ def test_the_dial_is_moved_a_head_is_clicked_and_the_text_changes(page):
     assert whole[0] == whole[1] and page.run("document.querySelector('#agreement').textContent") == "100 %"
     page.run("document.querySelector('#dial').focus()")
     page.press("ArrowRight")
-    half = after(page, "without 50 % of heads, 50 % of neurons")
+    half = after(page, "without 50 % of heads and 50 % of neurons")
     assert half[0] != whole[0] and half[1] == whole[1]
     assert page.run("document.querySelectorAll('#map button.removed').length") > 0
     page.click("#map button[data-layer='0'][data-head='0']")
@@ -328,7 +332,10 @@ def test_the_page_fits_and_is_readable(width, scheme, page):
     page.click("#run")
     after(page, "whole")
     page.until("document.querySelectorAll('#frontier svg path').length", lambda count: count > 5)
-    assert page.run("[document.documentElement.scrollWidth - innerWidth, innerWidth]") == [0, width]
+    root = "document.documentElement"
+    assert page.run(f"[{root}.scrollWidth - {root}.clientWidth, innerWidth]") == [0, width]
+    place = "document.querySelector('#map-place')"
+    assert page.run(f"{place}.scrollWidth <= {place}.clientWidth")  # no part of the map is out of sight
     background = page.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 24, 31)" if scheme == "dark" else "rgb(255, 255, 255)")
     small = (
@@ -351,3 +358,40 @@ def test_a_run_is_stopped_and_begun_by_the_keyboard(page):
     page.click("#run")
     assert page.until(STATUS, lambda status: "taken" in status) == "the prompt has 300 tokens, at most 128 are taken"
     page.told.clear()  # the browser's own line on the 400
+
+
+@in_a_browser
+def test_a_server_that_is_gone_is_told(page):
+    page.click("#run")
+    after(page, "whole")
+    gone = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.ask("Network.emulateNetworkConditions", **gone)
+    page.click("#run")
+    said = page.until(STATUS, lambda status: "reached" in status)
+    assert said == "The server can’t be reached. Does it still run?"
+    assert page.run("document.querySelector('#run').textContent") == "Run"
+    page.ask("Network.emulateNetworkConditions", **{**gone, "offline": False})
+    page.click("#run")
+    after(page, "whole")
+    page.told.clear()  # the browser's own line on the connection
+
+
+@in_a_browser
+def test_an_answer_that_breaks_off_is_not_called_done(page):
+    broken = """fetch = async () => new Response('data: {"kind":"wait","for":"level 1"}\\n\\n')"""
+    page.run(f"{broken}, 0")
+    page.click("#run")
+    page.until(STATUS, lambda status: status == "The server ended before the answer did.")
+    assert page.run("document.querySelector('#chosen').dataset.empty") == "Press Run."
+
+
+@in_a_browser
+def test_a_key_is_asked_for(page):
+    told = "document.querySelector('#key-said').textContent"
+    page.run(
+        'window.fetched = fetch, fetch = async () => new Response(\'{"error":{"message":"no"}}\', {status: 401}), 0'
+    )
+    page.run("document.querySelector('#key').hidden = false, document.querySelector('#key-text').value = 'wrong', 0")
+    page.click("#key button")
+    page.until(told, lambda said: said == "The server knows no such key.")
+    page.run("fetch = window.fetched, 0")

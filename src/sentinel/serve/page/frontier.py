@@ -11,8 +11,9 @@ from sentinel.errors import InputError
 
 @dataclass(frozen=True)
 class Frontier:
-    """A chart (Vega-Lite), whence it is, and the increase in perplexity of every configuration that is judged."""
+    """The model measured, a chart (Vega-Lite), whence it is, and how much each judged configuration adds to perplexity."""
 
+    model: str
     chart: dict[str, Any]
     note: str
     known: list[dict[str, Any]]
@@ -20,7 +21,7 @@ class Frontier:
     @property
     def body(self) -> dict[str, Any]:
         """As the page reads it."""
-        return {"chart": self.chart, "note": self.note, "known": self.known}
+        return {"model": self.model, "chart": self.chart, "note": self.note, "known": self.known}
 
 
 def frontier_of(place: str) -> Frontier:
@@ -45,6 +46,7 @@ def frontier_of(place: str) -> Frontier:
     }
     where = results.environment
     return Frontier(
+        model,
         fluid(content.frontier),
         f"{model}, measured {where.measured_at[:10]} on {where.cpu}, {where.threads} threads. {content.frontier_note}",
         [{"precision": p, "heads": h, "neurons": n, "increase": increase} for (p, h, n), increase in known.items()],

@@ -1,7 +1,13 @@
 // The dial: levels as radio buttons, stored widths as a slider.
 const one = (id) => document.getElementById(id);
 
-export const ratio = (share) => `${Math.round(1000 * share) / 10} %`;
+const ratio = (share) => `${Math.round(1000 * share) / 10} %`;
+
+// What a width leaves away, or "" for the whole model.
+export function without({ heads, neurons }) {
+  const parts = [heads ? `${ratio(heads)} of heads` : "", neurons ? `${ratio(neurons)} of neurons` : ""].filter(Boolean);
+  return parts.length ? `without ${parts.join(" and ")}` : "";
+}
 
 export class Controls {
   // `turned` is called after every change.
@@ -12,7 +18,10 @@ export class Controls {
     this.levels.forEach((level, index) => this.place.append(this.radio(level, index)));
     const start = this.levels.findIndex((l) => l.level === about.start.level && l.precision === about.start.precision);
     this.radios[start].checked = true;
-    this.place.addEventListener("change", turned);
+    this.place.addEventListener("change", () => {
+      this.sayLevel();
+      turned();
+    });
     this.slider = one("dial");
     this.slider.max = this.widths.length - 1;
     this.slider.value = this.widths.findIndex((w) => w.heads === about.start.heads && w.neurons === about.start.neurons);
@@ -25,13 +34,13 @@ export class Controls {
     one("one-width").hidden = !single;
     if (!single) one("ticks").append(...this.widths.map((width) => this.tick(width)));
     this.sayWidth();
+    this.sayLevel();
   }
 
-  radio({ level, name, precision, description }, index) {
+  radio({ level, name, precision }, index) {
     const label = document.createElement("label");
     const input = document.createElement("input");
     Object.assign(input, { type: "radio", name: "level", value: index });
-    label.title = description;
     label.append(input, `${level} ${name}`);
     const small = document.createElement("small");
     small.textContent = precision;
@@ -61,6 +70,7 @@ export class Controls {
   // Choose the first precision of a level.
   choose(level) {
     this.radios[this.levels.findIndex((one) => one.level === level)].checked = true;
+    this.sayLevel();
   }
 
   setting() {
@@ -68,9 +78,13 @@ export class Controls {
     return { level, precision, heads: this.width.heads, neurons: this.width.neurons };
   }
 
+  sayLevel() {
+    const { description } = this.levels[this.radios.findIndex((radio) => radio.checked)];
+    one("level-said").textContent = description[0].toUpperCase() + description.slice(1) + ".";
+  }
+
   sayWidth() {
-    const { heads, neurons } = this.width;
-    const said = heads || neurons ? `without ${ratio(heads)} of heads and ${ratio(neurons)} of neurons` : "all heads and neurons";
+    const said = without(this.width) || "all heads and neurons";
     one("width-said").textContent = said;
     this.slider.setAttribute("aria-valuetext", said);
   }

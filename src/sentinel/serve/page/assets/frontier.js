@@ -9,7 +9,7 @@ const HEIGHT = 300;
 const OPTIONS = { actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
 
 export class Frontier {
-  constructor({ frontier, charts }) {
+  constructor({ name, frontier, charts }) {
     this.report = frontier;
     this.charts = charts;
     this.points = [];
@@ -17,7 +17,8 @@ export class Frontier {
     const own = "Every run adds a point: how fast, and how many of the unpruned model’s tokens it chooses too.";
     const ours = "The orange ring is the last run, the orange line its speed where the report knows no such quality.";
     const missing = "Drawing needs the extra full: pip install 'sentinel-ai[full]'.";
-    one("frontier-said").textContent = charts ? (frontier ? `${frontier.note} ${ours}` : own) : missing;
+    const other = frontier && frontier.model !== name ? ` The report is of ${frontier.model}; this model may differ from it.` : "";
+    one("frontier-said").textContent = charts ? (frontier ? `${frontier.note} ${ours}${other}` : own) : missing;
     if (frontier) this.draw();
     let width = one("frontier").clientWidth;
     new ResizeObserver(() => {
@@ -46,7 +47,12 @@ export class Frontier {
 
   async draw() {
     if (!this.charts || !(this.report || this.points.some((point) => point.agreement !== null))) return;
-    await import("./charts.js"); // large, and asked for once
+    try {
+      await import("./charts.js"); // large, and asked for once
+    } catch {
+      one("frontier-said").textContent = "The charts can’t be had from the server; reload the page once it answers.";
+      return;
+    }
     const place = one("frontier");
     const spec = this.report ? this.ofReport() : this.ofRuns();
     await window.vegaEmbed(place, { ...spec, config: chartStyle(place.clientWidth) }, OPTIONS);

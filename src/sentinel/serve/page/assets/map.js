@@ -2,6 +2,7 @@
 const one = (id) => document.getElementById(id);
 const GAP = 2;
 const [SMALLEST, LARGEST] = [16, 24]; // pixels of a cell
+const SIDE = 84; // pixels of the names beside the rows
 const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class HeadMap {
@@ -38,11 +39,11 @@ export class HeadMap {
     this.changed();
   }
 
-  // Layers run along the side that gives the larger cells.
+  // Layers run across where there is room for them, so that the map is no longer than it must be.
   laidOut() {
     const [layers, heads] = [this.about.n_head.length, Math.max(1, ...this.about.n_head)];
-    const room = one("map-place").clientWidth - 44;
-    const across = room / layers >= Math.min(room / heads, LARGEST + GAP) || layers <= heads;
+    const room = one("map-place").clientWidth - SIDE;
+    const across = room / layers >= SMALLEST + GAP || layers <= heads;
     const columns = across ? layers : heads;
     const cell = Math.max(SMALLEST, Math.min(LARGEST, Math.floor(room / columns) - GAP));
     this.place.style.setProperty("--columns", columns);

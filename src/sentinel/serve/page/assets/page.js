@@ -1,5 +1,5 @@
 // The page: asks the server to run a prompt as it is dialled, and shows what comes.
-import { Controls, ratio } from "./controls.js";
+import { Controls, without } from "./controls.js";
 import { Frontier } from "./frontier.js";
 import { HeadMap } from "./map.js";
 
@@ -18,22 +18,33 @@ async function ask(path, body) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...(key ? { authorization: `Bearer ${key}` } : {}), ...(body ? { "content-type": "application/json" } : {}) };
   const options = { headers, method: body ? "POST" : "GET" };
-  const response = await fetch(path, body ? { ...options, body: JSON.stringify(body), signal: running.signal } : options);
+  const sent = fetch(path, body ? { ...options, body: JSON.stringify(body), signal: running.signal } : options);
+  const response = await sent.catch(unreached);
   if (response.ok) return response;
   if (response.status === 401) one("key").hidden = false;
   const told = await response.json().catch(() => ({ error: { message: `the server said ${response.status}` } }));
   throw Object.assign(new Error(told.error.message), { status: response.status });
 }
 
+// Browsers each have words of their own for a connection that is not, or is no more.
+function unreached(error) {
+  throw error.name === "AbortError" ? error : new Error("The server can’t be reached. Does it still run?");
+}
+
+// What the server tells of a run, up to and with "done"; an end before that is an error.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
+    const { value, done } = await reader.read().catch(unreached);
+    if (done) throw new Error("The server ended before the answer did.");
     const parts = (held + value).split("\n\n");
     held = parts.pop();
-    for (const part of parts) yield JSON.parse(part.slice("data: ".length));
+    for (const part of parts) {
+      const event = JSON.parse(part.slice("data: ".length));
+      if (event.kind === "done") return;
+      yield event;
+    }
   }
 }
 
@@ -50,13 +61,14 @@ function showFigures() {
   const [mine, whole] = [figures.chosen, figures.unpruned];
   const speed = mine?.tokens_per_s;
   one("speed").textContent = speed ? rounded(speed, 1) : "–";
-  const times = speed && whole?.tokens_per_s ? speed / whole.tokens_per_s : null;
+  const other = whole === mine ? null : whole; // null while one run is both
+  const times = speed && other?.tokens_per_s ? speed / other.tokens_per_s : null;
   one("speed-said").textContent = times
-    ? `tokens/s, ${rounded(times, 2)}x the unpruned model’s ${rounded(whole.tokens_per_s, 1)}`
+    ? `tokens/s, ${rounded(times, 2)}x the unpruned model’s ${rounded(other.tokens_per_s, 1)}`
     : "tokens per second";
   one("memory").textContent = mine?.memory_mb ? megabytes(mine.memory_mb) : "–";
   one("memory-said").textContent = mine?.memory_mb
-    ? `held; a token reads ${megabytes(mine.read_mb)}` + (whole?.read_mb ? `, unpruned ${megabytes(whole.read_mb)}` : "")
+    ? `held; a token reads ${megabytes(mine.read_mb)}` + (other?.read_mb ? `, unpruned ${megabytes(other.read_mb)}` : "")
     : "weights, keys and values";
 }
 
@@ -82,17 +94,18 @@ function write(event) {
     if (event.text) place.append(event.text);
     place.scrollTop = place.scrollHeight;
     place.parentElement.classList.toggle("writing", event.finish === null);
+    place.dataset.empty = event.finish === null ? "" : "No text: the model ends at once.";
     figures[side] = event;
   }
   showFigures();
 }
 
-function take(event) {
+function take(event, asked) {
   if (event.kind === "wait") tell(event.for === "another run" ? "Waiting for another run…" : `Opening ${event.for}…`);
   else if (event.kind === "error") throw new Error(event.message);
   else if (event.kind === "agreement") {
     showAgreement(event);
-    frontier.point(controls.setting(), figures.chosen.tokens_per_s, event.share, [...map.masked].length);
+    frontier.point(asked, figures.chosen.tokens_per_s, event.share, asked.masked.length);
   } else if (event.kind === "start" || event.kind === "text") {
     if (event.kind === "start") tell(event.side === "unpruned" ? "The unpruned model answers…" : "The model answers…");
     write(event);
@@ -102,6 +115,7 @@ function take(event) {
 function clear() {
   for (const side of SIDES.both) {
     one(side).textContent = "";
+    one(side).dataset.empty = "…";
     figures[side] = null;
   }
   one("agreement").textContent = "–";
@@ -113,6 +127,7 @@ function ended() {
   running = null;
   one("run").textContent = "Run";
   for (const writing of document.querySelectorAll(".writing")) writing.classList.remove("writing");
+  for (const side of SIDES.both) if (!figures[side]) one(side).dataset.empty = "Press Run.";
 }
 
 async function run() {
@@ -132,7 +147,7 @@ async function run() {
   try {
     for await (const event of events(await ask("page/run", body))) {
       if (mine !== running) return;
-      take(event);
+      take(event, body);
     }
     if (mine === running) tell("Done.");
   } catch (error) {
@@ -149,10 +164,9 @@ function stop() {
 }
 
 function sayDialled(note) {
-  const { level, precision, heads, neurons } = controls.setting();
+  const { level, precision } = controls.setting();
   const masked = map.masked.size ? `, ${map.masked.size} masked` : "";
-  const less = [heads ? `${ratio(heads)} of heads` : "", neurons ? `${ratio(neurons)} of neurons` : ""].filter(Boolean).join(", ");
-  one("chosen-said").textContent = `Level ${level} ${precision}, ${less ? `without ${less}` : "whole"}${masked}`;
+  one("chosen-said").textContent = `Level ${level} ${precision}, ${without(controls.width) || "whole"}${masked}`;
   clearTimeout(settling);
   if (ran) settling = setTimeout(run, SETTLE_MS);
   if (note) tell(note);
@@ -177,6 +191,7 @@ function masked() {
 async function open() {
   about = await (await ask("page/model")).json();
   one("key").hidden = true;
+  one("key-said").textContent = "";
   document.title = `Sentinel: ${about.name}`;
   one("model").textContent = about.name;
   one("unpruned-said").textContent = `Level ${about.unpruned.level} ${about.unpruned.precision}, whole`;
@@ -213,6 +228,7 @@ async function start() {
     await open();
   } catch (error) {
     one("model").textContent = error.status === 401 ? "a key is needed" : error.message;
+    one("key-said").textContent = error.status === 401 && sessionStorage.getItem(KEY) ? "The server knows no such key." : "";
   }
 }
 
