@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         warn_of_threads(options.threads)
         model = load(options.model, random_weights=options.random_weights, device=options.device, dtype=options.dtype)
         tokenizer, name = model.require_tokenizer(), options.name or model.name
-        engines = engines_of(model, options.threads)
+        engines = engines_of(model, options.threads, options.kv)
         dial = engines.dial(options.level, options.precision, (options.heads or 0.0, options.neurons or 0.0))
         engine = engines.engine(dial)
         warm_up(engine)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from sentinel.errors import InputError
 from sentinel.infer.engine import Engine
 from sentinel.infer.native import NativeEngine, NativeWeights, PackedWidth, Precision
+from sentinel.infer.native.kv_cache import KvKind
 from sentinel.infer.opening import ENGINES, levels_on, make_engine
 from sentinel.infer.quantised import QuantisedModel, Ratios, stored_ratios
 from sentinel.models.spec import ModelSpec
@@ -38,9 +39,14 @@ class Engines(ABC):
     """Engines of one model. ``levels`` are pairs of level and precision, ``widths`` those stored, the whole among them."""
 
     def __init__(
-        self, spec: ModelSpec, levels: Sequence[tuple[int, str]], widths: dict[Ratios, Width], threads: int | None
+        self,
+        spec: ModelSpec,
+        levels: Sequence[tuple[int, str]],
+        widths: dict[Ratios, Width],
+        threads: int | None,
+        kv: KvKind | None,
     ) -> None:
-        self.spec, self.levels, self.threads = spec, tuple(levels), threads
+        self.spec, self.levels, self.threads, self._kv = spec, tuple(levels), threads, kv
         self.widths = {ratios: widths[ratios] for ratios in sorted(widths)}
         self._lock = threading.Lock()
 
@@ -97,22 +103,22 @@ class Engines(ABC):
 class QuantisedEngines(Engines):
     """Those of a quantised folder: level 3 at the stored widths."""
 
-    def __init__(self, model: QuantisedModel, threads: int | None) -> None:
+    def __init__(self, model: QuantisedModel, threads: int | None, kv: KvKind | None) -> None:
         self._model = model
         stored: Iterable[Ratios] = model.widths if model.folder is None else stored_ratios(model.folder)
         packed = {(round(h, 4), round(n, 4)): model.stored(h, n) for h, n in stored}
         self._packed = {**packed, WHOLE: PackedWidth.full(model.spec)}
         widths = {ratios: one.width for ratios, one in self._packed.items()}
-        super().__init__(model.spec, [(3, model.native.precision)], widths, threads)
+        super().__init__(model.spec, [(3, model.native.precision)], widths, threads, kv)
 
     def _made(self, dial: Dial) -> Engine:
-        return _native(self._model.native, self._packed[dial.ratios], dial.ratios, self.threads)
+        return _native(self._model.native, self._packed[dial.ratios], dial.ratios, self.threads, self._kv)
 
 
 class DecoderEngines(Engines):
     """Those of a decoder: every level of its device. The decoder itself is never run, so that a width can be set on it."""
 
-    def __init__(self, decoder: Decoder, threads: int | None) -> None:
+    def __init__(self, decoder: Decoder, threads: int | None, kv: KvKind | None) -> None:
         import torch
 
         from sentinel.cores import physical_cores
@@ -121,7 +127,7 @@ class DecoderEngines(Engines):
         here = levels_on(decoder.device.type)
         levels = dict.fromkeys((level, precision) for level, _, precision in ENGINES if level in here)
         widths = {stored.key: stored.width for stored in decoder.widths}
-        super().__init__(decoder.spec, list(levels), {WHOLE: Width.full(decoder.spec), **widths}, threads)
+        super().__init__(decoder.spec, list(levels), {WHOLE: Width.full(decoder.spec), **widths}, threads, kv)
         self._decoder = decoder
         self._narrow: tuple[Ratios, Decoder] = (WHOLE, decoder)  # the last one that was cut
         self._weights: dict[str, NativeWeights] = {}
@@ -146,14 +152,16 @@ class DecoderEngines(Engines):
                 self._packed[precision, ratios] = pack_width(self._decoder, precision)
             finally:
                 self._decoder.set_width(*WHOLE)
-        return _native(self._weights[precision], self._packed[precision, ratios], ratios, self.threads)
+        kv = None if precision == "fp32" else self._kv  # of level 3 alone
+        return _native(self._weights[precision], self._packed[precision, ratios], ratios, self.threads, kv)
 
 
-def engines_of(model: Model, threads: int | None = None) -> Engines:
-    """The engines of a model that was loaded; ``threads`` by default as many as physical cores."""
+def engines_of(model: Model, threads: int | None = None, kv: KvKind | None = None) -> Engines:
+    """The engines of a model that was loaded: ``threads`` by default as many as physical cores, ``kv`` what level 3 keeps
+    keys and values in."""
     if model.quantised is not None:
-        return QuantisedEngines(model.quantised, threads)
-    return DecoderEngines(model.decoder, threads)
+        return QuantisedEngines(model.quantised, threads, kv)
+    return DecoderEngines(model.decoder, threads, kv)
 
 
 def masked_copy(decoder: Decoder, masked: Iterable[tuple[int, int]]) -> Decoder:
@@ -171,8 +179,10 @@ def masked_copy(decoder: Decoder, masked: Iterable[tuple[int, int]]) -> Decoder:
     return other.eval()
 
 
-def _native(weights: NativeWeights, width: PackedWidth, ratios: Ratios, threads: int | None) -> NativeEngine:
-    engine = NativeEngine(weights, threads=threads)
+def _native(
+    weights: NativeWeights, width: PackedWidth, ratios: Ratios, threads: int | None, kv: KvKind | None
+) -> NativeEngine:
+    engine = NativeEngine(weights, threads=threads, kv=kv)
     if ratios != WHOLE:
         engine.set_packed_width(width)
     return engine
