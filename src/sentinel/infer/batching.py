@@ -26,8 +26,6 @@ from sentinel.infer.engine import Engine, Logits
 from sentinel.infer.prefix_cache import PrefixCache
 from sentinel.infer.sampling import token_chance
 from sentinel.infer.shedding import Shedding
-from sentinel.infer.text_stream import check_stop
-from sentinel.infer.token_checks import check_prompts
 from sentinel.models.tokenizer import TextTokenizer
 
 PIECE = 128  # tokens of prompts that are read between two steps; one pass of the native engine
@@ -93,11 +91,7 @@ class Batcher:
     def submit_all(self, asked: list[tuple[Request, Callable[[Event], None]]]) -> list[Ticket]:
         """`submit` of several requests, all of them or none."""
         for request, _ in asked:
-            check_prompts(self.engine.spec, [request.prompt], request.max_new_tokens)
-            check_stop(request.stop)
-            for token, _ in request.settings.logit_bias:
-                if token >= self.engine.spec.vocab_size:
-                    raise InputError(f"logit bias names token {token} of {self.engine.spec.vocab_size}")
+            request.check(self.engine.spec)
         tickets = [Ticket(request, tell) for request, tell in asked]
         with self._changed:
             if self._refusing:
@@ -230,7 +224,10 @@ class Batcher:
             with self._changed:  # never in neither place: `idle` looks at both
                 if not self._waiting:
                     return
-                self._reading.append(Answer(self._waiting.popleft(), self.tokenizer, self._width))
+                ticket = self._waiting.popleft()
+                # Embeddings of two widths can't be compared: they are the widest one's whatever the load.
+                width = self._widths[0] if ticket.request.embed else self._width
+                self._reading.append(Answer(ticket, self.tokenizer, width))
 
     def _read(self) -> None:
         """Pieces of prompts, in turn, and the first token of those that are read."""
@@ -243,8 +240,11 @@ class Batcher:
                 self._finish(answer, Event(finish=Finish.ERROR, message=f"{error}" or "there is not enough memory"))
                 continue
             left -= count
+            if answer.mean is not None:
+                self._finish(answer, Event(finish=Finish.STOP, mean=answer.mean))
+                continue
             self._reading.rotate(-1)
-            if not answer.unread:
+            if logits is not None and not answer.unread:
                 self._decoding.append(answer)  # first, so that it is never in neither place
                 self._reading.pop()
                 self._take(answer, logits)
@@ -275,7 +275,8 @@ class Batcher:
 
     def _finish(self, answer: Answer, event: Event) -> None:
         """Free an answer's place, then tell of its end."""
-        answer.width.leave(answer, keep=event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED))
+        ended_well = event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED)
+        answer.width.leave(answer, keep=ended_well and not answer.request.embed)
         for place in (self._reading, self._decoding):
             if answer in place:
                 place.remove(answer)
