@@ -41,8 +41,8 @@ class Finish(Enum):
 class Request:
     """A prompt (token ids), and how to go on: ``max_new_tokens`` at most, up to a token of ``eos_ids``, before a string of
     ``stop``. ``n_likeliest`` asks for the chance of each token, and for so many of the likeliest; None for nothing.
-    ``constraint`` says which tokens may come (`Grammars.begin`). With ``embed`` there is no answer: the prompt is read, by the
-    widest width, and its states are told."""
+    ``constraint`` says which tokens may come (`Grammars.begin`). With ``embed`` there is no answer: the prompt is
+    read, at the widest width, and its states are told."""
 
     prompt: Sequence[int]
     max_new_tokens: int

@@ -135,7 +135,9 @@ class Service:
 
     async def description(self, request: Request) -> Response:
         """The OpenAPI description of these paths."""
-        return JSONResponse(described(self.name, self.settings.api_key is not None))
+        return JSONResponse(
+            described(self.name, self.batcher.engine.spec.vocab_size, self.settings.api_key is not None)
+        )
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of ``prompt``, or of ``messages`` in the chat template."""
@@ -182,12 +184,18 @@ class Service:
             if len(body) > most:
                 raise ApiError(413, f"the body is larger than {self.settings.max_body_mb:g} MB")
         try:
-            fields = Fields(json.loads(bytes(body).decode("utf-8")))
+            fields = Fields(json.loads(bytes(body).decode("utf-8"), parse_float=_number))
             if b"\\u" in body:  # halves of a pair, which no text can hold, may be written so
                 json.dumps(fields.body, ensure_ascii=False).encode("utf-8")
             return fields
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is not valid JSON ({error})", code="invalid_json") from error
+
+
+def _number(text: str) -> float | int:
+    """A number as JSON has it, where 1.0 is a whole one."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _prompt(fields: Fields, tokenizer: TextTokenizer) -> list[int]:

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sentinel.serve.declared import Flag, Number, Other, Refused, Text, Texts, Whole, refused
@@ -14,7 +15,11 @@ MOST_TEXTS = 2048  # that are embedded in one request, as OpenAI's
 MOST_TOKENS = 2**31
 DEFAULT_COMPLETION = 16  # new tokens, as OpenAI's
 
-_TOKENS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+MODEL_NAME, TOKEN_ID = "ModelName", "TokenId"  # schemas that depend on the model that is served
+TEXT_PARTS = ("text",)  # what the content of a message may hold
+RESPONSE_PARTS = ("input_text", "output_text", "text")
+
+_TOKENS: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/components/schemas/{TOKEN_ID}"}, "minItems": 1}
 _TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 _TEXT_OR_TOKENS = {
     "anyOf": [
@@ -24,30 +29,29 @@ _TEXT_OR_TOKENS = {
         {"type": "array", "items": _TOKENS, "minItems": 1},
     ]
 }
-_PART = {
-    "type": "object",
-    "properties": {"type": {"type": "string"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-_MESSAGE = {
-    "type": "object",
-    "properties": {
-        "role": {"type": "string"},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
-    },
-    "required": ["role", "content"],
-}
-_MESSAGES = {"type": "array", "items": _MESSAGE, "minItems": 1}
+
+
+def _messages(parts: Sequence[str]) -> dict[str, Any]:
+    """The schema of the messages of a chat, whose content is a text or such parts."""
+    kinds = {"type": {"enum": list(parts)}, "text": {"type": "string"}}
+    part = {"type": "object", "properties": kinds, "required": list(kinds)}
+    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]}
+    one = {"role": {"type": "string"}, "content": content}
+    return {
+        "type": "array", "minItems": 1, "items": {"type": "object", "properties": one, "required": list(one)},
+    }  # fmt: skip
+
+
 _FORMAT = {
     "type": ["object", "null"],
     "properties": {"type": {"enum": ["text", "json_object", "json_schema", "regex"]}},
     "required": ["type"],
 }
 
-MODEL = Text("model", "the name of the model that is served")
+MODEL = Text("model", "the name of the model that is served", {"$ref": f"#/components/schemas/{MODEL_NAME}"})
 PROMPT = Other("prompt", "a text, token ids, or several of either", _TEXT_OR_TOKENS, required=True)
 ONE_PROMPT = Other("prompt", "a text", {"type": "string"})
-MESSAGES = Other("messages", "a chat so far; parts of text only", _MESSAGES, required=True)
+MESSAGES = Other("messages", "a chat so far; parts of text only", _messages(TEXT_PARTS), required=True)
 FORM = Other("response_format", "JSON, JSON of a schema, or a regular expression that answers keep to", _FORMAT)
 N = Whole("n", "answers to each prompt", 1, 1, MOST_CHOICES)
 STOP = Texts("stop", "strings before which an answer ends", MOST_STOPS)
@@ -87,7 +91,9 @@ CHAT = (
     MODEL, MESSAGES, MAX_COMPLETION_TOKENS, MAX_CHAT_TOKENS, LOGPROBS, TOP_LOGPROBS, MODALITIES, *_ANSWER, *_NO_TOOLS,
 )  # fmt: skip
 
-INPUT = Other("input", "a question, or the messages of a chat", {"anyOf": [_TEXT, _MESSAGES]}, required=True)
+INPUT = Other(
+    "input", "a question, or the messages of a chat", {"anyOf": [_TEXT, _messages(RESPONSE_PARTS)]}, required=True
+)
 INSTRUCTIONS = Other("instructions", "a message of the system before the others", {"type": ["string", "null"]})
 MAX_OUTPUT_TOKENS = Whole("max_output_tokens", "new tokens at most", None, 1, MOST_TOKENS)
 TEXT = Other("text", "format: what answers keep to", {
@@ -120,6 +126,9 @@ ENCODING = Other("encoding_format", "base64: of float32, little-endian", {"enum"
 DIMENSIONS = Other("dimensions", "not supported: an embedding is as wide as the model", {"type": "null"})
 EMBEDDING = (MODEL, TEXTS, ENCODING, DIMENSIONS)
 
-TOKENIZE = (ONE_PROMPT, Other("messages", "a chat, in place of a prompt", {"anyOf": [_MESSAGES, {"type": "null"}]}))
-TOKENS = Other("tokens", "token ids", {"type": "array", "items": {"type": "integer", "minimum": 0}}, required=True)
+TOKENIZE = (
+    ONE_PROMPT,
+    Other("messages", "a chat, in place of a prompt", {"anyOf": [_messages(TEXT_PARTS), {"type": "null"}]}),
+)
+TOKENS = Other("tokens", "token ids", {**_TOKENS, "minItems": 0}, required=True)
 DETOKENIZE = (TOKENS,)

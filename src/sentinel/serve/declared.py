@@ -89,10 +89,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class Text:
-    """A string that has to be there."""
+    """A string that has to be there, of that form."""
 
     name: str
     about: str
+    form: Mapping[str, Any]
     required: bool = True
 
     def of(self, fields: Fields) -> str:
@@ -101,7 +102,7 @@ class Text:
 
     @property
     def schema(self) -> Schema:
-        return {"type": "string", "description": self.about}
+        return {**self.form, "description": self.about}
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Other:
 
 @dataclass(frozen=True)
 class Refused:
-    """A field of OpenAI's that changes an answer and is not supported; it may ask for nothing, or for what ``also`` holds."""
+    """A field of OpenAI's that changes an answer and is not supported; it may ask for nothing, or for one of ``also``."""
 
     name: str
     also: tuple[Any, ...] = ()

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from sentinel import __version__
+from sentinel.serve.bodies import MODEL_NAME, TOKEN_ID
 from sentinel.serve.declared import schema_of
 from sentinel.serve.objects import SCHEMAS, named
 from sentinel.serve.paths import EVENTS, JSON, PATHS, ServedPath
@@ -25,13 +26,14 @@ _KEY = "key"
 _PARAMETER = re.compile(r"\{(\w+)(:path)?\}")
 
 
-def described(model: str, with_key: bool) -> dict[str, Any]:
+def described(model: str, vocab_size: int, with_key: bool) -> dict[str, Any]:
     """The OpenAPI description of a server of ``model`` that asks for a key, or for none."""
     paths: dict[str, Any] = {}
     for path in PATHS:
         operation = _operation(path, with_key)
         paths[_PARAMETER.sub(r"{\1}", path.path)] = {path.method.lower(): operation}
-    components: dict[str, Any] = {"schemas": SCHEMAS}
+    of_model = {MODEL_NAME: {"enum": [model]}, TOKEN_ID: {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}}
+    components: dict[str, Any] = {"schemas": {**SCHEMAS, **of_model}}
     if with_key:
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
     info = {

@@ -1,5 +1,5 @@
-"""The paths of a server: what each is asked by, which body it takes, and what it answers. Routes and description are made of
-this table."""
+"""The paths of a server: what each is asked by, which body it takes, and what it answers. Routes and description are made
+of this table."""
 
 from __future__ import annotations
 

@@ -86,7 +86,8 @@ def _message(number: int, message: Any) -> dict[str, Any]:
     content = message.get("content")
     if is_list(content):
         if not all(
-            is_object(part) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+            is_object(part) and part.get("type") in bodies.TEXT_PARTS and isinstance(part.get("text"), str)
+            for part in content
         ):
             raise ApiError(400, f"{place}.content may hold parts of text only", param=f"{place}.content")
         content = "".join(part["text"] for part in content)

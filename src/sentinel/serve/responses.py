@@ -18,8 +18,6 @@ from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
 from sentinel.serve.requests import Asked, Limits, chat
 
-PARTS = ("input_text", "output_text", "text")  # what content may hold
-
 
 def read(fields: Fields, tokenizer: TextTokenizer, limits: Limits, grammars: Grammars) -> Asked:
     """A request, as the chat that it is. Raises `ApiError`."""
@@ -53,7 +51,9 @@ def _message(number: int, item: Any) -> dict[str, Any]:
         raise wrong(place, "a message with role and content", item)
     content = item.get("content")
     if is_list(content):
-        if not all(is_object(p) and p.get("type") in PARTS and isinstance(p.get("text"), str) for p in content):
+        if not all(
+            is_object(p) and p.get("type") in bodies.RESPONSE_PARTS and isinstance(p.get("text"), str) for p in content
+        ):
             raise ApiError(400, f"{place}.content may hold parts of text only", param=f"{place}.content")
         content = "".join(part["text"] for part in content)
     return {"role": item.get("role"), "content": content}

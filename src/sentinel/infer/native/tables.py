@@ -29,8 +29,9 @@ from .widths import PackedWidth, cut
 class Tables:
     """State, layer table and buffers for ``max_batch`` sequences of ``max_tokens`` positions.
 
-    ``rows`` [MAX_ROWS][fields] takes the tokens of a pass; ``logits`` [MAX_WANTED][V], ``residual`` [MAX_ROWS][C], with the
-    wanted rows first, ``best`` and ``profile`` hold what it found. The tables point into ``weights``, which they keep alive.
+    ``rows`` [MAX_ROWS][fields] takes the tokens of a pass; ``logits`` [MAX_WANTED][V], ``residual`` [MAX_ROWS][C], with
+    the wanted rows first, ``best`` and ``profile`` hold what it found. The tables point into ``weights``, which they keep
+    alive.
     """
 
     def __init__(self, weights: NativeWeights, *, threads: int, max_batch: int, max_tokens: int, half_kv: bool) -> None:
