@@ -77,7 +77,7 @@ class Response:
     def __init__(self, asked: Asked, tokenizer: TextTokenizer, model: str, fields: Fields) -> None:
         self._asked, self._model, self._fields = asked, model, fields
         self._id, self._item_id = f"resp_{secrets.token_hex(16)}", f"msg_{secrets.token_hex(16)}"
-        self._created, self._events, self._number = time.time(), list[Event](), 0
+        self._created, self._events, self._number = int(time.time()), list[Event](), 0
 
     def first(self) -> list[dict[str, Any]]:
         """Events before any token."""
