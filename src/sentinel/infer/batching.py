@@ -1,8 +1,9 @@
 """Continuous batching: many requests share one engine, and each may come and go between any two tokens.
 
 One thread runs rounds. A round reads a piece of the prompts that wait, in turn, and then gives one token to every answer
-under way, so that a long prompt holds nobody up for longer than a piece takes. What an answer says does not depend on the
-others: an engine runs every sequence as if it were alone (`Engine`), and each draws from a random stream of its own.
+under way, so that a long prompt holds nobody up for longer than a piece takes (`PieceRule`). What an answer says does not
+depend on the others: an engine runs every sequence as if it were alone (`Engine`), and each draws from a random stream of
+its own.
 
 With `Shedding` there are several widths of the model. A rule says which of them is in force; an answer begins at that one.
 One that is under way at another goes over to it when no prompt is being read: its text is read again there, in pieces as
@@ -23,12 +24,13 @@ from sentinel.errors import InputError
 from sentinel.infer.batch_answer import Answer, ServedWidth
 from sentinel.infer.batch_request import Event, Finish, QueueFullError, Request, ShuttingDownError, Ticket
 from sentinel.infer.engine import Engine, Logits
+from sentinel.infer.pieces import PieceRule
 from sentinel.infer.prefix_cache import PrefixCache
 from sentinel.infer.sampling import token_chance
 from sentinel.infer.shedding import Shedding
 from sentinel.models.tokenizer import TextTokenizer
 
-PIECE = 128  # tokens of prompts that are read between two steps; one pass of the native engine
+PIECE = 128  # tokens of prompts that are read between two steps at most; one pass of the native engine
 MAX_BATCH = 16
 MAX_QUEUE = 64
 CACHE_MB = 256  # of keys and values of answers that have ended
@@ -68,6 +70,7 @@ class Batcher:
         self._waiting: deque[Ticket] = deque()
         self._reading: deque[Answer] = deque()
         self._decoding: list[Answer] = []
+        self._pieces = PieceRule()
         self._changed = threading.Condition()  # guards what waits, and the flags
         self._refusing = self._closing = False
         self._thread = threading.Thread(target=self._work, name="sentinel-batcher", daemon=True)
@@ -177,11 +180,16 @@ class Batcher:
         self._choose_width()
         self._admit()
         self._move()
-        self._read()
+        answering = bool(self._decoding)
+        started = time.perf_counter()
+        n_read = self._read(self._pieces.size(PIECE, answering=answering))
+        read = time.perf_counter()
         decoding = list(self._decoding)
         for width in self._widths:
             if answers := [answer for answer in decoding if answer.width is width]:
                 self._step(width, answers)
+        if answering and n_read and decoding:
+            self._pieces.saw(n_read, read - started, time.perf_counter() - read, PIECE)
         if decoding and self._rule is not None:
             self._rule.saw_round(time.perf_counter() - began)
 
@@ -229,9 +237,10 @@ class Batcher:
                 width = self._widths[0] if ticket.request.embed else self._width
                 self._reading.append(Answer(ticket, self.tokenizer, width))
 
-    def _read(self) -> None:
-        """Pieces of prompts, in turn, and the first token of those that are read."""
-        left = PIECE
+    def _read(self, most: int) -> int:
+        """Pieces of prompts, in turn, of ``most`` tokens together, and the first token of those that are read; how many
+        tokens that were."""
+        left = most
         while left > 0 and self._reading:
             answer = self._reading[0]
             try:
@@ -248,6 +257,7 @@ class Batcher:
                 self._decoding.append(answer)  # first, so that it is never in neither place
                 self._reading.pop()
                 self._take(answer, logits)
+        return most - left
 
     def _take(self, answer: Answer, logits: Logits) -> None:
         """Choose the next token of an answer, and tell of it."""

@@ -224,10 +224,10 @@ def serve_note(results: Sequence[Result]) -> str:
     """Of servers."""
     first = results[0]
     return (
-        f"{first.model} over HTTP on loopback, client and server on the same machine; prompts of {first.prompt_tokens} tokens "
-        f"of real text, {first.new_tokens} new tokens, greedy; each client asks anew once it has its answer. Percentiles are "
-        "of requests, those of a stream beside a prompt of the times between its tokens. Errors: answers that did not come "
-        f"to their end, and in the soak those that differ from the prompt's alone.{weights_note(results)}"
+        f"{first.model} over HTTP on loopback, client and server on one machine; prompts of {first.prompt_tokens} tokens "
+        f"of real text, {first.new_tokens} new tokens, greedy; each client asks anew once it has its answer. Percentiles "
+        "are of requests, those of a stream beside a prompt of the times between its tokens. Errors: answers that did not "
+        f"come to their end, and in the soak those that differ from the prompt's alone.{weights_note(results)}"
     )
 
 

@@ -80,7 +80,7 @@ class RunningServer:
 
     def __init__(self, server: ServerCommand) -> None:
         self.server = server
-        self._told = tempfile.TemporaryFile("w+")
+        self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `end`)
         port = 0 if server.tells_port else _free_port()
         command = [word.replace("{port}", str(port)) for word in server.command]
         self._process = subprocess.Popen(

@@ -170,8 +170,8 @@ _SUITES = (
     ),
     Suite(
         "serve",
-        "sentinel serve under load: clients at once, a soak, a prefix twice, a long prompt beside a stream, shedding; and the "
-        "servers of others that are installed",
+        "sentinel serve under load: clients at once, a soak, a prefix twice, a long prompt beside a stream, shedding; and "
+        "the servers of others that are installed",
         {
             "prompt_tokens": 64,
             "new_tokens": 32,
