@@ -17,7 +17,7 @@ from sentinel.measure.serving.servers import HOST, RunningServer
 
 LOOK_S = 0.5  # between two looks at the memory
 SETTLED_S = 10.0  # after which memory should be flat; of a shorter soak, its first half
-FIRST_TOKENS = 24  # of a stream before a long prompt enters beside it
+BEFORE = 5  # a stream has given one token of so many before a long prompt enters beside it
 T = TypeVar("T")
 
 
@@ -133,7 +133,7 @@ class LoadOn:
         def piece(_: float) -> None:
             nonlocal count
             count += 1
-            if count == FIRST_TOKENS:
+            if count == max(1, new_tokens // BEFORE):
                 there.set()
 
         stream = asyncio.create_task(self.one(prompt, new_tokens, piece))

@@ -29,7 +29,7 @@ PREFIX, ENTERING = 800, 1000  # tokens
 SHED = 0.5  # of heads and neurons
 OVERLOAD = 2.0  # times the requests that were answered at the most clients
 SOAKED = 8  # prompts of the soak
-BESIDE = 200  # tokens of the stream beside a long prompt
+BESIDE = 400  # tokens of the stream beside a long prompt
 
 
 @dataclass(frozen=True)
