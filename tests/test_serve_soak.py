@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from serving import save_small
+from serving import HANG, save_small
 
 from sentinel.errors import InputError
+from sentinel.measure.serving import client
 from sentinel.measure.serving.load import LoadOn
 from sentinel.measure.serving.servers import RunningServer, our_server
 
@@ -17,6 +18,11 @@ PROMPTS = ["abc", "xyz" * 5, "hello " * 20, "q", "a long prompt of letters " * 1
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     return save_small(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture(autouse=True)
+def no_limit(monkeypatch):
+    monkeypatch.setattr(client, "LONGEST_S", HANG)
 
 
 def test_a_soak_of_many_clients(small):

@@ -7,12 +7,13 @@ import json
 
 import pytest
 from helpers import character_tokenizer
-from serving import save_small
+from serving import HANG, save_small
 
 from sentinel.cli import main
+from sentinel.errors import InputError
 from sentinel.measure import results
 from sentinel.measure.results import ResultSet
-from sentinel.measure.serving import peers
+from sentinel.measure.serving import client, peers
 from sentinel.measure.serving.client import Heard
 from sentinel.measure.serving.load import Load
 from sentinel.measure.suites import serve
@@ -24,28 +25,32 @@ PARTS = [
 ]  # fmt: skip
 
 
+def refusing(*_):
+    raise InputError("theirs is left out: it is not there")
+
+
 def test_every_part_is_measured_and_told(tmp_path, monkeypatch, capsys):
     folder = save_small(tmp_path / "small")
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"a text of letters, number {number}, " * 40 for number in range(20)))
     for name, value in {"PREFIX": 80, "ENTERING": 90, "BESIDE": 40}.items():
         monkeypatch.setattr(serve, name, value)
-    monkeypatch.setattr(serve, "PEER_SERVERS", (peers.llama_cpp,))
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(serve, "PEER_SERVERS", (refusing,))
+    monkeypatch.setattr(client, "LONGEST_S", HANG)
     file = tmp_path / "serve.json"
     options = ["--clients", "1,3", "--seconds", "1", "--soak", "1", "--rounds", "1", "--prompt-tokens", "20"]
-    small = ["--new-tokens", "6", "--precision", "fp32", "--text", str(text), "--threads", "2", "--json", str(file)]
+    small = ["--new-tokens", "6", "--text", str(text), "--threads", "2", "--json", str(file)]
     assert main(["bench", "serve", str(folder), *options, *small]) == 0
     rows = ResultSet.read(file).results
     assert [row.phase for row in rows] == PARTS and [row.batch for row in rows][:3] == [1, 3, 3]
     assert all(row.errors == 0 for row in rows) and len({row.key for row in rows}) == len(rows)
     clients = rows[:3]
-    assert all(row.tokens_per_s > 0 and row.percentiles["ttft_ms"]["p50"] == row.ttft_ms for row in clients)
+    assert all((row.tokens_per_s or 0) > 0 and row.percentiles["ttft_ms"]["p50"] == row.ttft_ms for row in clients)
     assert all(row.percentiles["tpot_ms"]["p50"] <= row.percentiles["tpot_ms"]["p95"] for row in clients)
     assert rows[2].memory_growth is not None
     by_part = {row.phase: row for row in rows}
     second, first = by_part["prefix: second"], by_part["prefix: first"]
-    assert second.share == second.ttft_ms / first.ttft_ms
+    assert second.share == (second.ttft_ms or 0) / (first.ttft_ms or 1)
     beside, alone = (by_part[name].percentiles["tpot_ms"]["p95"] for name in ("stream beside a prompt", "stream alone"))
     assert by_part["stream beside a prompt"].share == beside / alone
     said = capsys.readouterr().out

@@ -66,7 +66,7 @@ def answer(texts: Texts, means: Sequence[NDArray[np.float32]], model: str) -> di
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     length = float(np.linalg.norm(vector))
-    return vector / np.float32(length) if length else vector
+    return np.asarray(vector / (length or 1.0), np.float32)
 
 
 def _coded(vector: NDArray[np.float32], as_base64: bool) -> str | list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 from sentinel import __version__
 from sentinel.serve.bodies import MODEL_NAME, TOKEN_ID
 from sentinel.serve.declared import schema_of
-from sentinel.serve.objects import SCHEMAS, named
+from sentinel.serve.objects import SCHEMAS, TEXT, named
 from sentinel.serve.paths import EVENTS, JSON, PATHS, ServedPath
 
 VERSION = "3.1.0"
@@ -46,7 +46,7 @@ def described(model: str, vocab_size: int, with_key: bool) -> dict[str, Any]:
 
 def _operation(path: ServedPath, with_key: bool) -> dict[str, Any]:
     guarded = with_key and not path.open
-    statuses = sorted({*path.errors, 500, *([401] if guarded else [])})
+    statuses = sorted([*path.errors, 500, *([401] if guarded else [])])
     failed = {str(status): _response(ERRORS[status], {JSON: named("Error")}) for status in statuses}
     operation: dict[str, Any] = {
         "operationId": path.handler,
@@ -69,8 +69,9 @@ def _operation(path: ServedPath, with_key: bool) -> dict[str, Any]:
 def _content(path: ServedPath, kind: str) -> dict[str, Any]:
     if kind == JSON:
         return named(path.answer) if path.answer else {"type": "object"}
-    about = "chunks of the answer, as OpenAI's clients read them" if kind == EVENTS else path.about
-    return {"type": "string", "description": about}
+    if kind == EVENTS:  # each event, whose data are a chunk of the answer, or [DONE]
+        return {"type": "object", "properties": {"data": TEXT, "event": TEXT}, "required": ["data"]}
+    return {"type": "string", "description": path.about}
 
 
 def _response(about: str, contents: dict[str, Any]) -> dict[str, Any]:

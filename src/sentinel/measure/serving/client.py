@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +83,7 @@ async def _hear(heard: Heard, host: str, port: int, path: str, body: Mapping[str
         writer.close()
 
 
-async def _lines(reader: asyncio.StreamReader, chunked: bool) -> AsyncIterator[bytes]:
+async def _lines(reader: asyncio.StreamReader, chunked: bool) -> AsyncGenerator[bytes, None]:
     """Lines of a body, in chunks or up to its end."""
     left = b""
     while True:
