@@ -46,8 +46,8 @@ def described(model: str, vocab_size: int, with_key: bool) -> dict[str, Any]:
 
 def _operation(path: ServedPath, with_key: bool) -> dict[str, Any]:
     guarded = with_key and not path.open
-    statuses = sorted([*path.errors, 500, *([401] if guarded else [])])
-    failed = {str(status): _response(ERRORS[status], {JSON: named("Error")}) for status in statuses}
+    statuses: list[int] = [*path.errors, 500, *([401] if guarded else [])]
+    failed = {str(status): _response(ERRORS[status], {JSON: named("Error")}) for status in sorted(statuses)}
     operation: dict[str, Any] = {
         "operationId": path.handler,
         "summary": path.about,
