@@ -156,6 +156,9 @@ class ToyEngine(Engine):
     def _several(self, sequence, tokens, last):
         return self._read(sequence, tokens, last)
 
+    def _states(self, sequence, tokens, last):
+        return self._read(sequence, tokens, last)
+
     def _copy(self, source, target):
         self.held[target.slot] = list(self.held[source.slot])
 

@@ -197,7 +197,9 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in SUITES if name not in ("peers", "load", "decode", "scaling")])
+@pytest.mark.parametrize(
+    "name", [name for name in SUITES if name not in ("peers", "load", "decode", "scaling", "serve")]
+)
 def test_suites_measure(name, letters, monkeypatch):
     """Without those that ask processes of their own, which have their own default device."""
     spec = dataclasses.replace(spec_of("llama-grouped"), vocab_size=17, max_seq_len=96)
@@ -244,7 +246,7 @@ def test_levels_of_the_cpu_alone_are_left_out_elsewhere_and_refused_when_asked_f
         asked.precisions  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["load", "peers", "draft"])
+@pytest.mark.parametrize("name", ["load", "peers", "draft", "serve"])
 def test_suites_of_the_cpu_alone_are_refused_elsewhere(name, elsewhere):
     with pytest.raises(InputError, match="on the CPU only, not on meta; leave out --device"):
         SUITES[name].run(elsewhere)

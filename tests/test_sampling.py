@@ -65,3 +65,11 @@ def test_biases_are_added_and_a_copy_remembers_the_prompt():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError):
         SamplingSettings(**wrong)
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-40, 1e-3, 10.0])
+def test_any_repetition_penalty_leaves_probabilities(penalty):
+    logits = np.array([3.0, -2.0, 0.0, 8.0], np.float32)
+    settings = SamplingSettings(temperature=1.0, repetition_penalty=penalty, seed=1)
+    (token,) = Sampler(settings, 1)(logits[None], [[0, 1, 2]])
+    assert token == (3 if penalty > 1 else 0)

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from sentinel.commands.arguments import listed, names, whole_number
+from sentinel.commands.arguments import listed, names, real_number, whole_number
 from sentinel.commands.pruning import ratio, ratios
 
 
@@ -46,6 +46,14 @@ def add_suite_options(group: Any) -> None:
     add("--drafts", "D,D", names, "what proposes tokens: int8, int4, a stored width as 0.5, lookup")
     add("--recovery-steps", "N", whole_number(0), "of every integrated model before it is judged; 0: speed alone")
     add("--unpruned", "MODEL", str, "of peers: what MODEL was pruned from (the one that its record names)")
+    add("--clients", "N,N", listed(count), "clients of a server at once")
+    add(
+        "--seconds",
+        "S",
+        real_number,
+        "of serve: how long each number of clients asks, and an overload lasts (60 at most)",
+    )
+    add("--soak", "S", real_number, "of serve: seconds of the soak")
     group.add_argument(
         "--expand-kv",
         action="store_true",

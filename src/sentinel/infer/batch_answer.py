@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sentinel.infer.batch_request import Ticket
 from sentinel.infer.engine import Engine, Logits, OpenSequence
 from sentinel.infer.prefix_cache import PrefixCache
@@ -25,9 +28,10 @@ class ServedWidth:
         self.cache = PrefixCache(engine, cache_bytes, min(MAX_KEPT, spare))
         self._turns = turns(engine.spec)
 
-    def read(self, answer: Answer, most: int) -> tuple[int, Logits]:
-        """Read the next piece of an answer's text, of at most ``most`` tokens; its size, and logits [V] after it."""
-        if answer.sequence is None:
+    def read(self, answer: Answer, most: int) -> tuple[int, Logits | None]:
+        """Read the next piece of an answer's text, of at most ``most`` tokens; its size, and logits [V] after it, None of
+        one that is embedded."""
+        if answer.sequence is None and not answer.request.embed:
             found = self.cache.begin(answer.history, answer.left)
             if found is not None:
                 answer.sequence, answer.n_read = found
@@ -35,7 +39,10 @@ class ServedWidth:
         if any(answer.n_read < turn < len(answer.history) for turn in self._turns):
             count = answer.unread  # rotary angles turn within it, and it has those of its length: it is read whole
         piece = answer.history[answer.n_read : answer.n_read + count]
-        if answer.sequence is None:
+        if answer.request.embed:
+            answer.add_states(self.engine, piece)
+            logits = None
+        elif answer.sequence is None:
             answer.sequence, logits = self.engine.open(piece, answer.unread - count + answer.left)
         else:
             logits = self.engine.extend(answer.sequence, piece)
@@ -59,8 +66,22 @@ class Answer:
         self.history = list(self.request.prompt)
         self.n_read = self.n_new = 0
         self.sequence: OpenSequence | None = None
+        self._sum: NDArray[np.float64] = np.zeros(1)  # of states [C]
         self.sampler = Sampler(self.request.settings, 1, self.request.constraint)
         self.text = TextStream(tokenizer, self.request.prompt, self.request.stop)
+
+    def add_states(self, engine: Engine, piece: list[int]) -> None:
+        """Read a piece of a text that is embedded."""
+        if self.sequence is None:
+            self.sequence = engine.begin(len(self.history))
+        self._sum = self._sum + engine.states(self.sequence, piece).sum(axis=0, dtype=np.float64)
+
+    @property
+    def mean(self) -> NDArray[np.float32] | None:
+        """The mean of all states [C] of a text that is embedded, once it is read; else None."""
+        if not self.request.embed or self.unread:
+            return None
+        return np.asarray(self._sum / len(self.history), np.float32)
 
     @property
     def unread(self) -> int:

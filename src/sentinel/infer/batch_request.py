@@ -8,8 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sentinel.errors import InputError
 from sentinel.infer.grammar import Constraint
 from sentinel.infer.sampling import SamplingSettings, TokenChance
+from sentinel.infer.text_stream import check_stop
+from sentinel.infer.token_checks import check_prompts, check_room, check_tokens
+from sentinel.models.spec import ModelSpec
 
 
 class QueueFullError(RuntimeError):
@@ -34,7 +41,8 @@ class Finish(Enum):
 class Request:
     """A prompt (token ids), and how to go on: ``max_new_tokens`` at most, up to a token of ``eos_ids``, before a string of
     ``stop``. ``n_likeliest`` asks for the chance of each token, and for so many of the likeliest; None for nothing.
-    ``constraint`` says which tokens may come (`Grammars.begin`)."""
+    ``constraint`` says which tokens may come (`Grammars.begin`). With ``embed`` there is no answer: the prompt is
+    read, at the widest width, and its states are told."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -43,6 +51,19 @@ class Request:
     stop: Sequence[str] = ()
     n_likeliest: int | None = None
     constraint: Constraint | None = None
+    embed: bool = False
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse what a model ``spec`` can't answer; `InputError`."""
+        if self.embed:
+            check_room(spec, len(self.prompt))
+            check_tokens(spec, self.prompt)
+            return
+        check_prompts(spec, [self.prompt], self.max_new_tokens)
+        check_stop(self.stop)
+        for token, _ in self.settings.logit_bias:
+            if token >= spec.vocab_size:
+                raise InputError(f"logit bias names token {token} of {spec.vocab_size}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,8 @@ class Event:
     """One token more, or an end. ``text`` is certain with it, often empty; ``chance`` is there where it was asked for.
 
     ``token`` is None where an answer ends without another token; ``message`` says what went wrong.
-    ``width`` is the one that the token was made at, "" where there is one only.
+    ``width`` is the one that the token was made at, "" where there is one only. ``mean`` [C], of a text that was to be
+    embedded, is the mean of its tokens' states after the final norm.
     """
 
     text: str = ""
@@ -59,6 +81,7 @@ class Event:
     finish: Finish | None = None
     message: str = ""
     width: str = ""
+    mean: NDArray[np.float32] | None = None
 
 
 class Ticket:

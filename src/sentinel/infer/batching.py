@@ -1,8 +1,9 @@
 """Continuous batching: many requests share one engine, and each may come and go between any two tokens.
 
 One thread runs rounds. A round reads a piece of the prompts that wait, in turn, and then gives one token to every answer
-under way, so that a long prompt holds nobody up for longer than a piece takes. What an answer says does not depend on the
-others: an engine runs every sequence as if it were alone (`Engine`), and each draws from a random stream of its own.
+under way, so that a long prompt holds nobody up for longer than a piece takes (`PieceRule`). What an answer says does not
+depend on the others: an engine runs every sequence as if it were alone (`Engine`), and each draws from a random stream of
+its own.
 
 With `Shedding` there are several widths of the model. A rule says which of them is in force; an answer begins at that one.
 One that is under way at another goes over to it when no prompt is being read: its text is read again there, in pieces as
@@ -23,14 +24,13 @@ from sentinel.errors import InputError
 from sentinel.infer.batch_answer import Answer, ServedWidth
 from sentinel.infer.batch_request import Event, Finish, QueueFullError, Request, ShuttingDownError, Ticket
 from sentinel.infer.engine import Engine, Logits
+from sentinel.infer.pieces import PieceRule
 from sentinel.infer.prefix_cache import PrefixCache
 from sentinel.infer.sampling import token_chance
 from sentinel.infer.shedding import Shedding
-from sentinel.infer.text_stream import check_stop
-from sentinel.infer.token_checks import check_prompts
 from sentinel.models.tokenizer import TextTokenizer
 
-PIECE = 128  # tokens of prompts that are read between two steps; one pass of the native engine
+PIECE = 128  # tokens of prompts that are read between two steps at most; one pass of the native engine
 MAX_BATCH = 16
 MAX_QUEUE = 64
 CACHE_MB = 256  # of keys and values of answers that have ended
@@ -70,6 +70,7 @@ class Batcher:
         self._waiting: deque[Ticket] = deque()
         self._reading: deque[Answer] = deque()
         self._decoding: list[Answer] = []
+        self._pieces = PieceRule()
         self._changed = threading.Condition()  # guards what waits, and the flags
         self._refusing = self._closing = False
         self._thread = threading.Thread(target=self._work, name="sentinel-batcher", daemon=True)
@@ -93,11 +94,7 @@ class Batcher:
     def submit_all(self, asked: list[tuple[Request, Callable[[Event], None]]]) -> list[Ticket]:
         """`submit` of several requests, all of them or none."""
         for request, _ in asked:
-            check_prompts(self.engine.spec, [request.prompt], request.max_new_tokens)
-            check_stop(request.stop)
-            for token, _ in request.settings.logit_bias:
-                if token >= self.engine.spec.vocab_size:
-                    raise InputError(f"logit bias names token {token} of {self.engine.spec.vocab_size}")
+            request.check(self.engine.spec)
         tickets = [Ticket(request, tell) for request, tell in asked]
         with self._changed:
             if self._refusing:
@@ -183,11 +180,16 @@ class Batcher:
         self._choose_width()
         self._admit()
         self._move()
-        self._read()
+        answering = bool(self._decoding)
+        started = time.perf_counter()
+        n_read = self._read(self._pieces.size(PIECE, answering=answering))
+        read = time.perf_counter()
         decoding = list(self._decoding)
         for width in self._widths:
             if answers := [answer for answer in decoding if answer.width is width]:
                 self._step(width, answers)
+        if answering and n_read and decoding:
+            self._pieces.saw(n_read, read - started, time.perf_counter() - read, PIECE)
         if decoding and self._rule is not None:
             self._rule.saw_round(time.perf_counter() - began)
 
@@ -230,11 +232,15 @@ class Batcher:
             with self._changed:  # never in neither place: `idle` looks at both
                 if not self._waiting:
                     return
-                self._reading.append(Answer(self._waiting.popleft(), self.tokenizer, self._width))
+                ticket = self._waiting.popleft()
+                # Embeddings of two widths can't be compared: they are the widest one's whatever the load.
+                width = self._widths[0] if ticket.request.embed else self._width
+                self._reading.append(Answer(ticket, self.tokenizer, width))
 
-    def _read(self) -> None:
-        """Pieces of prompts, in turn, and the first token of those that are read."""
-        left = PIECE
+    def _read(self, most: int) -> int:
+        """Pieces of prompts, in turn, of ``most`` tokens together, and the first token of those that are read; how many
+        tokens that were."""
+        left = most
         while left > 0 and self._reading:
             answer = self._reading[0]
             try:
@@ -243,11 +249,15 @@ class Batcher:
                 self._finish(answer, Event(finish=Finish.ERROR, message=f"{error}" or "there is not enough memory"))
                 continue
             left -= count
+            if answer.mean is not None:
+                self._finish(answer, Event(finish=Finish.STOP, mean=answer.mean))
+                continue
             self._reading.rotate(-1)
-            if not answer.unread:
+            if logits is not None and not answer.unread:
                 self._decoding.append(answer)  # first, so that it is never in neither place
                 self._reading.pop()
                 self._take(answer, logits)
+        return most - left
 
     def _take(self, answer: Answer, logits: Logits) -> None:
         """Choose the next token of an answer, and tell of it."""
@@ -275,7 +285,8 @@ class Batcher:
 
     def _finish(self, answer: Answer, event: Event) -> None:
         """Free an answer's place, then tell of its end."""
-        answer.width.leave(answer, keep=event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED))
+        ended_well = event.finish in (Finish.STOP, Finish.LENGTH, Finish.CANCELLED)
+        answer.width.leave(answer, keep=ended_well and not answer.request.embed)
         for place in (self._reading, self._decoding):
             if answer in place:
                 place.remove(answer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from sentinel.errors import InputError
 from sentinel.infer.callers import CallerLock, one_at_a_time
 from sentinel.infer.levels import check_level
 from sentinel.infer.sequence import OpenSequence
-from sentinel.infer.token_checks import check_prompts, check_tokens
+from sentinel.infer.token_checks import check_prompts, check_room, check_tokens
 from sentinel.models.rotary import turns
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sentinel.models.decoder import Decoder
 
 Logits = NDArray[np.float32]
+States = NDArray[np.float32]
 
 
 class Ability(Enum):
@@ -128,6 +129,17 @@ class Engine(ABC):
         """Read several more tokens in one pass; logits [T, V] after each of them. `roll_back` takes wrong ones away."""
         self.require(Ability.VERIFY)
         return self._more(sequence, tokens, len(tokens))
+
+    @one_at_a_time
+    def begin(self, room: int) -> OpenSequence:
+        """A sequence that has read nothing yet, with room for ``room`` tokens, to be read by `states`."""
+        check_room(self.spec, room)
+        return self._place([room])[0]
+
+    @one_at_a_time
+    def states(self, sequence: OpenSequence, tokens: Sequence[int]) -> States:
+        """Read several more tokens, as `extend` does; states [T, C] after the final norm at each of them."""
+        return self._more(sequence, tokens, len(tokens), self._states)
 
     @one_at_a_time
     def roll_back(self, sequence: OpenSequence, n_token: int) -> None:
@@ -297,6 +309,10 @@ class Engine(ABC):
     def _copy(self, source: OpenSequence, target: OpenSequence) -> None:
         """Let a slot hold what another one does."""
 
+    def _states(self, sequence: OpenSequence, tokens: Sequence[int], last: int) -> States:
+        """As `_several`, states [``last``, C] after the final norm."""
+        raise NotImplementedError
+
     def _score(self, tokens: Sequence[int], last: int) -> Logits:
         (sequence,) = self._place([len(tokens)])
         try:
@@ -323,21 +339,28 @@ class Engine(ABC):
         self._open.update({sequence.slot: sequence for sequence in sequences})
         return sequences
 
-    def _more(self, sequence: OpenSequence, tokens: Sequence[int], last: int) -> Logits:
+    def _more(
+        self,
+        sequence: OpenSequence,
+        tokens: Sequence[int],
+        last: int,
+        read: Callable[[OpenSequence, Sequence[int], int], NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float32]:
+        read = read or self._several
         if not len(tokens):
             raise InputError("there is no token; give at least one")
         self._check_room(sequence, len(tokens))
         check_tokens(self.spec, tokens)
-        found: list[Logits] = []
+        found: list[NDArray[np.float32]] = []
         start, first = 0, sequence.length
         # Cut where rotary angles turn (longrope), so that a token has those that it would have alone.
         for end in (*(turn - first for turn in self._turns if first < turn < first + len(tokens)), len(tokens)):
             wanted = min(end - start, last - (len(tokens) - end))
-            logits = self._several(sequence, tokens[start:end], max(1, wanted))
+            part = read(sequence, tokens[start:end], max(1, wanted))
             sequence.length += end - start
             start = end
             if wanted > 0:
-                found.append(logits)
+                found.append(part)
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _check_step(self, sequences: Sequence[OpenSequence], tokens: Sequence[int]) -> None:

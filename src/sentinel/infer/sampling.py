@@ -117,7 +117,14 @@ def penalise_repetition(logits: Logits, history: Sequence[int], penalty: float) 
     """A copy of ``logits`` [V] in which the tokens of ``history`` are less likely."""
     seen = np.unique(np.asarray(history, dtype=np.int64))
     changed = logits.copy()
-    changed[seen] = np.where(changed[seen] > 0, changed[seen] / penalty, changed[seen] * penalty)
+    with np.errstate(
+        over="ignore", divide="ignore", invalid="ignore"
+    ):  # a penalty near 0 makes them as large as there are numbers
+        penalised = np.where(
+            changed[seen] > 0, changed[seen] / np.float32(penalty), changed[seen] * np.float32(penalty)
+        )
+    largest = np.finfo(np.float32).max
+    changed[seen] = np.clip(penalised, -largest, largest)
     return changed
 
 

@@ -30,3 +30,9 @@ def check_tokens(spec: ModelSpec, tokens: Sequence[int]) -> None:
     """Refuse ids that the vocabulary does not have."""
     if len(tokens) and not 0 <= min(tokens) <= max(tokens) < spec.vocab_size:
         raise InputError(f"token ids must be between 0 and {spec.vocab_size - 1}")
+
+
+def check_room(spec: ModelSpec, n_token: int) -> None:
+    """Refuse a text of no token, or of more than the model's context."""
+    if not 1 <= n_token <= spec.max_seq_len:
+        raise InputError(f"a text of 1 to {spec.max_seq_len} tokens can be read, not one of {n_token}")

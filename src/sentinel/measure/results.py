@@ -91,7 +91,9 @@ class Result:
     ``by_kind`` holds, by text, what the row says of it alone. Where some kinds were not seen, the row is of these.
     ``accuracy`` is the share of a task's ``items`` that were right, ``chance`` that of guessing.
     ``acceptance`` is the share of a draft's proposed tokens that were right. ``load_ms`` and ``first_token_ms`` count from
-    the start of a process.
+    the start of a process. Of a server, ``batch`` are clients at once, ``errors`` answers that failed or were not those of
+    the prompt alone, ``refused`` those that were told to come again later, ``memory_growth`` the share by which its memory
+    grew; ``share`` is what ``share_of`` says.
     """
 
     suite: str
@@ -160,6 +162,11 @@ class Result:
     repetition: float | None = None
     distinct_1: float | None = None
     distinct_2: float | None = None
+    errors: int | None = None
+    refused: int | None = None
+    memory_growth: float | None = None
+    share: float | None = None
+    share_of: str | None = None
     head_ranks: list[list[int]] | None = None
     passes: int | None = None
     samples: list[Sample] = field(default_factory=list)

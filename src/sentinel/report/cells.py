@@ -107,3 +107,8 @@ def of_kind(kind: str, result: Result) -> str:
 def milliseconds(result: Result) -> str:
     """The median time of one call, of the rows that hold nothing else."""
     return number(result.percentiles.get("total_ms", {}).get("p50"), 3)
+
+
+def percentile(key: str, which: str, result: Result) -> str:
+    """A percentile of a quantity, as p95 of ttft_ms."""
+    return number(result.percentiles.get(key, {}).get(which))

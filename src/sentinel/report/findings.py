@@ -199,6 +199,19 @@ def how_fast_prompts_are_read(results: Sequence[Result]) -> str:
     )
 
 
+def what_clients_get(results: Sequence[Result]) -> str:
+    """Of servers: the most tokens per second of ours, and over those of the others."""
+    rows = [row for row in results if row.phase == "clients" and row.tokens_per_s]
+    best = _fastest(rows)
+    if best is None:
+        return NOTHING
+    said = f"{best.engine} gives {number(best.tokens_per_s)} tokens/s to {best.batch} clients"
+    for name in dict.fromkeys(row.engine for row in rows if row.level is None):
+        most = max(row.tokens_per_s or 0.0 for row in rows if row.engine == name)
+        said += f", {(best.tokens_per_s or 0.0) / most:.2f}x the most of {name}"
+    return f"{said}."
+
+
 def how_soon_it_answers(results: Sequence[Result]) -> str:
     """Of loading: the first token of the quickest level."""
     ours = [row for row in results if row.level is not None and row.first_token_ms]
@@ -243,6 +256,7 @@ FINDINGS: dict[str, Callable[[Sequence[Result]], str]] = {
     "scaling": what_adapting_costs,
     "peers": beside_peers,
     "prefill": how_fast_prompts_are_read,
+    "serve": what_clients_get,
     "load": how_soon_it_answers,
     "evaluate": how_good,
     "task": what_is_answered,

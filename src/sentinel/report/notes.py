@@ -220,6 +220,17 @@ def peers_note(results: Sequence[Result]) -> str:
     )
 
 
+def serve_note(results: Sequence[Result]) -> str:
+    """Of servers."""
+    first = results[0]
+    return (
+        f"{first.model} over HTTP on loopback, client and server on one machine; prompts of {first.prompt_tokens} tokens "
+        f"of real text, {first.new_tokens} new tokens, greedy; each client asks anew once it has its answer. Percentiles "
+        "are of requests, those of a stream beside a prompt of the times between its tokens. Errors: answers that did not "
+        f"come to their end, and in the soak those that differ from the prompt's alone.{weights_note(results)}"
+    )
+
+
 def sweep_note(results: Sequence[Result]) -> str:
     contexts = ", ".join(str(context) for context in sorted({r.context for r in results if r.context}))
     return (

@@ -168,6 +168,26 @@ SECTIONS = (
         notes.peers_note,
     ),
     Section(
+        "serve",
+        "Serving",
+        (
+            ENGINE,
+            ("part", lambda r: r.phase or "–"),
+            ("clients", lambda r: number(r.batch, 0)),
+            TOKENS_PER_S,
+            ("TTFT p50 ms", functools.partial(cells.percentile, "ttft_ms", "p50")),
+            ("TTFT p95 ms", functools.partial(cells.percentile, "ttft_ms", "p95")),
+            ("TPOT p50 ms", functools.partial(cells.percentile, "tpot_ms", "p50")),
+            ("TPOT p95 ms", functools.partial(cells.percentile, "tpot_ms", "p95")),
+            ("errors", lambda r: number(r.errors, 0)),
+            ("429", lambda r: number(r.refused, 0)),
+            ("memory growth", lambda r: percent(r.memory_growth, 1)),
+            ("share", lambda r: number(r.share, 2)),
+            ("of what", lambda r: r.share_of or "–"),
+        ),
+        notes.serve_note,
+    ),
+    Section(
         "load",
         "Loading",
         (

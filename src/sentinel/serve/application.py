@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,12 +22,14 @@ from sentinel.infer.batch_request import QueueFullError, ShuttingDownError
 from sentinel.infer.batching import Batcher
 from sentinel.infer.grammar import Grammars
 from sentinel.models.tokenizer import TextTokenizer
-from sentinel.serve import requests, responses
-from sentinel.serve.answers import Answers
+from sentinel.serve import bodies, embeddings, requests, responses
+from sentinel.serve.answers import Answers, raise_failed
 from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
-from sentinel.serve.gate import OPEN, Gate
+from sentinel.serve.gate import Gate
 from sentinel.serve.metrics import Metrics
+from sentinel.serve.openapi import described
+from sentinel.serve.paths import PATHS
 from sentinel.serve.requests import Asked, Limits
 from sentinel.serve.running import ClientGoneError, EventStream, Running
 from sentinel.serve.settings import ServeSettings
@@ -59,21 +63,11 @@ class Service:
 
     def application(self) -> Gate:
         """What an ASGI server runs."""
-        routes = [
-            Route("/v1/models", self.models, methods=["GET"]),
-            Route("/v1/models/{name:path}", self.model, methods=["GET"]),
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/responses", self.responses, methods=["POST"]),
-            Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/detokenize", self.detokenize, methods=["POST"]),
-            Route("/health", self.health, methods=["GET"]),
-            Route("/metrics", self.figures, methods=["GET"]),
-        ]
-        free = OPEN
+        routes = [Route(path.path, getattr(self, path.handler), methods=[path.method]) for path in PATHS]
+        free = tuple(path.path for path in PATHS if path.open)
         if self.page is not None:
             routes += self.page.routes(self._fields, self.limits, self.grammars, self.metrics, lambda: self.stopping)
-            free = (*OPEN, *self.page.free)
+            free = (*free, *self.page.free)
         handlers: dict[Any, Any] = {
             ApiError: _api_error,
             InputError: lambda request, error: _api_error(request, ApiError(400, str(error))),
@@ -123,16 +117,38 @@ class Service:
         """The same in the shape of the responses API; nothing is kept of it."""
         return await self._answer(request, responses.read, responses.Response)
 
+    async def embeddings(self, request: Request) -> Response:
+        """Means of the states of texts."""
+        fields = await self._fields(request)
+        self._check_model(bodies.MODEL.of(fields))
+        texts = await asyncio.to_thread(embeddings.read, fields, self.tokenizer, self.limits)
+        means: list[NDArray[np.float32]] = []
+        for group in texts.groups:
+            found = dict[int, NDArray[np.float32]]()
+            async with aclosing(Running(self.batcher, self.metrics, group).events(request.receive)) as events:
+                async for index, event in events:
+                    raise_failed(event)
+                    assert event.mean is not None
+                    found[index] = event.mean
+            means += [found[index] for index in range(len(group))]
+        return JSONResponse(await asyncio.to_thread(embeddings.answer, texts, means, self.name))
+
+    async def description(self, request: Request) -> Response:
+        """The OpenAPI description of these paths."""
+        return JSONResponse(
+            described(self.name, self.batcher.engine.spec.vocab_size, self.settings.api_key is not None)
+        )
+
     async def tokenize(self, request: Request) -> Response:
         """Token ids of ``prompt``, or of ``messages`` in the chat template."""
         fields = await self._fields(request)
-        read = requests.chat_prompt if fields.get("messages") is not None else _prompt
+        read = requests.chat_prompt if bodies.MESSAGES.of(fields) is not None else _prompt
         tokens = await asyncio.to_thread(read, fields, self.tokenizer)
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self.limits.context})
 
     async def detokenize(self, request: Request) -> Response:
         """Text of ``tokens``; special tokens are left out."""
-        tokens = (await self._fields(request)).get("tokens")
+        tokens = bodies.TOKENS.of(await self._fields(request))
         largest = self.batcher.engine.spec.vocab_size
         if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < largest for token in tokens):
             raise wrong("tokens", f"a list of token ids below {largest}", tokens)
@@ -142,9 +158,9 @@ class Service:
 
     async def _answer(self, request: Request, read: Reader, shape: Shape = Answers) -> Response:
         fields = await self._fields(request)
-        self._check_model(fields.text("model"))
+        self._check_model(bodies.MODEL.of(fields))
         asked = await asyncio.to_thread(read, fields, self.tokenizer, self.limits, self.grammars)
-        running = Running(self.batcher, self.metrics, asked)
+        running = Running(self.batcher, self.metrics, asked.requests)
         answers = shape(asked, self.tokenizer, self.name, fields)
         if asked.stream:
             return EventStream(running, answers)
@@ -168,7 +184,7 @@ class Service:
             if len(body) > most:
                 raise ApiError(413, f"the body is larger than {self.settings.max_body_mb:g} MB")
         try:
-            fields = Fields(json.loads(bytes(body).decode("utf-8")))
+            fields = Fields(json.loads(bytes(body).decode("utf-8"), parse_float=_number))
             if b"\\u" in body:  # halves of a pair, which no text can hold, may be written so
                 json.dumps(fields.body, ensure_ascii=False).encode("utf-8")
             return fields
@@ -176,8 +192,17 @@ class Service:
             raise ApiError(400, f"the body is not valid JSON ({error})", code="invalid_json") from error
 
 
+def _number(text: str) -> float | int:
+    """A number as JSON has it, where 1.0 is a whole one."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
 def _prompt(fields: Fields, tokenizer: TextTokenizer) -> list[int]:
-    return tokenizer.encode(fields.text("prompt"))
+    prompt = bodies.ONE_PROMPT.of(fields)
+    if not isinstance(prompt, str):
+        raise wrong(bodies.ONE_PROMPT.name, "a string", prompt)
+    return tokenizer.encode(prompt)
 
 
 def _api_error(request: Request, error: ApiError) -> Response:

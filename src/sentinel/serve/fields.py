@@ -8,6 +8,8 @@ from typing import Any
 from sentinel.plain import is_list, is_object
 from sentinel.serve.errors import ApiError
 
+NOTHING: tuple[Any, ...] = (None, False, [], {}, 0, "", "none", "auto")  # what a field holds that asks for nothing
+
 
 class Fields:
     """Reads an object's fields; one that is missing or null is its default. Raises `ApiError` 400."""
@@ -72,7 +74,7 @@ class Fields:
     def refuse(self, names: Collection[str]) -> None:
         """Refuse fields that change an answer and are not supported, unless they ask for nothing."""
         for name in names:
-            if self.get(name) not in (None, False, [], {}, 0, "", "none", "auto"):
+            if self.get(name) not in NOTHING:
                 raise ApiError(
                     400, f"{name} is not supported here; leave it out", param=name, code="unsupported_parameter"
                 )

@@ -5,18 +5,19 @@ from __future__ import annotations
 from sentinel.errors import InputError
 from sentinel.infer.grammar import Constraint, Form, Grammars
 from sentinel.plain import is_object
+from sentinel.serve.bodies import FORM, IGNORE_EOS
 from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
 
-FIELD = "response_format"
+FIELD = FORM.name
 
 
 def constraint_of(fields: Fields, grammars: Grammars) -> Constraint | None:
     """What the answers keep to, None for any text. Raises `ApiError`, also for a schema or expression that is none."""
-    form = form_of(fields.get(FIELD))
+    form = form_of(FORM.of(fields))
     if form is None:
         return None
-    if fields.flag("ignore_eos"):
+    if IGNORE_EOS.of(fields):
         raise ApiError(400, f"ignore_eos does not go with {FIELD}, which says where an answer ends", param="ignore_eos")
     return begin(form, grammars, FIELD)
 

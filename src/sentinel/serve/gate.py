@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sentinel.serve.errors import ApiError
 from sentinel.serve.metrics import Metrics
 
-OPEN = ("/health",)  # asked by whoever watches the process, who has no key
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -28,7 +27,7 @@ class Gate:
         api_key: str | None,
         metrics: Metrics,
         paths: Collection[str],
-        free: Collection[str] = OPEN,
+        free: Collection[str],
     ) -> None:
         self._app, self._key, self._metrics, self._paths, self._free = app, api_key, metrics, paths, free
 

@@ -73,6 +73,8 @@ class Metrics:
                     first = last
                     self._prompt.inc(len(request.prompt))
                     self._first.observe(first - asked)
+            if event.mean is not None:
+                self._prompt.inc(len(request.prompt))
             if event.finish is not None:
                 self._answers.labels(event.finish.value).inc()
                 if count > 1:

@@ -11,33 +11,30 @@ from sentinel.infer.batch_request import Event, Finish
 from sentinel.infer.grammar import Grammars
 from sentinel.models.tokenizer import TextTokenizer
 from sentinel.plain import is_list, is_object
+from sentinel.serve import bodies
 from sentinel.serve.answers import raise_failed, widths_of
+from sentinel.serve.declared import refuse
 from sentinel.serve.errors import ApiError
 from sentinel.serve.fields import Fields, wrong
 from sentinel.serve.requests import Asked, Limits, chat
 
-REFUSED = (
-    "background", "conversation", "include", "max_tool_calls", "previous_response_id", "prompt", "reasoning", "tools",
-    "top_logprobs",
-)  # fmt: skip
-SAMPLING = ("model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos", "stream")
-PARTS = ("input_text", "output_text", "text")  # what content may hold
-
 
 def read(fields: Fields, tokenizer: TextTokenizer, limits: Limits, grammars: Grammars) -> Asked:
     """A request, as the chat that it is. Raises `ApiError`."""
-    fields.refuse(REFUSED)
-    if fields.get("truncation") not in (None, "disabled"):
+    refuse(fields, bodies.RESPONSE)
+    if bodies.TRUNCATION.of(fields) not in (None, "disabled"):
         raise ApiError(400, "a prompt is never cut here; leave out truncation", param="truncation")
-    body = {name: fields.get(name) for name in SAMPLING}
+    if not is_object(metadata := bodies.METADATA.of(fields) or {}):
+        raise wrong("metadata", "an object", metadata)
+    body = {each.name: fields.get(each.name) for each in bodies.TAKEN_OVER}
     body["messages"] = _messages(fields)
-    body["max_completion_tokens"] = fields.whole("max_output_tokens", None, 1, 2**31)
-    body["response_format"] = _format(fields.get("text"))
+    body["max_completion_tokens"] = bodies.MAX_OUTPUT_TOKENS.of(fields)
+    body["response_format"] = _format(bodies.TEXT.of(fields))
     return chat(Fields(body), tokenizer, limits, grammars)
 
 
 def _messages(fields: Fields) -> list[Any]:
-    given, instructions = fields.get("input"), fields.get("instructions")
+    given, instructions = bodies.INPUT.of(fields), bodies.INSTRUCTIONS.of(fields)
     if instructions is not None and not isinstance(instructions, str):
         raise wrong("instructions", "a string", instructions)
     if isinstance(given, str):
@@ -54,7 +51,9 @@ def _message(number: int, item: Any) -> dict[str, Any]:
         raise wrong(place, "a message with role and content", item)
     content = item.get("content")
     if is_list(content):
-        if not all(is_object(p) and p.get("type") in PARTS and isinstance(p.get("text"), str) for p in content):
+        if not all(
+            is_object(p) and p.get("type") in bodies.RESPONSE_PARTS and isinstance(p.get("text"), str) for p in content
+        ):
             raise ApiError(400, f"{place}.content may hold parts of text only", param=f"{place}.content")
         content = "".join(part["text"] for part in content)
     return {"role": item.get("role"), "content": content}
@@ -78,7 +77,7 @@ class Response:
     def __init__(self, asked: Asked, tokenizer: TextTokenizer, model: str, fields: Fields) -> None:
         self._asked, self._model, self._fields = asked, model, fields
         self._id, self._item_id = f"resp_{secrets.token_hex(16)}", f"msg_{secrets.token_hex(16)}"
-        self._created, self._events, self._number = time.time(), list[Event](), 0
+        self._created, self._events, self._number = int(time.time()), list[Event](), 0
 
     def first(self) -> list[dict[str, Any]]:
         """Events before any token."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
 
-from sentinel.infer.batch_request import Event
+from sentinel.infer.batch_request import Event, Request
 from sentinel.infer.batching import Batcher
 from sentinel.serve.answers import Answers
 from sentinel.serve.errors import ApiError
 from sentinel.serve.metrics import Metrics
-from sentinel.serve.requests import Asked
 from sentinel.serve.responses import Response
 
 
@@ -25,13 +24,13 @@ class ClientGoneError(Exception):
 
 
 class Running:
-    """The answers to one request, which have been asked for. Raises what `Batcher.submit` does."""
+    """The answers to ``requests``, which have been asked for. Raises what `Batcher.submit` does."""
 
-    def __init__(self, batcher: Batcher, metrics: Metrics, asked: Asked) -> None:
+    def __init__(self, batcher: Batcher, metrics: Metrics, requests: Sequence[Request]) -> None:
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event] | None]()
-        self._left = len(asked.requests)
+        self._left = len(requests)
         self._tickets = batcher.submit_all(
-            [(request, metrics.watched(request, self._teller(i))) for i, request in enumerate(asked.requests)]
+            [(request, metrics.watched(request, self._teller(i))) for i, request in enumerate(requests)]
         )
 
     def _teller(self, index: int) -> Callable[[Event], None]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sentinel.cores import physical_cores
 from sentinel.errors import InputError
 from sentinel.infer.callers import one_at_a_time
-from sentinel.infer.engine import Engine, Logits, Memory, OpenSequence
+from sentinel.infer.engine import Engine, Logits, Memory, OpenSequence, States
 from sentinel.infer.meter import Meter
 from sentinel.models.spec import ModelSpec
 from sentinel.models.width import Width
@@ -20,7 +20,7 @@ from sentinel.progress import say
 from .kernels import layout
 from .kernels.cpu import HAS_FAST_VECTORS
 from .kv_cache import KvKind, value_bytes
-from .passes import Passes, one_each, rows_of
+from .passes import Passes, final_normed, one_each, rows_of
 from .program import program
 from .threads import MAX_THREADS
 from .weights import NativeWeights
@@ -183,6 +183,12 @@ class NativeEngine(Engine):
         assert self._passes is not None
         rows = rows_of(sequence.slot, sequence.length, np.asarray(tokens, np.int64), last)
         return self._passes.logits(rows, sequence.length + len(tokens))
+
+    def _states(self, sequence: OpenSequence, tokens: Sequence[int], last: int) -> States:
+        assert self._passes is not None
+        rows = rows_of(sequence.slot, sequence.length, np.asarray(tokens, np.int64), last)
+        x = self._passes.states(rows, sequence.length + len(tokens))
+        return final_normed(self.spec, self.packed, x)
 
     def _copy(self, source: OpenSequence, target: OpenSequence) -> None:
         assert self._passes is not None

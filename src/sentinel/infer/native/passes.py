@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sentinel.models.spec import ModelSpec
 from sentinel.progress import say
 
 from .kernels import layout
@@ -57,14 +59,30 @@ class Passes:
     def logits(self, rows: Rows, length: int) -> NDArray[np.float32]:
         """Logits [wanted rows, V] in the order of the rows, in as many passes as they take; with the rotary angles of texts
         of ``length`` tokens."""
+        return self._in_passes(rows, length, self._vocab_size, self.run)
+
+    def states(self, rows: Rows, length: int) -> NDArray[np.float32]:
+        """As `logits`, the states [wanted rows, C] of the residual stream after the last layer; no logits are made."""
+        width = self._tables.spec.n_embd
+
+        def run(piece: Rows) -> NDArray[np.float32]:
+            return self._tables.residual[: len(self.run(piece)), :width]
+
+        with self._tables.without_head():
+            return self._in_passes(rows, length, width, run)
+
+    def _in_passes(
+        self, rows: Rows, length: int, width: int, run: Callable[[Rows], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """What ``run`` finds, [wanted rows, ``width``], of as many rows at once as it takes."""
         self._tables.use_length(length)
         wanted = np.cumsum(rows[:, layout.R_WANTED])
-        out = np.empty((int(wanted[-1]), self._vocab_size), np.float32)
+        out = np.empty((int(wanted[-1]), width), np.float32)
         start = done = 0
         while start < len(rows):
             end = int(np.searchsorted(wanted, done + layout.MAX_WANTED, side="right"))
             end = min(end, start + layout.MAX_ROWS)
-            found = self.run(rows[start:end])
+            found = run(rows[start:end])
             out[done : done + len(found)] = found
             start, done = end, done + len(found)
         return out
@@ -123,3 +141,14 @@ def one_each(slots: list[int], positions: list[int], tokens: list[int]) -> Rows:
     rows[:, layout.R_TOKEN], rows[:, layout.R_SEQUENCE] = tokens, slots
     rows[:, layout.R_POSITION], rows[:, layout.R_WANTED] = positions, 1
     return rows
+
+
+def final_normed(spec: ModelSpec, weights: NativeWeights, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The final norm of states ``x`` [T, C], as the compiled step has it."""
+    if "final_norm.weight" not in weights.parts:
+        return x
+    weight = weights.array("final_norm.weight")[: spec.n_embd]
+    if spec.norm.kind == "layernorm":
+        x = x - x.mean(axis=1, keepdims=True)
+    normed = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + np.float32(spec.norm.eps)) * weight
+    return normed + weights.array("final_norm.bias")[: spec.n_embd] if spec.norm.kind == "layernorm" else normed

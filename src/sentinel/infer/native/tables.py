@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from .widths import PackedWidth, cut
 class Tables:
     """State, layer table and buffers for ``max_batch`` sequences of ``max_tokens`` positions.
 
-    ``rows`` [MAX_ROWS][fields] takes the tokens of a pass; ``logits`` [MAX_WANTED][V], ``best`` and ``profile`` hold
-    what it found. The tables point into ``weights``, which they keep alive.
+    ``rows`` [MAX_ROWS][fields] takes the tokens of a pass; ``logits`` [MAX_WANTED][V], ``residual`` [MAX_ROWS][C], with
+    the wanted rows first, ``best`` and ``profile`` hold what it found. The tables point into ``weights``, which they keep
+    alive.
     """
 
     def __init__(self, weights: NativeWeights, *, threads: int, max_batch: int, max_tokens: int, kv: KvKind) -> None:
@@ -76,6 +78,15 @@ class Tables:
             fields[layout.L_COS], fields[layout.L_SIN] = cos.ctypes.data, sin.ctypes.data
             fields[layout.L_ROTARY] = cos.shape[1]
 
+    @contextmanager
+    def without_head(self) -> Iterator[None]:
+        """Let passes inside make no logits."""
+        held, self.state[S.HEAD] = int(self.state[S.HEAD]), self._buffers["no head"].ctypes.data
+        try:
+            yield
+        finally:
+            self.state[S.HEAD] = held
+
     def reset_threads(self) -> None:
         """Forget how far threads have come."""
         self._buffers["SYNC"][:] = 0
@@ -99,6 +110,7 @@ class Tables:
         self.rows = self._buffers["ROWS"].view(np.int64).reshape(-1, layout.ROW_FIELDS)
         self.best = self._buffers["BEST"].view(np.int64)
         self.profile = self._buffers["PROFILE"].view(np.int64)
+        self.residual = self._buffers["X"].view(np.float32).reshape(-1, strides[S.X_STRIDE] // 4)
         self.logits = self._buffers["LOGITS"].view(np.float32).reshape(-1, strides[S.LOGITS_STRIDE] // 4)
 
     @property
@@ -171,6 +183,8 @@ class Tables:
         self._buffers["matrices"] = matrices
         matrices[0] = _matrix([self.weights], "lm_head", spec.vocab_size, spec.n_embd)
         matrices[1] = matrices[0] if spec.tied_head else _matrix([self.weights], "embed", spec.vocab_size, spec.n_embd)
+        self._buffers["no head"] = no_head = matrices[0].copy()
+        no_head[layout.N_ROW] = 0
         st[S.HEAD], st[S.EMBED] = matrices[0].ctypes.data, matrices[1].ctypes.data
         address = self.weights.address
         st[S.POSITIONS] = address("positions.weight")

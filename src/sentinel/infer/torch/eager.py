@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sentinel.infer.engine import Engine, Logits, Memory, OpenSequence
+from sentinel.infer.engine import Engine, Logits, Memory, OpenSequence, States
 from sentinel.infer.meter import Meter
 from sentinel.infer.torch.scopes import ScopeMeter
 from sentinel.infer.torch.slots import OwnLength, SameLength, Slots, places_of
@@ -147,6 +147,13 @@ class TorchEngine(Engine):
         decoder = self._at_width()
         x = decoder.hidden_states(torch.tensor(list(tokens), device=decoder.device)[None], view)
         return _numpy(decoder.logits(x[:, -last:])[0])
+
+    @torch.inference_mode()
+    def _states(self, sequence: OpenSequence, tokens: Sequence[int], last: int) -> States:
+        view = SameLength(self._held, slice(sequence.slot, sequence.slot + 1), sequence.length)
+        decoder = self._at_width()
+        x = decoder.hidden_states(torch.tensor(list(tokens), device=decoder.device)[None], view)
+        return _numpy(decoder.final_norm(x[:, -last:])[0])
 
     @torch.inference_mode()
     def _score(self, tokens: Sequence[int], last: int) -> Logits:

@@ -169,6 +169,23 @@ _SUITES = (
         several_prompts=True,
     ),
     Suite(
+        "serve",
+        "sentinel serve under load: clients at once, a soak, a prefix twice, a long prompt beside a stream, shedding; and "
+        "the servers of others that are installed",
+        {
+            "prompt_tokens": 64,
+            "new_tokens": 32,
+            "rounds": 5,
+            "precision": ("int8",),
+            "clients": (1, 4, 8, 16, 32),
+            "seconds": 10.0,
+            "soak": 60.0,
+            "text": "built-in",
+        },
+        {"rounds": 3, "clients": (1, 8), "seconds": 3.0, "soak": 10.0},
+        in_report=False,
+    ),
+    Suite(
         "prefill",
         "the first token after prompts of several lengths, and the arithmetic done for it",
         {

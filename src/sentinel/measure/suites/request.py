@@ -27,7 +27,8 @@ class SuiteSettings:
     rounds. expand_kv: repeat grouped keys and values before pruning. shapes: names of known shapes, which get random
     weights. recovery_steps: of every model before it is judged; 0 judges nothing. drafts: what proposes tokens
     (`DraftChoice.parse`, or lookup). unpruned: the model that the measured one was pruned from, by default the one that its
-    record names.
+    record names. clients: of a server, at once. seconds: that each number of clients asks, and an overload lasts. soak:
+    seconds of it.
     """
 
     batch: int = 1
@@ -51,6 +52,9 @@ class SuiteSettings:
     recovery_steps: int = 0
     drafts: tuple[str, ...] = ()
     unpruned: str | None = None
+    clients: tuple[int, ...] = ()
+    seconds: float = 10.0
+    soak: float = 60.0
 
     @property
     def prompt(self) -> int:

@@ -179,7 +179,7 @@ class Studio:
         text.cost(opened.engine)
         yield {"kind": "start", "side": side, **text.figures()}
         try:
-            async with aclosing(Running(opened.batcher, metrics, asked).events(receive)) as events:
+            async with aclosing(Running(opened.batcher, metrics, asked.requests).events(receive)) as events:
                 async for _, event in events:
                     _check_going(event, stopping())
                     text.add(event)
