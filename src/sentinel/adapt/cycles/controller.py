@@ -22,7 +22,7 @@ from sentinel.adapt.cycles.masked import Head, MaskedModel
 from sentinel.adapt.cycles.regrow import WarmUp, choose_regrowth, gate_gradients
 from sentinel.adapt.pruning.attention_entropy import AttentionEntropy
 from sentinel.adapt.pruning.compensate import compensate
-from sentinel.adapt.pruning.criteria.stepwise import score, stepwise_order
+from sentinel.adapt.pruning.criteria.stepwise import head_scores, stepwise_order
 from sentinel.adapt.pruning.gated_model import short_windows
 from sentinel.adapt.recovery.likelihood import perplexity_of
 from sentinel.adapt.recovery.recover import Recovery, recover
@@ -212,7 +212,7 @@ class Controller:
         neurons = [list(range(layer.intermediate_size)) for layer in student.spec.layers]
         windows = self.calibration.roll(-number * PRUNING_WINDOWS, 0)[:PRUNING_WINDOWS]
         part = windows[: PRUNING_WINDOWS // 2]
-        scores, _ = score(student, part, model.kept, neurons, seed=self._seed(number), with_neurons=False)
+        scores = head_scores(student, part, model.kept, seed=self._seed(number))
         gone = least_important(scores, self.settings.exchanged(number, sum(self.record.groups)), self.budget.floor)
         places = [
             [place for place, group in enumerate(groups) if Head(index, group) not in gone]

@@ -46,7 +46,8 @@ class Engines(ABC):
         threads: int | None,
         kv: KvKind | None,
     ) -> None:
-        self.spec, self.levels, self.threads, self._kv = spec, tuple(levels), threads, kv
+        self.spec, self.levels, self.threads = spec, tuple(levels), threads
+        self._kv: KvKind | None = kv
         self.widths = {ratios: widths[ratios] for ratios in sorted(widths)}
         self._lock = threading.Lock()
 

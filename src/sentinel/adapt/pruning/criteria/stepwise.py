@@ -102,6 +102,17 @@ def probed(student: Decoder, windows: Tensor, *, seed: int, with_neurons: bool) 
     return removals
 
 
+def head_scores(student: Decoder, windows: Tensor, groups: list[list[int]], *, seed: int) -> list[dict[int, float]]:
+    """What each head group of ``student`` costs beside all others, by layer and by its number in ``groups``."""
+    removals = probed(student, windows, seed=seed, with_neurons=False)
+    return [
+        dict(zip(numbers, removals[index, "attn"].scores().tolist(), strict=True))
+        if (index, "attn") in removals
+        else {}
+        for index, numbers in enumerate(groups)
+    ]
+
+
 class _Units:
     """The units of all layers that are left, ``left`` [layer] by the dense model's numbers, cheapest first.
 
