@@ -14,7 +14,8 @@ from sentinel.adapt.pruning.compact import compact, expand_kv, in_nested_order, 
 from sentinel.adapt.pruning.compensate import Normal, best_solution, compensate, solve
 from sentinel.adapt.pruning.plan import PruningPlan
 from sentinel.adapt.pruning.prune import Pruner, PruningSettings, make_elastic
-from sentinel.adapt.pruning.residual_stream import BATCH, HALVES, Stream
+from sentinel.adapt.pruning.residual_stream import HALVES, Stream
+from sentinel.adapt.pruning.room import BATCH
 from sentinel.adapt.text.corpora import Document, Text, Windows, load_texts, refuse_shared_documents, sample_windows
 from sentinel.errors import InputError
 from sentinel.formats.checkpoint import load_checkpoint, save_checkpoint

@@ -30,6 +30,7 @@ from sentinel.commands.pruning import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sentinel.adapt.pruning.prune import PruningSettings
     from sentinel.api.model import Model
     from sentinel.models.decoder import Decoder
 
@@ -59,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that --speedup is measured in (default int8; fp32 is level 2)",
     )  # fmt: skip
     parser.add_argument("--max-memory", metavar="MB", type=real_number, help="instead: weights of at most MB in fp32")
+    parser.add_argument(
+        "--max-ram", metavar="MB", type=real_number,
+        help="prune layer by layer, in at most MB of memory: the model is never whole in it",
+    )  # fmt: skip
     parser.add_argument("--elastic", metavar="R,R", type=ratios, help="instead: one model with these ratios as levels")
     compensation = parser.add_mutually_exclusive_group()
     compensation.add_argument("--compensate", action="store_true", default=True, help="re-solve projections (default)")
@@ -83,6 +88,9 @@ def run(options: argparse.Namespace) -> None:
     check_targets(options.heads, options.neurons, options.elastic, options.speedup, options.max_memory)
     output = check_model_output(options.output, options.force, options.model)
     settings = settings_of(options, compensate=options.compensate)
+    if options.max_ram is not None:
+        _run_by_layers(options, settings)
+        return
     model = Model(load_model(options), options.model)
 
     def what_is_kept() -> str:
@@ -107,6 +115,39 @@ def run(options: argparse.Namespace) -> None:
     made.save(output, force=options.force)
     with telling_what_is_kept(lambda: f"the pruned model is in {output}; judge it with: sentinel evaluate {output}"):
         _print_table(options, model, made)
+
+
+def _run_by_layers(options: argparse.Namespace, settings: PruningSettings) -> None:
+    import torch
+
+    from sentinel.api.by_layers import prune_by_layers
+    from sentinel.errors import InputError
+    from sentinel.formats.sources import open_stored
+
+    if options.elastic or options.speedup or options.max_memory or options.expand_kv or options.statistics:
+        raise InputError(
+            "--max-ram takes --heads and --neurons alone; leave the other targets, --expand-kv and --statistics"
+        )
+    if options.device != "cpu" or settings.floor_groups or settings.floor_neurons:
+        raise InputError(
+            "--max-ram is for the CPU and knows no floors; leave out --device, --floor-heads, --floor-neurons"
+        )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    made = prune_by_layers(
+        open_stored(options.model, random_weights=options.random_weights, dtype="fp32"),
+        options.output,
+        heads=options.heads,
+        neurons=options.neurons,
+        max_ram=options.max_ram,
+        calibration=options.calibration,
+        settings=settings,
+        force=options.force,
+    )
+    print(
+        f"{options.output}: {made.spec.parameter_count():,} parameters in {made.seconds:,.0f} s; "
+        f"memory {made.peak_mb:,.0f} MB, predicted {made.predicted_mb:,.0f} MB"
+    )
 
 
 def _print_table(options: argparse.Namespace, before: Model, made: Model) -> None:

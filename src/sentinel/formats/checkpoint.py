@@ -51,13 +51,7 @@ def save_checkpoint(
     there is replaced and other files stay, see `write_folder`.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.whole_state().items()}
-    eos = list(tokenizer.eos_ids) if tokenizer is not None else []
-    config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
-    config["dtype"] = str(decoder.dtype).removeprefix("torch.")
-    if eos:
-        config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
-    config.update({"tie_word_embeddings": decoder.spec.tied_head, "spec": decoder.spec.to_dict()})
-    config["record"] = (decoder.record if record is None else record).to_dict()
+    config = checkpoint_config(decoder.spec, decoder.dtype, tokenizer, decoder.record if record is None else record)
     with write_folder(folder, force) as temporary:
         write_tensors(state, temporary / "model.safetensors", {"format": "pt"})
         if decoder.widths:
@@ -65,6 +59,20 @@ def save_checkpoint(
         if tokenizer is not None:
             tokenizer.copy_files(temporary)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def checkpoint_config(
+    spec: ModelSpec, dtype: torch.dtype, tokenizer: TextTokenizer | None, record: Record
+) -> dict[str, Any]:
+    """What ``config.json`` says of a checkpoint."""
+    eos = list(tokenizer.eos_ids) if tokenizer is not None else []
+    config: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    if eos:
+        config["eos_token_id"] = eos[0] if len(eos) == 1 else eos
+    config.update({"tie_word_embeddings": spec.tied_head, "spec": spec.to_dict()})
+    config["record"] = record.to_dict()
+    return config
 
 
 def write_widths(decoder: Decoder, folder: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from sentinel.adapt.text.corpora import (
     refuse_shared_documents,
     windows_of,
 )
-from sentinel.formats.sources import LoadedModel
+from sentinel.formats.sources import LoadedModel, StoredModel
 from sentinel.infer.own_text import own_text
 from sentinel.models.record import SELF
 
@@ -58,3 +58,10 @@ def calibration_windows(
     written = own_text(loaded, each * length, length, seed)
     end = None if loaded.tokenizer is None else next(iter(loaded.tokenizer.eos_ids), None)
     return in_turn([written.windows(each, length, end), *chosen], written.settings)
+
+
+def stored_windows(model: StoredModel, names: str, tokens: int, seed: int = 0) -> Windows:
+    """`calibration_windows` of a model whose weights are not read, so that it can't write a text itself."""
+    length, texts = min(WINDOW, model.spec.max_seq_len), calibration_texts(names)
+    each = max(1, tokens // length // len(texts))
+    return in_turn([windows_of(text, model.require_tokenizer(), each, length, seed) for text in texts])

@@ -17,7 +17,7 @@ from sentinel.models.elastic import Elastic
 from sentinel.models.features import EVERY_GROUP, require_supported
 from sentinel.models.integration import Borrowing, Integration
 from sentinel.models.parts.attention import Attention, Cache, Trace, WindowedCache
-from sentinel.models.parts.block import Block
+from sentinel.models.parts.block import Block, Half
 from sentinel.models.parts.head import Head
 from sentinel.models.parts.linear import Projection, linear
 from sentinel.models.parts.mlp import MLP
@@ -72,6 +72,10 @@ class Decoder(Elastic):
     def cache_spec(self) -> ModelSpec:
         """Specification whose layers size the KV cache; those of the baseline follow the model's own."""
         return self.spec.with_baseline_layers()
+
+    def block(self, index: int, half: Half) -> Block:
+        """The layer of that number, to use that ``half`` of it."""
+        return self.blocks[index]
 
     @property
     def device(self) -> torch.device:

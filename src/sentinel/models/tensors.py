@@ -170,7 +170,12 @@ def _rows(kept: Kept, tensor: TensorSpec) -> tuple[Any, ...]:
 
 def take(state: Mapping[str, Array], spec: ModelSpec, kept: Kept) -> dict[str, Array]:
     """The state of a decoder that has only the units of ``kept``, in that order. What has no units stays as it is."""
-    return {**state, **{t.name: state[t.name][_rows(kept, t)] for t in pruned_tensors(spec)}}
+    return {**state, **{t.name: taken(state[t.name], t, kept) for t in pruned_tensors(spec)}}
+
+
+def taken(array: Array, tensor: TensorSpec, kept: Kept) -> Array:
+    """Of ``array``, which is ``tensor``, the units of ``kept``, in that order; all of it where it has no units."""
+    return array if tensor.unit is None else array[_rows(kept, tensor)]
 
 
 def put_back(state: Mapping[str, Array], spec: ModelSpec, kept: Kept, taken: Mapping[str, Array]) -> None:

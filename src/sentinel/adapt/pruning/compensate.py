@@ -68,8 +68,11 @@ class Normal:
         """The problem of every ``step``-th output. Its energy stays that of all, a constant in comparisons."""
         return Normal(self.gram, self.cross[:, ::step], self.energy)
 
-    def __add__(self, other: Normal) -> Normal:
-        return Normal(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
+    def __iadd__(self, other: Normal) -> Normal:
+        self.gram += other.gram
+        self.cross += other.cross
+        self.energy += other.energy
+        return self
 
     def error(self, solution: Tensor) -> float:
         """Sum of squared residuals of ``solution`` [K+1, C]."""
@@ -80,16 +83,23 @@ class Normal:
 def solve(normal: Normal, prior: Tensor, damping: float) -> Tensor:
     """The ridge solution [K+1, C] towards ``prior`` [K+1, C], in float64.
 
-    A Gram matrix that is singular in spite of the damping gets ten times as much, and that is said.
+    A Gram matrix that is singular in spite of the damping gets ten times as much, and that is said. It takes one matrix
+    like the Gram matrix, which is factored in place.
     """
     size = len(normal.gram)
     scale = float(normal.gram.diagonal()[:-1].mean()) if size > 1 else 0.0
     while True:
         ridge = torch.full((size,), damping * scale, dtype=torch.float64, device=normal.gram.device)
         ridge[-1] = BIAS_DAMPING * normal.gram[-1, -1]
-        factor, failed = torch.linalg.cholesky_ex(normal.gram + torch.diag(ridge))
+        factor = normal.gram.clone().mT  # itself, being symmetric, in the order in which LAPACK factors in place
+        factor.diagonal().add_(ridge)
+        failed = torch.empty((), dtype=torch.int32, device=factor.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not failed:
-            return torch.cholesky_solve(normal.cross + ridge[:, None] * prior, factor)
+            found = torch.empty_like(prior.mT, memory_format=torch.contiguous_format).mT
+            torch.addcmul(normal.cross, ridge[:, None], prior, out=found)
+            torch.linalg.solve_triangular(factor, found, upper=False, out=found)
+            return torch.linalg.solve_triangular(factor.mT, found, upper=True, out=found)
         if not torch.isfinite(normal.gram).all():
             raise InputError("activations are NaN or infinite; check the model's weights")
         say(f"the Gram matrix is singular at damping {damping:g}; damped ten times as much")
@@ -99,8 +109,8 @@ def solve(normal: Normal, prior: Tensor, damping: float) -> Tensor:
 def best_solution(train: Normal, held_out: Normal, prior: Tensor) -> tuple[Tensor, float]:
     """The ridge solution over all tokens with the damping that does best on the held-out ones; and that damping.
 
-    It is chosen by about `TRIED` of the outputs. The held-out error has one valley over the dampings, so that the search
-    walks downhill from the middle.
+    ``train`` is that of all tokens afterwards. The damping is chosen by about `TRIED` of the outputs. The held-out error
+    has one valley over the dampings, so that the search walks downhill from the middle.
     """
     step = max(1, prior.shape[1] // TRIED)
     some, judges, before = train.of_outputs(step), held_out.of_outputs(step), prior[:, ::step]
@@ -113,7 +123,8 @@ def best_solution(train: Normal, held_out: Normal, prior: Tensor) -> tuple[Tenso
                 break
             best += way
     damping = DAMPINGS[min(errors, key=errors.__getitem__)]
-    return solve(train + held_out, prior, damping), damping
+    train += held_out
+    return solve(train, prior, damping), damping
 
 
 def compensate(
@@ -144,14 +155,14 @@ def compensate(
 
 def resolve(student: Stream, teacher: Stream, index: int, half: Half) -> None:
     """Replace one projection of the student, and advance its stream."""
-    projection = half_of(student.decoder.blocks[index], half).projection
+    projection = half_of(student.block(index, half), half).projection
     width, columns = projection.weight.shape
     device = device_of_float64(projection.weight.device)
     parts = [Normal.empty(columns, width, device), Normal.empty(columns, width, device)]
-    kept: list[Tensor] = []
+    kept = student.empty(columns)
     for batch in student.batches():
         inputs = student.inputs(index, half, batch)
-        kept.append(inputs)
+        kept[batch] = inputs
         target = _target(teacher, student, index, batch)
         numbers = torch.arange(batch.start, batch.start + len(inputs), device=inputs.device)
         held = numbers % HELD_OUT == min(HELD_OUT, len(student.states)) - 1
@@ -164,7 +175,7 @@ def resolve(student: Stream, teacher: Stream, index: int, half: Half) -> None:
     solution = solution.float().to(projection.weight.device)
     projection.weight = nn.Parameter(solution[:-1].T.contiguous())
     projection.bias = nn.Parameter(solution[-1])
-    student.add(index, half, (student.project(index, half, inputs) for inputs in kept))
+    student.add(index, half, (student.project(index, half, kept[batch]) for batch in student.batches()))
 
 
 def _target(teacher: Stream, student: Stream, index: int, batch: slice) -> Tensor:
@@ -172,7 +183,7 @@ def _target(teacher: Stream, student: Stream, index: int, batch: slice) -> Tenso
 
     A norm after the half layer undoes every scale, so that there the target is the teacher's output before the norm.
     """
-    joints = student.decoder.blocks[index].joints
+    joints = student.decoder.spec.block
     if joints.post_norm:
         assert teacher.outputs is not None
         return teacher.outputs[batch]

@@ -56,17 +56,18 @@ def input_grams(decoder: Decoder, windows: Tensor) -> Iterator[dict[str, NDArray
 @torch.no_grad()
 def _of_layer(stream: Stream, borrowings: list[Borrowing], index: int) -> dict[str, NDArray[np.float32]]:
     """All Gram matrices of one layer; the stream moves on to the next."""
-    block, found = stream.decoder.blocks[index], {}
+    found: dict[str, NDArray[np.float32]] = {}
     if borrowings:
         for batch, borrowing in zip(stream.batches(), borrowings, strict=True):
-            states = stream.states[batch]
-            states[:] = borrowing.enter(index, states.clone())  # it keeps some of what it is given
+            given = stream.states[batch].clone()  # it keeps some of what it is given
+            stream.states[batch] = borrowing.enter(index, given)
     for half in HALVES:
         entering, leaving = _NAMES[half]
         first = _sum(stream.read(index, half, batch) for batch in stream.batches())
         last = _sum(stream.inputs(index, half, batch) for batch in stream.batches())
         if half == "attn":
-            last = _before_gates(last, block.attn.gate, block.attn.layer.head_dim)
+            attention = stream.block(index, half).attn
+            last = _before_gates(last, attention.gate, attention.layer.head_dim)
         found.update(dict.fromkeys(entering, first.cpu().numpy()))
         found[leaving] = last.cpu().numpy()
         stream.advance(index, half)

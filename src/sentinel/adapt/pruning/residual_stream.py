@@ -5,48 +5,62 @@ Shape letters as in the decoder: B batch, T tokens, C width, K inputs of an outp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from sentinel.adapt.pruning.room import IN_MEMORY, Room, States
 from sentinel.errors import InputError
 from sentinel.models.decoder import Decoder
 from sentinel.models.parts.attention import Attention
-from sentinel.models.parts.block import Block
+from sentinel.models.parts.block import Block, Half
 from sentinel.models.parts.mlp import MLP
 from sentinel.models.positions import Masks, Rotary
 
-Half = Literal["attn", "mlp"]
 HALVES: tuple[Half, Half] = ("attn", "mlp")
-BATCH = 8  # windows at once: bounds the memory of activations, whatever the length of the text
+EMBEDDED = 1 << 24  # numbers that are embedded at once
 
 
 class Stream:
     """Residual states [windows, T, C] in fp32 of all calibration windows, between two half layers.
 
-    What late layers borrow by skips or a baseline is not added here.
+    What late layers borrow by skips or a baseline is not added here. ``room`` says where they are kept, and how many
+    windows are computed at once.
     """
 
-    def __init__(self, decoder: Decoder, windows: Tensor) -> None:
+    def __init__(self, decoder: Decoder, windows: Tensor, room: Room = IN_MEMORY) -> None:
         self.decoder = decoder
+        self.room = room
+        self._length = windows.shape[1]
         positions = positions_of(windows, decoder)
         self.rotary: Rotary = decoder.rotary(positions)
         self._masks = masks_of(windows, decoder)
+        self.states = self._states(len(windows), decoder.spec.n_embd)
+        at_once = max(1, EMBEDDED // (windows.shape[1] * decoder.spec.n_embd))
         with torch.no_grad():
-            self.states = decoder.embedded(windows.to(decoder.device), positions)
-        self._entering: Tensor | None = None  # the states before the layer, which parallel halves both read
-        self.outputs: Tensor | None = None  # of the last half layer, before its norm, where there is one
+            for start in range(0, len(windows), at_once):
+                some = windows[start : start + at_once].to(decoder.device)
+                self.states[start : start + len(some)] = decoder.embedded(some, positions)
+        self._entering: States | None = None  # the states before the layer, which parallel halves both read
+        self.outputs: States | None = None  # of the last half layer, before its norm, where there is one
 
     def batches(self) -> Iterator[slice]:
         """Slices over the windows."""
-        for start in range(0, len(self.states), BATCH):
-            yield slice(start, start + BATCH)
+        for start in range(0, len(self.states), self.room.batch):
+            yield slice(start, min(start + self.room.batch, len(self.states)))
+
+    def empty(self, width: int) -> States:
+        """Room for as many states of another ``width``: [windows, T, width]."""
+        return self._states(len(self.states), width)
+
+    def block(self, index: int, half: Half) -> Block:
+        """The layer of that number, to use that ``half`` of it."""
+        return self.decoder.block(index, half)
 
     def read(self, index: int, half: Half, batch: slice) -> Tensor:
         """What that half layer reads [B, T, C], its norm applied, for a batch of windows."""
-        block = self.decoder.blocks[index]
+        block = self.block(index, half)
         if half == "attn":
             return block.attn_input(self.states[batch])
         states = self.states if self._entering is None else self._entering
@@ -54,31 +68,48 @@ class Stream:
 
     def inputs(self, index: int, half: Half, batch: slice) -> Tensor:
         """What the output projection of that half layer reads [B, T, K], for a batch of windows."""
-        block = self.decoder.blocks[index]
+        block = self.block(index, half)
         mask = self._masks.of(block.attn.layer.window)
         return projection_inputs(block, half, self.read(index, half, batch), self.rotary, index, mask)
 
     def project(self, index: int, half: Half, inputs: Tensor) -> Tensor:
         """Output of that half layer [B, T, C] for what its projection reads."""
-        return half_of(self.decoder.blocks[index], half).project(inputs)
+        return half_of(self.block(index, half), half).project(inputs)
 
     def add(self, index: int, half: Half, outputs: Iterable[Tensor]) -> None:
         """Add that half layer's ``outputs`` [B, T, C], batch by batch. Raises `InputError` that names the layer on NaN."""
-        block = self.decoder.blocks[index]
-        if half == "attn":
-            self._entering = self.states.clone() if block.joints.parallel else None
-        if block.joints.post_norm and self.outputs is None:
-            self.outputs = torch.empty_like(self.states)
+        block = self.block(index, half)
+        width = self.decoder.spec.n_embd
+        if half == "attn" and block.joints.parallel:
+            self._entering = self.empty(width) if self._entering is None else self._entering
+        if block.joints.post_norm:
+            self.outputs = self.empty(width) if self.outputs is None else self.outputs
         for batch, y in zip(self.batches(), outputs, strict=True):
-            self.states[batch] = joined(block, half, self.states[batch], y)
+            before = self.states[batch]
+            after = joined(block, half, before, y)
+            check_finite(after, index, half)
+            if half == "attn" and self._entering is not None:
+                self._entering[batch] = before
+            self.states[batch] = after
             if self.outputs is not None:
                 self.outputs[batch] = y
-        check_finite(self.states, index, half)
 
-    def advance(self, index: int, half: Half) -> None:
-        """Add that half layer's own output to the states. Raises `InputError` that names the layer on NaN."""
+    def advance(self, index: int, half: Half, see: Callable[[Tensor], None] | None = None) -> None:
+        """Add that half layer's own output to the states; ``see`` is shown what its output projection reads [B, T, K] of
+        each batch. Raises `InputError` that names the layer on NaN."""
+
+        def outputs() -> Iterator[Tensor]:
+            for batch in self.batches():
+                inputs = self.inputs(index, half, batch)
+                if see is not None:
+                    see(inputs)
+                yield self.project(index, half, inputs)
+
         with torch.no_grad():
-            self.add(index, half, (self.project(index, half, self.inputs(index, half, b)) for b in self.batches()))
+            self.add(index, half, outputs())
+
+    def _states(self, count: int, width: int) -> States:
+        return self.room.states((count, self._length, width), self.decoder.device)
 
 
 def positions_of(windows: Tensor, decoder: Decoder) -> Tensor:

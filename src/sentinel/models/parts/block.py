@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from sentinel.models.parts.attention import Attention, Cache, Trace
@@ -9,6 +11,8 @@ from sentinel.models.parts.mlp import MLP
 from sentinel.models.parts.norms import make_norm
 from sentinel.models.positions import Rotary
 from sentinel.models.spec import LayerSpec, ModelSpec
+
+Half = Literal["attn", "mlp"]
 
 
 class Block(nn.Module):

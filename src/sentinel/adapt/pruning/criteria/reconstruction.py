@@ -7,16 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sentinel.adapt.pruning.criterion import ScoringCriterion
+from sentinel.adapt.pruning.criterion import HalfCriterion
+from sentinel.adapt.pruning.half_layer import HalfLayer
 from sentinel.adapt.pruning.residual_stream import device_of_float64
-from sentinel.adapt.pruning.scores import Scores
-from sentinel.adapt.pruning.subject import Subject
-from sentinel.progress import track
 
 GRAM_RIDGE = 1e-4  # of the mean diagonal, so that inputs that are never active can be inverted
 
 
-class Reconstruction(ScoringCriterion):
+class Reconstruction(HalfCriterion):
     """Greedy removal by the error that is left after the exact re-solve of the rest, from the Gram matrix.
 
     Removing block u of the output projection W and re-solving the others costs tr(W_u P_uu^-1 W_u'), P being the inverse
@@ -27,28 +25,27 @@ class Reconstruction(ScoringCriterion):
 
     name = "reconstruction"
 
-    def scores(self, subject: Subject, heads: float, neurons: float) -> Scores:
-        dense, of_groups, of_neurons = subject.dense, [], []
-        layers = list(zip(dense.blocks, dense.spec.layers, subject.statistics.layers, strict=True))
-        for block, layer, found in track(layers, "Ranking by reconstruction", len(layers)):
-            unit, count = layer.group_size * layer.head_dim, layer.intermediate_size
-            out, down = block.attn.out_proj.weight.detach(), block.mlp.down_proj.weight.detach()
-            of_groups.append(_greedy(found.attn_gram, out, unit, layer.n_kv_head))
-            of_neurons.append(_greedy(found.mlp_gram, down, 1, count) if neurons > 0 else np.zeros(count))
-        return Scores(self.name, tuple(of_groups), tuple(of_neurons))
+    unread = ("mlp",)
+
+    def of_half(self, part: HalfLayer) -> NDArray[np.float64]:
+        layer = part.spec.layers[part.index]
+        assert part.gram is not None
+        if part.half == "attn":
+            return _greedy(part.gram, part.projection, layer.group_size * layer.head_dim, layer.n_kv_head)
+        return _greedy(part.gram, part.projection, 1, layer.intermediate_size)
 
 
 def _greedy(gram: Tensor, weight: Tensor, unit: int, count: int) -> NDArray[np.float64]:
     scores = np.zeros(count)
     if count == 0:
         return scores
-    size = len(gram)
     device = device_of_float64(gram.device)
     matrix = gram.to(device).double()
-    matrix += torch.eye(size, dtype=torch.float64, device=device) * matrix.diagonal().mean() * GRAM_RIDGE
+    matrix.diagonal().add_(matrix.diagonal().mean() * GRAM_RIDGE)
     w = weight.to(device).double().clone()
     output = float((w @ matrix * w).sum())
     inverse = torch.linalg.inv(matrix)
+    del matrix
     alive = torch.ones(count, dtype=torch.bool, device=device)
     error = 0.0
     for _ in range(count):
