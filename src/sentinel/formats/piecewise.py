@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
@@ -32,10 +33,10 @@ class PiecewiseFile:
 
     def put(self, name: str, rows: Tensor) -> None:
         """The next rows of a tensor, or all of it."""
-        values = rows.detach().float().contiguous().cpu().numpy().reshape(-1)
+        values: NDArray[np.float32] = rows.detach().float().contiguous().cpu().flatten().numpy()
         assert self._next[name] + values.nbytes <= self._last[name], name
         self._file.seek(self._begin + self._next[name])
-        self._file.write(values.view(np.uint8).data)
+        self._file.write(values.data)
         self._next[name] += values.nbytes
 
     def __enter__(self) -> Self:

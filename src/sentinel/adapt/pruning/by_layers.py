@@ -8,6 +8,7 @@ streams of the calibration text, which a `Room` keeps in files. Results are thos
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,6 +158,7 @@ def _write_ends(stored: StoredWeights, spec: ModelSpec, file: PiecewiseFile) -> 
     state = stored.whole_state()
     for tensor in tensors_of(spec):
         if not tensor.name.startswith("layers."):
-            step = max(1, PIECE // (tensor.shape[1] if len(tensor.shape) > 1 else 1))
-            for start in range(0, tensor.shape[0], step):
+            rows, *row = tensor.shape
+            step = max(1, PIECE // math.prod(row))
+            for start in range(0, rows, step):
                 file.put(tensor.name, state[tensor.name][start : start + step])

@@ -26,7 +26,7 @@ class HalfHeld(Decoder):
     A model with other halves than those of the weights that it takes its embeddings from is `put` each of them.
     """
 
-    _stored: StoredWeights
+    _weights: StoredWeights
     _own: bool
     _held: tuple[int, Half] | None = None
 
@@ -34,7 +34,7 @@ class HalfHeld(Decoder):
     def of(cls, stored: StoredWeights, spec: ModelSpec | None = None) -> Self:
         """The model that is ``stored``; with a ``spec`` one of that shape, whose halves are put in."""
         made = cls.empty(spec or stored.spec)
-        made._stored, made._own = stored, spec is None
+        made._weights, made._own = stored, spec is None
         return made.eval()
 
     @property
@@ -43,7 +43,7 @@ class HalfHeld(Decoder):
 
     def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """As in a decoder: the rows of ``tokens`` [B, T] are picked out of the pieces that are read."""
-        state, flat = self._stored.whole_state(), tokens.flatten()
+        state, flat = self._weights.whole_state(), tokens.flatten()
         rows, found = state["embed.weight"], torch.empty(tokens.numel(), self.spec.n_embd)
         step = max(1, PIECE // self.spec.n_embd)
         for start in range(0, self.spec.vocab_size, step):
@@ -63,15 +63,17 @@ class HalfHeld(Decoder):
     def read(self, index: int, half: Half) -> dict[str, Tensor]:
         """The tensors of a half layer as they are stored, in fp32, by their names in the decoder."""
         self._let_go()
-        state = self._stored.whole_state()
-        return {tensor.name: state[tensor.name][ALL].float() for tensor in half_tensors(self._stored.spec, index, half)}
+        state = self._weights.whole_state()
+        return {
+            tensor.name: state[tensor.name][ALL].float() for tensor in half_tensors(self._weights.spec, index, half)
+        }
 
     def put(self, index: int, half: Half, state: Mapping[str, Tensor]) -> None:
         """Hold that half layer, and let go of the one before."""
         self._let_go()
         local = {name.removeprefix(f"layers.{index}."): tensor for name, tensor in state.items()}
         if self.spec.block.shared_norm and half == "mlp":
-            whole = self._stored.whole_state()
+            whole = self._weights.whole_state()
             norms = (name for name in whole if name.startswith(f"layers.{index}.attn_norm."))
             local |= {name.removeprefix(f"layers.{index}."): whole[name][ALL].float() for name in norms}
         self._fill(self.blocks[index], local)
