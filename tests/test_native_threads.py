@@ -57,6 +57,74 @@ def test_one_engine_for_several_callers():
     assert found == [True] * 60
 
 
+NAPS = """
+import ctypes, os, threading
+import numba
+import numpy as np
+import native_oracle as oracle
+from sentinel.infer.native import NativeEngine, NativeWeights
+
+libc = ctypes.CDLL(None)
+usleep = libc.usleep
+usleep.argtypes, usleep.restype = [ctypes.c_uint32], ctypes.c_int32
+SIGNAL, TGKILL = 10, {"x86_64": 234, "aarch64": 131}[os.uname().machine]
+
+@numba.cfunc("void(int32)", nopython=True)
+def nap(_):  # in the thread that the signal reaches, which is stopped meanwhile
+    usleep(100_000)
+
+libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+libc.signal(SIGNAL, nap.address)
+spec, arrays = oracle.canonical(oracle.gpt2())
+tokens = oracle.TOKENS
+
+def said(engine):
+    found = [engine.score(tokens)]
+    sequence = engine.open(tokens[:20], 30)[0]
+    found += [engine.step([sequence], [token]) for token in tokens[:4]]
+    return found
+
+for precision in ("fp32", "int8"):
+    weights = NativeWeights.from_arrays(spec, arrays, precision)
+    exact = said(NativeEngine(weights, threads=1))
+    for n_thread in (2, 3, 8):
+        others = set(os.listdir("/proc/self/task"))
+        engine = NativeEngine(weights, threads=n_thread)
+        engine.score(tokens)
+        pool = sorted(set(os.listdir("/proc/self/task")) - others)
+        naps, over = [], threading.Event()
+
+        def stop():
+            while not over.is_set():
+                for thread in pool:  # one at a time, the next when it has gone on
+                    naps.append(libc.syscall(TGKILL, os.getpid(), int(thread), SIGNAL))
+                    if over.wait(0.12):
+                        break
+
+        teaser = threading.Thread(target=stop)
+        teaser.start()
+        try:
+            found = said(engine)
+        finally:
+            over.set()
+            teaser.join()
+        assert pool and naps.count(0) >= 1, (n_thread, pool, naps)
+        for one, other in zip(found, exact, strict=True):
+            np.testing.assert_array_equal(one, other)
+        engine.release()
+print("equal")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals are sent to single threads on Linux")
+def test_threads_that_are_stopped_for_a_while_change_nothing():
+    """Each thread of the pool is stopped for 100 ms, again and again, while prompts are read and steps are made."""
+    child = subprocess.run(
+        [sys.executable, "-c", NAPS], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=600
+    )
+    assert child.returncode == 0 and "equal" in child.stdout, child.stderr[-3000:]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_an_engine_runs_on_after_a_fork(level):
