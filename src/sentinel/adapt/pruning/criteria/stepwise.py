@@ -21,7 +21,7 @@ from sentinel.models.spec import LayerSpec, ModelSpec
 from sentinel.models.width import Kept
 from sentinel.progress import track
 
-STEP = 0.2  # of all units, between two probes
+STEP = 0.1  # of all units, between two probes
 PROBE_WINDOWS = 12
 AT_ONCE = 0.02  # of a layer's units, at least one: what goes before the rest of the layer is scored again
 
