@@ -52,7 +52,11 @@ class _Draws:
     def __init__(self, seed: int, shapes: list[tuple[int, int]]) -> None:
         self._shapes = shapes
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._starts = [self._generator.get_state()]  # before each matrix, of those that were reached
+        first = self._generator.get_state()
+        # The state before each matrix. Kept in one piece: small ones between matrices would hold the heap apart, so that
+        # it grows by what was freed.
+        self._starts, self._reached = first.new_empty(len(shapes) + 1, len(first)), 0
+        self._starts[0] = first
         self._place = (0, 0)  # the matrix and the row that are next
 
     def rows(self, index: int, dtype: torch.dtype, rows: slice) -> Tensor:
@@ -66,9 +70,9 @@ class _Draws:
 
     def _go_to(self, index: int, row: int) -> None:
         if self._place[0] != index or self._place[1] > row:
-            reached = min(index, len(self._starts) - 1)
-            self._generator.set_state(self._starts[reached])
-            self._place = (reached, 0)
+            start = min(index, self._reached)
+            self._generator.set_state(self._starts[start].clone())
+            self._place = (start, 0)
         while self._place[0] < index:
             self._pass_to(self._shapes[self._place[0]][0])
         self._pass_to(row)
@@ -88,6 +92,7 @@ class _Draws:
         self._place = (index, row + count)
         if row + count == n_row:
             self._place = (index + 1, 0)
-            if index + 1 == len(self._starts):
-                self._starts.append(self._generator.get_state())
+            if index == self._reached:
+                self._reached += 1
+                self._starts[self._reached] = self._generator.get_state()
         return found
